@@ -1,0 +1,44 @@
+# The native half of `mvn`: configure, build, put the library where the jar takes it from. Quiet unless it fails.
+#
+#   cmake -DINSTALL_TO=<folder> [-DSHADOWKV_CUDA=..] [-DSHADOWKV_CUDA_ARCHITECTURES=..] -P cmake/maven-build.cmake
+
+cmake_minimum_required(VERSION 3.22)
+get_filename_component(ROOT "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
+set(BUILD "${ROOT}/build/native")
+
+set(options "-DCMAKE_BUILD_TYPE=Release")
+if(NOT EXISTS "${BUILD}/CMakeCache.txt")
+  find_program(NINJA ninja)
+  if(NINJA)
+    list(APPEND options -G Ninja)
+  endif()
+endif()
+if(SHADOWKV_CUDA)
+  list(APPEND options "-DSHADOWKV_CUDA=${SHADOWKV_CUDA}")
+endif()
+if(SHADOWKV_CUDA_ARCHITECTURES)
+  string(REPLACE ";" "\\;" architectures "${SHADOWKV_CUDA_ARCHITECTURES}")
+  list(APPEND options "-DSHADOWKV_CUDA_ARCHITECTURES=${architectures}")
+endif()
+
+function(run what)
+  execute_process(COMMAND ${ARGN} RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "${what} failed (${status}):\n${output}")
+  endif()
+  set(output "${output}" PARENT_SCOPE)
+endfunction()
+
+run("Configuring the natives" "${CMAKE_COMMAND}" -S "${ROOT}" -B "${BUILD}" ${options})
+string(REGEX MATCH "CUDA backend: [^\n]*" backend "${output}")
+
+cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
+run("Building the natives" "${CMAKE_COMMAND}" --build "${BUILD}" --parallel ${cores})
+
+file(MAKE_DIRECTORY "${INSTALL_TO}")
+file(GLOB libraries "${BUILD}/native/libshadowkv.so")
+if(NOT libraries)
+  message(FATAL_ERROR "The natives were built, but ${BUILD}/native/libshadowkv.so is not there")
+endif()
+execute_process(COMMAND "${CMAKE_COMMAND}" -E copy_if_different ${libraries} "${INSTALL_TO}" COMMAND_ERROR_IS_FATAL ANY)
+message(STATUS "libshadowkv.so is up to date; ${backend}")

@@ -1,0 +1,2 @@
+/** Long-context evaluations. */
+package dev.shadowkv.eval;

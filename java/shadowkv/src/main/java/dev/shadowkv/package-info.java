@@ -1,0 +1,2 @@
+/** The KV cache, its devices and its memory. */
+package dev.shadowkv;

@@ -1,0 +1,4 @@
+/** A KV cache for long contexts by the ShadowKV method. */
+module dev.shadowkv {
+    requires jdk.jfr;
+}
