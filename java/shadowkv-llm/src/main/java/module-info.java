@@ -1,7 +1,11 @@
 /** Inference on Llama-like checkpoints with any KV cache of {@code dev.shadowkv}. */
 module dev.shadowkv.llm {
     requires transitive dev.shadowkv;
+    requires ai.djl.api;
     requires ai.djl.tokenizers;
     requires com.fasterxml.jackson.databind;
-    requires jinjava;
+
+    exports dev.shadowkv.llm.checkpoint;
+    exports dev.shadowkv.llm.internal.json to
+            dev.shadowkv.eval;
 }

@@ -1,15 +1,14 @@
 package dev.shadowkv.llm.checkpoint;
 
-import com.google.gson.JsonArray;
-import com.google.gson.JsonElement;
-import com.google.gson.JsonObject;
-import com.google.gson.JsonParseException;
-import com.google.gson.JsonPrimitive;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.node.MissingNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.shadowkv.llm.internal.json.Json;
-import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Optional;
 import java.util.Set;
@@ -18,9 +17,9 @@ import java.util.Set;
 final class ConfigFields {
     private final Path path;
     private final String prefix;
-    private final JsonObject object;
+    private final ObjectNode object;
 
-    private ConfigFields(Path path, String prefix, JsonObject object) {
+    private ConfigFields(Path path, String prefix, ObjectNode object) {
         this.path = path;
         this.prefix = prefix;
         this.object = object;
@@ -31,33 +30,35 @@ final class ConfigFields {
             throw new CheckpointException(path + ": no such file");
         }
         try {
-            return new ConfigFields(path, "", Json.parseObject(Files.readString(path)));
-        } catch (IOException e) {
-            throw new CheckpointException(path + ": cannot be read: " + e.getMessage(), e);
-        } catch (JsonParseException e) {
+            return new ConfigFields(path, "", Json.parseObject(path));
+        } catch (UncheckedIOException e) {
+            throw new CheckpointException(path + ": cannot be read: " + e.getCause().getMessage(), e);
+        } catch (IllegalArgumentException e) {
             throw new CheckpointException(path + ": not valid JSON: " + e.getMessage(), e);
         }
     }
 
     Set<String> names() {
-        return object.keySet();
+        Set<String> names = new LinkedHashSet<>();
+        object.properties().forEach(field -> names.add(field.getKey()));
+        return names;
     }
 
     /** True when the field is there and not null. */
     boolean has(String name) {
-        return object.has(name) && !object.get(name).isJsonNull();
+        return object.hasNonNull(name);
     }
 
-    /** The raw value, or null when the field is absent or null. */
-    JsonElement get(String name) {
-        return has(name) ? object.get(name) : null;
+    /** The raw value, or a missing node when the field is absent or null. */
+    JsonNode get(String name) {
+        return has(name) ? object.get(name) : MissingNode.getInstance();
     }
 
     Optional<ConfigFields> object(String name) {
         if (!has(name)) {
             return Optional.empty();
         }
-        if (get(name) instanceof JsonObject nested) {
+        if (get(name) instanceof ObjectNode nested) {
             return Optional.of(new ConfigFields(path, prefix + name + ".", nested));
         }
         throw wrongType(name, "an object");
@@ -74,15 +75,12 @@ final class ConfigFields {
         return has(name) ? integer(name) : absent;
     }
 
-    private int integerOf(String name, JsonElement value) {
-        if (value instanceof JsonPrimitive primitive && primitive.isNumber()) {
-            try {
-                return primitive.getAsBigDecimal().intValueExact();
-            } catch (ArithmeticException e) {
-                throw wrongType(name, "a 32-bit integer");
-            }
+    private int integerOf(String name, JsonNode value) {
+        // 8.0 is taken for 8: some writers print integers that way.
+        if (value.isNumber() && value.canConvertToExactIntegral() && value.canConvertToInt()) {
+            return value.intValue();
         }
-        throw wrongType(name, "an integer");
+        throw wrongType(name, "a 32-bit integer");
     }
 
     double number(String name) {
@@ -96,22 +94,19 @@ final class ConfigFields {
         return has(name) ? number(name) : absent;
     }
 
-    private double numberOf(String name, JsonElement value) {
-        if (value instanceof JsonPrimitive primitive && primitive.isNumber()) {
-            double number = primitive.getAsDouble();
-            if (Double.isFinite(number)) {
-                return number;
-            }
+    private double numberOf(String name, JsonNode value) {
+        if (value.isNumber() && Double.isFinite(value.doubleValue())) {
+            return value.doubleValue();
         }
         throw wrongType(name, "a finite number");
     }
 
     List<Double> numbers(String name) {
-        if (!(get(name) instanceof JsonArray array)) {
+        if (!get(name).isArray()) {
             throw wrongType(name, "an array of numbers");
         }
-        List<Double> numbers = new ArrayList<>(array.size());
-        array.forEach(value -> numbers.add(numberOf(name, value)));
+        List<Double> numbers = new ArrayList<>();
+        get(name).forEach(value -> numbers.add(numberOf(name, value)));
         return numbers;
     }
 
@@ -120,9 +115,9 @@ final class ConfigFields {
         if (!has(name)) {
             return List.of();
         }
-        if (get(name) instanceof JsonArray array) {
-            List<Integer> integers = new ArrayList<>(array.size());
-            array.forEach(value -> integers.add(integerOf(name, value)));
+        if (get(name).isArray()) {
+            List<Integer> integers = new ArrayList<>();
+            get(name).forEach(value -> integers.add(integerOf(name, value)));
             return integers;
         }
         return List.of(integer(name));
@@ -132,8 +127,8 @@ final class ConfigFields {
         if (!has(name)) {
             return absent;
         }
-        if (get(name) instanceof JsonPrimitive primitive && primitive.isBoolean()) {
-            return primitive.getAsBoolean();
+        if (get(name).isBoolean()) {
+            return get(name).booleanValue();
         }
         throw wrongType(name, "true or false");
     }
@@ -142,8 +137,8 @@ final class ConfigFields {
         if (!has(name)) {
             return Optional.empty();
         }
-        if (get(name) instanceof JsonPrimitive primitive && primitive.isString()) {
-            return Optional.of(primitive.getAsString());
+        if (get(name).isTextual()) {
+            return Optional.of(get(name).textValue());
         }
         throw wrongType(name, "a string");
     }
@@ -152,15 +147,15 @@ final class ConfigFields {
         if (!has(name)) {
             return List.of();
         }
-        if (!(get(name) instanceof JsonArray array)) {
+        if (!get(name).isArray()) {
             throw wrongType(name, "an array of strings");
         }
-        List<String> texts = new ArrayList<>(array.size());
-        for (JsonElement value : array) {
-            if (!(value instanceof JsonPrimitive primitive) || !primitive.isString()) {
+        List<String> texts = new ArrayList<>();
+        for (JsonNode value : get(name)) {
+            if (!value.isTextual()) {
                 throw wrongType(name, "an array of strings");
             }
-            texts.add(primitive.getAsString());
+            texts.add(value.textValue());
         }
         return texts;
     }

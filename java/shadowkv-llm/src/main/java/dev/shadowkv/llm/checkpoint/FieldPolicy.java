@@ -1,9 +1,6 @@
 package dev.shadowkv.llm.checkpoint;
 
-import com.google.gson.JsonArray;
-import com.google.gson.JsonElement;
-import com.google.gson.JsonObject;
-import com.google.gson.JsonPrimitive;
+import com.fasterxml.jackson.databind.JsonNode;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
@@ -64,21 +61,14 @@ final class FieldPolicy {
         }
     }
 
-    private static boolean isOff(String name, JsonElement value) {
-        if (value == null) {
-            return true;
+    private static boolean isOff(String name, JsonNode value) {
+        if (value.isMissingNode() || value.isContainerNode()) {
+            return value.isEmpty();
         }
-        if (value instanceof JsonArray array) {
-            return array.isEmpty();
+        if (value.isBoolean()) {
+            return !value.booleanValue();
         }
-        if (value instanceof JsonObject object) {
-            return object.isEmpty();
-        }
-        JsonPrimitive primitive = (JsonPrimitive) value;
-        if (primitive.isBoolean()) {
-            return !primitive.getAsBoolean();
-        }
-        return primitive.isNumber() && primitive.getAsDouble() == (isFactor(name) ? 1.0 : 0.0);
+        return value.isNumber() && value.doubleValue() == (isFactor(name) ? 1.0 : 0.0);
     }
 
     private static boolean isFactor(String name) {

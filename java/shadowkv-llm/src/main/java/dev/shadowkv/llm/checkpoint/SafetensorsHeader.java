@@ -1,10 +1,7 @@
 package dev.shadowkv.llm.checkpoint;
 
-import com.google.gson.JsonArray;
-import com.google.gson.JsonElement;
-import com.google.gson.JsonObject;
-import com.google.gson.JsonParseException;
-import com.google.gson.JsonPrimitive;
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.shadowkv.llm.internal.json.Json;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -60,15 +57,15 @@ final class SafetensorsHeader {
         }
         long dataStart = Long.BYTES + length;
         SafetensorsHeader header = new SafetensorsHeader(path, dataStart, file.byteSize() - dataStart);
-        JsonObject json;
+        ObjectNode json;
         try {
             json = Json.parseObject(utf8(file.asSlice(Long.BYTES, length)));
-        } catch (JsonParseException e) {
+        } catch (IllegalArgumentException e) {
             throw new CheckpointException(path + ": the header is not JSON: " + e.getMessage(), e);
         } catch (CharacterCodingException e) {
             throw new CheckpointException(path + ": the header is not UTF-8", e);
         }
-        for (Map.Entry<String, JsonElement> member : json.entrySet()) {
+        for (Map.Entry<String, JsonNode> member : json.properties()) {
             if (member.getKey().equals(METADATA)) {
                 header.readMetadata(member.getValue());
             } else {
@@ -99,34 +96,35 @@ final class SafetensorsHeader {
         return tensors;
     }
 
-    private void readMetadata(JsonElement value) {
-        if (!(value instanceof JsonObject object)) {
+    private void readMetadata(JsonNode value) {
+        if (!value.isObject()) {
             throw new CheckpointException(path + ": " + METADATA + " is not an object of strings");
         }
-        object.entrySet().forEach(entry -> {
-            if (!(entry.getValue() instanceof JsonPrimitive text) || !text.isString()) {
+        value.properties().forEach(entry -> {
+            if (!entry.getValue().isTextual()) {
                 throw new CheckpointException(path + ": " + METADATA + "." + entry.getKey() + " is not a string");
             }
-            metadata.put(entry.getKey(), text.getAsString());
+            metadata.put(entry.getKey(), entry.getValue().textValue());
         });
     }
 
-    private Entry readEntry(String name, JsonElement value) {
-        if (!(value instanceof JsonObject object)) {
+    private Entry readEntry(String name, JsonNode value) {
+        if (!(value instanceof ObjectNode object)) {
             throw wrong(name, "its entry is not an object");
         }
-        for (String key : object.keySet()) {
+        for (Map.Entry<String, JsonNode> field : object.properties()) {
+            String key = field.getKey();
             if (!key.equals("dtype") && !key.equals("shape") && !key.equals("data_offsets")) {
                 throw wrong(name, "unknown field " + key);
             }
         }
-        if (!(object.get("dtype") instanceof JsonPrimitive code) || !code.isString()) {
+        String code = object.path("dtype").textValue();
+        if (code == null) {
             throw wrong(name, "dtype is missing or not a string");
         }
-        TensorType type = TensorType.ofCode(code.getAsString())
-                .orElseThrow(() -> wrong(name, "unknown dtype " + code.getAsString()));
-        List<Long> shape = longs(name, "shape", object.get("shape"));
-        List<Long> offsets = longs(name, "data_offsets", object.get("data_offsets"));
+        TensorType type = TensorType.ofCode(code).orElseThrow(() -> wrong(name, "unknown dtype " + code));
+        List<Long> shape = longs(name, "shape", object.path("shape"));
+        List<Long> offsets = longs(name, "data_offsets", object.path("data_offsets"));
         if (offsets.size() != 2) {
             throw wrong(name, "data_offsets has " + offsets.size() + " numbers instead of 2");
         }
@@ -152,21 +150,16 @@ final class SafetensorsHeader {
         return new Entry(name, type, shape, begin, end);
     }
 
-    private List<Long> longs(String name, String field, JsonElement value) {
-        if (!(value instanceof JsonArray array)) {
+    private List<Long> longs(String name, String field, JsonNode value) {
+        if (!value.isArray()) {
             throw wrong(name, field + " is missing or not an array");
         }
-        List<Long> numbers = new ArrayList<>(array.size());
-        for (JsonElement element : array) {
-            if (!(element instanceof JsonPrimitive primitive) || !primitive.isNumber()) {
+        List<Long> numbers = new ArrayList<>(value.size());
+        for (JsonNode element : value) {
+            if (!element.isIntegralNumber() || !element.canConvertToLong()) {
                 throw wrong(name, field + " has " + element + " where a 64-bit integer is expected");
             }
-            long number;
-            try {
-                number = primitive.getAsBigDecimal().longValueExact();
-            } catch (ArithmeticException e) {
-                throw wrong(name, field + " has " + element + " where a 64-bit integer is expected");
-            }
+            long number = element.longValue();
             if (number < 0) {
                 throw wrong(name, field + " has the negative number " + number);
             }

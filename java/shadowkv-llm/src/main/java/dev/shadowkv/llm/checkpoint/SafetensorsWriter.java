@@ -1,7 +1,7 @@
 package dev.shadowkv.llm.checkpoint;
 
-import com.google.gson.JsonArray;
-import com.google.gson.JsonObject;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import dev.shadowkv.llm.internal.json.Json;
 import java.io.IOException;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -72,7 +72,7 @@ public final class SafetensorsWriter implements AutoCloseable {
      * @throws CheckpointException when the file cannot be created
      */
     public static SafetensorsWriter create(Path path, Map<String, Declaration> tensors) {
-        JsonObject header = new JsonObject();
+        ObjectNode header = Json.object();
         SafetensorsWriter writer;
         try {
             Path temporary = path.resolveSibling(path.getFileName() + ".part");
@@ -92,7 +92,7 @@ public final class SafetensorsWriter implements AutoCloseable {
             for (Map.Entry<String, Declaration> tensor : tensors.entrySet()) {
                 long end = Math.addExact(offset, tensor.getValue().byteSize());
                 writer.remaining.put(tensor.getKey(), new long[] {offset, end});
-                header.add(tensor.getKey(), entry(tensor.getValue(), offset, end));
+                describe(tensor.getValue(), header.putObject(tensor.getKey()), offset, end);
                 offset = end;
             }
             writer.writeHeader(header);
@@ -104,20 +104,13 @@ public final class SafetensorsWriter implements AutoCloseable {
         }
     }
 
-    private static JsonObject entry(Declaration tensor, long begin, long end) {
-        JsonObject entry = new JsonObject();
-        entry.addProperty("dtype", tensor.type().code());
-        JsonArray shape = new JsonArray();
-        tensor.shape().forEach(shape::add);
-        entry.add("shape", shape);
-        JsonArray offsets = new JsonArray();
-        offsets.add(begin);
-        offsets.add(end);
-        entry.add("data_offsets", offsets);
-        return entry;
+    private static void describe(Declaration tensor, ObjectNode entry, long begin, long end) {
+        entry.put("dtype", tensor.type().code());
+        tensor.shape().forEach(entry.putArray("shape")::add);
+        entry.putArray("data_offsets").add(begin).add(end);
     }
 
-    private void writeHeader(JsonObject header) {
+    private void writeHeader(ObjectNode header) {
         byte[] json = header.toString().getBytes(StandardCharsets.UTF_8);
         // Padded with spaces so that the data starts at a multiple of eight, as other writers do.
         int padded = Math.ceilDiv(json.length, Long.BYTES) * Long.BYTES;

@@ -3,7 +3,8 @@ package dev.shadowkv.llm.checkpoint;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
-import com.google.gson.JsonObject;
+import com.fasterxml.jackson.databind.json.JsonMapper;
+import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Files;
@@ -104,10 +105,11 @@ class CheckpointTest {
     }
 
     /** Splits the golden Llama over two files, returns the index. */
-    private JsonObject shard() throws IOException {
+    private ObjectNode shard() throws IOException {
         Path source = Golden.folder("llama-3.1");
         Files.copy(source.resolve("config.json"), folder.resolve("config.json"));
-        JsonObject weightMap = new JsonObject();
+        ObjectNode index = JsonMapper.builder().build().createObjectNode();
+        ObjectNode weightMap = index.putObject("weight_map");
         try (SafetensorsFile whole = SafetensorsFile.open(source.resolve("model.safetensors"))) {
             for (int part = 0; part < 2; part++) {
                 Map<String, SafetensorsWriter.Declaration> declarations = new LinkedHashMap<>();
@@ -116,7 +118,7 @@ class CheckpointTest {
                     if (name.contains("layers.1") == (part == 1)) {
                         Tensor tensor = whole.tensor(name);
                         declarations.put(name, new SafetensorsWriter.Declaration(tensor.type(), tensor.shape()));
-                        weightMap.addProperty(name, file);
+                        weightMap.put(name, file);
                     }
                 }
                 try (SafetensorsWriter writer = SafetensorsWriter.create(folder.resolve(file), declarations)) {
@@ -124,12 +126,10 @@ class CheckpointTest {
                 }
             }
         }
-        JsonObject index = new JsonObject();
-        index.add("weight_map", weightMap);
         return index;
     }
 
-    private void writeIndex(JsonObject index) throws IOException {
+    private void writeIndex(ObjectNode index) throws IOException {
         Files.writeString(folder.resolve("model.safetensors.index.json"), index.toString());
     }
 
@@ -149,20 +149,22 @@ class CheckpointTest {
 
     @Test
     void aBrokenIndexIsRefused() throws IOException {
-        JsonObject index = shard();
+        ObjectNode index = shard();
+        ObjectNode weightMap = (ObjectNode) index.get("weight_map");
         assertThatThrownBy(() -> Checkpoint.open(folder)).hasMessageContaining("has neither model.safetensors nor");
-        index.getAsJsonObject("weight_map").addProperty("model.norm.weight", "model-00002-of-00002.safetensors");
+        weightMap.put("model.norm.weight", "model-00002-of-00002.safetensors");
         writeIndex(index);
         assertThatThrownBy(() -> Checkpoint.open(folder))
                 .isInstanceOf(CheckpointException.class)
                 .hasMessageContaining("model-00002-of-00002.safetensors: there is no tensor model.norm.weight");
-        index.getAsJsonObject("weight_map").addProperty("model.norm.weight", "../model.safetensors");
+        weightMap.put("model.norm.weight", "../model.safetensors");
         writeIndex(index);
         assertThatThrownBy(() -> Checkpoint.open(folder)).hasMessageContaining("points outside the folder");
-        index.getAsJsonObject("weight_map").remove("model.norm.weight");
+        weightMap.remove("model.norm.weight");
         writeIndex(index);
         assertThatThrownBy(() -> Checkpoint.open(folder)).hasMessageContaining("there is no tensor model.norm.weight");
-        writeIndex(new JsonObject());
+        index.remove("weight_map");
+        writeIndex(index);
         assertThatThrownBy(() -> Checkpoint.open(folder)).hasMessageContaining("weight_map is missing");
     }
 
