@@ -1,4 +1,5 @@
 /** Inference on Llama-like checkpoints with any KV cache of {@code dev.shadowkv}. */
+@SuppressWarnings("module") // The evaluations, which share the JSON reader, are compiled after this module.
 module dev.shadowkv.llm {
     requires transitive dev.shadowkv;
     requires ai.djl.api;
