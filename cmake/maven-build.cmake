@@ -1,6 +1,6 @@
 # The native half of `mvn`: configure, build, put the library where the jar takes it from. Quiet unless it fails.
 #
-#   cmake -DINSTALL_TO=<folder> [-DSHADOWKV_CUDA=..] [-DSHADOWKV_CUDA_ARCHITECTURES=..] -P cmake/maven-build.cmake
+#   cmake -DINSTALL_TO=<folder> -DFACTS_TO=<folder> [-DSHADOWKV_CUDA=..] [-DSHADOWKV_CUDA_ARCHITECTURES=..] -P cmake/maven-build.cmake
 
 cmake_minimum_required(VERSION 3.22)
 get_filename_component(ROOT "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
@@ -35,10 +35,17 @@ string(REGEX MATCH "CUDA backend: [^\n]*" backend "${output}")
 cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
 run("Building the natives" "${CMAKE_COMMAND}" --build "${BUILD}" --parallel ${cores})
 
-file(MAKE_DIRECTORY "${INSTALL_TO}")
-file(GLOB libraries "${BUILD}/native/libshadowkv.so")
-if(NOT libraries)
-  message(FATAL_ERROR "The natives were built, but ${BUILD}/native/libshadowkv.so is not there")
+function(install file folder)
+  if(NOT EXISTS "${BUILD}/native/${file}")
+    message(FATAL_ERROR "The natives were built, but ${BUILD}/native/${file} is not there")
+  endif()
+  file(MAKE_DIRECTORY "${folder}")
+  execute_process(COMMAND "${CMAKE_COMMAND}" -E copy_if_different "${BUILD}/native/${file}" "${folder}"
+                  COMMAND_ERROR_IS_FATAL ANY)
+endfunction()
+
+install(libshadowkv.so "${INSTALL_TO}")
+if(FACTS_TO)
+  install(abi-facts/abi-facts.txt "${FACTS_TO}")
 endif()
-execute_process(COMMAND "${CMAKE_COMMAND}" -E copy_if_different ${libraries} "${INSTALL_TO}" COMMAND_ERROR_IS_FATAL ANY)
 message(STATUS "libshadowkv.so is up to date; ${backend}")
