@@ -7,6 +7,9 @@ module dev.shadowkv.llm {
     requires com.fasterxml.jackson.databind;
 
     exports dev.shadowkv.llm.checkpoint;
+    exports dev.shadowkv.llm.input;
+    exports dev.shadowkv.llm.sampling;
+    exports dev.shadowkv.llm.text;
     exports dev.shadowkv.llm.internal.json to
             dev.shadowkv.eval;
 }

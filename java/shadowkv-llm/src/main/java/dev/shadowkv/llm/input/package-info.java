@@ -1,0 +1,2 @@
+/** Files of token ids and prompts. */
+package dev.shadowkv.llm.input;

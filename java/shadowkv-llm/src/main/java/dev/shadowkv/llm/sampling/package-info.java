@@ -1,0 +1,2 @@
+/** Choosing the next token. */
+package dev.shadowkv.llm.sampling;
