@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# Makes dist/shadowkv-<version>-linux-x86_64.tar.gz: command line, tests, benchmarks and native tests with a Java
+# runtime of their own, for a machine that has neither JDK nor Maven (glibc as of Debian 12 or newer).
+#
+#   bench/bundle.sh [Maven options, as -Dshadowkv.cuda.architectures=90]
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+limit=$((64 * 1024 * 1024))
+
+fail() { echo "bundle.sh: $*" >&2; exit 1; }
+
+version=$(sed -n '/<artifactId>shadowkv-parent/{n;s/.*<version>\(.*\)<\/version>.*/\1/p;q}' pom.xml)
+junit=$(sed -n 's/.*<junit.version>\(.*\)<\/junit.version>.*/\1/p' pom.xml)
+name=shadowkv-$version-linux-x86_64
+stage=$root/dist/$name
+log=$root/build/bundle.log
+
+# The JDK that the launcher takes, since its class files and this runtime then agree.
+jdk=$(SHADOWKV_PRINT_JAVA=1 ./shadowkv)
+jdk=${jdk%/bin/java}
+"$jdk/bin/jlink" --version >/dev/null || fail "$jdk has no jlink"
+
+echo "Building ..."
+mkdir -p build
+mvn package -DskipTests "$@" \
+  dependency:build-classpath -Dmdep.outputFile=target/test-classpath.txt -DincludeScope=test >"$log" 2>&1 ||
+  { grep -m 5 ERROR "$log" >&2; fail "the build failed; see $log"; }
+mvn -N dependency:copy -Dartifact=org.junit.platform:junit-platform-console-standalone:"$junit" \
+  -DoutputDirectory=build/junit-console >>"$log" 2>&1 || fail "no JUnit console; see $log"
+
+rm -rf "$stage"
+mkdir -p "$stage"/{bin,lib,bench,tests/lib,native-tests,models}
+
+# --- Java runtime. Its modules are left uncompressed: the archive compresses them better as a whole. ---
+"$jdk/bin/jlink" --output "$stage/runtime" --strip-java-debug-attributes --no-header-files --no-man-pages \
+  --compress zip-0 --add-modules \
+  java.base,java.logging,java.management,java.sql,java.xml,jdk.jfr,jdk.management,jdk.unsupported,jdk.zipfs
+find "$stage/runtime" -name '*.so' -exec strip --strip-unneeded {} +
+strip --strip-unneeded "$stage/runtime/bin/java"
+
+# --- Libraries ---
+copy_jars() {  # copy_jars <class path file> <folder> [<folder whose jars are not repeated>...]: jars of this class path
+  local jar base folder
+  tr ':' '\n' <"$1" | while read -r jar || [ -n "$jar" ]; do
+    base=$(basename "$jar")
+    for folder in "${@:2}"; do [ ! -f "$folder/$base" ] || continue 2; done
+    case $jar in *.jar) cp "$jar" "$2/" ;; esac
+  done
+}
+# repack <jar> <pattern...>: without the entries that match, most of them natives of other systems
+repack() {
+  local jar=$1 scratch; shift
+  [ -f "$jar" ] || return 0
+  scratch=$(mktemp -d)
+  (cd "$scratch" && "$jdk/bin/jar" --extract --file "$jar" && for pattern in "$@"; do rm -rf $pattern; done &&
+    "$jdk/bin/jar" --create --no-manifest --file "$jar" .)
+  rm -rf "$scratch"
+}
+cp java/shadowkv-cli/target/shadowkv-cli-"$version".jar "$stage/lib/"
+copy_jars java/shadowkv-cli/target/runtime-classpath.txt "$stage/lib"
+# Charts need java.desktop, which would be a third of the runtime.
+rm -f "$stage"/lib/xchart-*.jar "$stage"/lib/VectorGraphics2D-*.jar
+for jar in "$stage"/lib/tokenizers-*.jar; do repack "$jar" 'native/lib/[!l]*' 'native/lib/linux-aarch64' nlp; done
+for jar in "$stage"/lib/openblas-*-linux-x86_64.jar; do
+  repack "$jar" 'org/bytedeco/openblas/linux-x86_64/libjni*' 'org/bytedeco/openblas/linux-x86_64/include' META-INF/versions
+done
+for jar in "$stage"/lib/jna-*.jar; do
+  repack "$jar" 'com/sun/jna/[a-km-z]*-*' 'com/sun/jna/linux-[!x]*' 'com/sun/jna/linux-x86'
+done
+
+cp bench/target/shadowkv-bench-"$version".jar "$stage/bench/"
+copy_jars bench/target/runtime-classpath.txt "$stage/bench" "$stage/lib"
+
+# --- Tests ---
+cp build/junit-console/*.jar "$stage/tests/lib/"
+for module in shadowkv shadowkv-llm shadowkv-eval shadowkv-cli; do
+  [ -d "java/$module/target/test-classes" ] || continue
+  cp -r "java/$module/target/test-classes" "$stage/tests/$module"
+  copy_jars "java/$module/target/test-classpath.txt" "$stage/tests/lib" "$stage/lib"
+done
+# In the console's jar already, or (byte-buddy) only for soft assertions, at an eighth of the archive.
+rm -f "$stage"/tests/lib/junit-jupiter*.jar "$stage"/tests/lib/junit-platform-{commons,engine,launcher}*.jar \
+  "$stage"/tests/lib/opentest4j-*.jar "$stage"/tests/lib/apiguardian-*.jar "$stage"/tests/lib/jspecify-*.jar \
+  "$stage"/tests/lib/byte-buddy-*.jar "$stage"/tests/lib/xchart-*.jar "$stage"/tests/lib/VectorGraphics2D-*.jar
+
+# Without those that link the shared library: the JUnit tests load that one, out of its jar.
+for test in $(find build/native/native/test -maxdepth 1 -type f -executable); do
+  ldd "$test" | grep -q libshadowkv || cp "$test" "$stage/native-tests/"
+done
+find "$stage/native-tests" -type f -exec strip --strip-unneeded {} +
+
+cp -r models/needle-32k "$stage/models/"
+cp LICENSE README.md "$stage/"
+
+# --- Launchers ---
+prologue='#!/bin/sh
+set -eu
+here=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd)
+java="$here/runtime/bin/java"
+options="-Xmx${SHADOWKV_HEAP:-2g} --enable-native-access=ALL-UNNAMED -Dai.djl.offline=true -Djava.awt.headless=true"
+'
+cat >"$stage/bin/shadowkv" <<EOF
+$prologue
+# The command line.
+exec "\$java" \$options -XX:+UseSerialGC -Dshadowkv.home="\$here" \${SHADOWKV_JAVA_OPTIONS:-} \\
+  -cp "\$here/lib/*" dev.shadowkv.cli.Main "\$@"
+EOF
+cat >"$stage/bin/shadowkv-tests" <<EOF
+$prologue
+# The JUnit tests; SHADOWKV_TEST_DEVICE=cuda runs those that take either device on the GPU. Arguments go to the
+# JUnit console: --include-classname='.*Rope.*', --details=tree, ...
+folders=''
+for folder in "\$here"/tests/shadowkv*; do folders="\$folders:\$folder"; done
+exec "\$java" \$options -Xmx4g -Dshadowkv.root="\$here" -Dshadowkv.test.device="\${SHADOWKV_TEST_DEVICE:-cpu}" \\
+  \${SHADOWKV_JAVA_OPTIONS:-} -cp "\$here/tests/lib/*:\$here/lib/*\$folders" \\
+  org.junit.platform.console.ConsoleLauncher execute --disable-banner --details=summary \\
+  --scan-class-path="\${folders#:}" "\$@"
+EOF
+cat >"$stage/bin/shadowkv-bench" <<EOF
+$prologue
+# The JMH benchmarks; arguments are JMH's: -l lists them, -p sets parameters, a pattern picks some.
+exec "\$java" \$options -Dshadowkv.home="\$here" -cp "\$here/bench/*:\$here/lib/*" org.openjdk.jmh.Main "\$@"
+EOF
+cat >"$stage/bin/shadowkv-native-tests" <<'EOF'
+#!/bin/sh
+# The native tests, or those named. Exit code 77 of one means that it needs a device which is not there.
+set -u
+here=$(cd "$(dirname "$(readlink -f "$0")")/../native-tests" && pwd)
+[ $# -gt 0 ] || set -- $(ls "$here")
+passed=0; failed=0; skipped=0
+for name in "$@"; do
+  "$here/$name"; status=$?
+  case $status in
+    0) passed=$((passed + 1)); echo "PASSED $name" ;;
+    77) skipped=$((skipped + 1)); echo "SKIPPED $name" ;;
+    *) failed=$((failed + 1)); echo "FAILED $name ($status)" ;;
+  esac
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
+EOF
+chmod +x "$stage"/bin/*
+
+tar -C dist --owner=0 --group=0 --sort=name -c "$name" | gzip -9 >"dist/$name.tar.gz"
+size=$(stat -c %s "dist/$name.tar.gz")
+echo "dist/$name.tar.gz: $((size / 1024 / 1024)) MiB, unpacked $(du -sm "$stage" | cut -f1) MiB"
+[ "$size" -le "$limit" ] || fail "the archive is larger than 64 MiB"
