@@ -41,6 +41,6 @@ void function_fact(const char* name, Return (*)(Arguments...)) {
 #define CONSTANT_FACT(name) std::printf("constant %s %lld\n", #name, static_cast<long long>(name))
 #define TYPE_FACT(name) std::printf("type %s %s\n", #name, kind<name>().c_str())
 #define STRUCT_FACT(name) std::printf("struct %s %zu %zu\n", #name, sizeof(name), alignof(name))
-#define FIELD_FACT(type, field)                                                               \
+#define FIELD_FACT(type, field)                                                                      \
   std::printf("field %s %s %zu %zu %s\n", #type, #field, offsetof(type, field), sizeof(type::field), \
               kind<decltype(type::field)>().c_str())

@@ -2,6 +2,7 @@
 // them. It knows the few forms in which the header is written and refuses everything else, so that a
 // declaration cannot slip past it unnoticed.
 #include <cstdio>
+#include <exception>
 #include <fstream>
 #include <regex>
 #include <sstream>
@@ -80,9 +81,7 @@ std::vector<std::string> declarations(const std::string& text) {
   return result;
 }
 
-}  // namespace
-
-int main(int count, char** arguments) {
+int generate(int count, char** arguments) {
   std::vector<std::string> constants, structs, types, functions;
   std::vector<std::pair<std::string, std::string>> fields;
   const std::regex extern_c(R"(#\s*ifdef\s+__cplusplus[\s\S]*?#\s*endif)");
@@ -133,8 +132,8 @@ int main(int count, char** arguments) {
 
   std::printf("#include \"facts.h\"\n\n");
   for (const std::string& name : structs) {
-    std::printf("template <>\nstruct StructName<%s> {\n  static constexpr const char* value = \"%s\";\n};\n", name.c_str(),
-                name.c_str());
+    std::printf("template <>\nstruct StructName<%s> {\n  static constexpr const char* value = \"%s\";\n};\n",
+                name.c_str(), name.c_str());
   }
   std::printf("\nint main() {\n");
   for (const std::string& name : constants) std::printf("  CONSTANT_FACT(%s);\n", name.c_str());
@@ -144,4 +143,15 @@ int main(int count, char** arguments) {
   for (const std::string& name : functions) std::printf("  FUNCTION_FACT(%s);\n", name.c_str());
   std::printf("}\n");
   return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  try {
+    return generate(count, arguments);
+  } catch (const std::exception& failure) {
+    std::fprintf(stderr, "%s\n", failure.what());
+    return 1;
+  }
 }

@@ -29,7 +29,8 @@ inline bool near(double actual, double expected, double tolerance) {
   return std::fabs(actual - expected) <= tolerance;
 }
 
-inline bool report_near(double actual, double expected, double tolerance, const char* what, const char* file, int line) {
+inline bool report_near(double actual, double expected, double tolerance, const char* what, const char* file,
+                        int line) {
   ++checks;
   if (!near(actual, expected, tolerance)) {
     ++failures;
@@ -63,6 +64,7 @@ inline int skip(const char* reason) {
 }  // namespace check
 
 #define CHECK(condition) check::report((condition), #condition, __FILE__, __LINE__)
-#define CHECK_EQUAL(actual, expected) check::report((actual) == (expected), #actual " == " #expected, __FILE__, __LINE__)
+#define CHECK_EQUAL(actual, expected) \
+  check::report((actual) == (expected), #actual " == " #expected, __FILE__, __LINE__)
 #define CHECK_NEAR(actual, expected, tolerance) \
   check::report_near((actual), (expected), (tolerance), #actual " ~ " #expected, __FILE__, __LINE__)

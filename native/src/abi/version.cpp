@@ -1,3 +1,5 @@
 #include "shadowkv.h"
 
-uint32_t skv_abi_version(void) { return SKV_ABI_VERSION; }
+uint32_t skv_abi_version(void) {
+  return SKV_ABI_VERSION;
+}
