@@ -4,5 +4,8 @@ module dev.shadowkv.eval {
     requires com.fasterxml.jackson.databind;
 
     exports dev.shadowkv.eval;
+    exports dev.shadowkv.eval.haystack;
     exports dev.shadowkv.eval.needle;
+    exports dev.shadowkv.eval.niah;
+    exports dev.shadowkv.eval.ruler;
 }
