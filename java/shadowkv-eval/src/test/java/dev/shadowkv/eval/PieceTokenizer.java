@@ -8,6 +8,8 @@ import java.util.stream.IntStream;
 
 /** Counts as a real tokenizer roughly would: words are cut into pieces of up to four characters. Cannot decode. */
 public final class PieceTokenizer implements Tokenizer {
+    public PieceTokenizer() {}
+
     @Override
     public int[] encode(String text, boolean addSpecialTokens) {
         int pieces = Arrays.stream(text.split("(?<=\\n)|[ ]|(?=[^\\p{Alnum}\\s])"))
