@@ -1,0 +1,140 @@
+#include "cuda/cublas.h"
+#include "cuda/launch.h"
+#include "cuda/vector.cuh"
+
+namespace skv::cuda {
+namespace {
+
+// Few rows are bound by reading the weight: a kernel of our own reads it once, at the memory's rate, and
+// needs no library. More rows are cuBLAS's.
+constexpr std::int64_t kFewRows = 8;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+
+// One column of the output for up to R rows a warp: the column's row of the weight is read once, the inputs
+// come from the caches.
+//
+// input [rows][inner], weight [columns][inner], output [rows][columns]. Floor: columns*inner elements of the
+// weight read once; bound by memory.
+template <class X, class W, class Y, int R, int N>
+__global__ void __launch_bounds__(kThreads) few_rows_kernel(const __grid_constant__ skv_matmul_params p,
+                                                            std::int64_t first_row) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp;
+  if (column >= p.columns) {
+    return;
+  }
+  const W* const weight = static_cast<const W*>(p.weight) + column * p.inner;
+  const X* const input = static_cast<const X*>(p.input) + first_row * p.input_stride;
+  const int rows = static_cast<int>(min(static_cast<std::int64_t>(R), p.rows - first_row));
+  float sums[R] = {};
+#pragma unroll 2
+  for (std::int64_t i = static_cast<std::int64_t>(lane) * N; i < p.inner; i += 32 * N) {
+    float w[N];
+    load_floats(w, weight + i);
+#pragma unroll
+    for (int row = 0; row < R; ++row) {
+      if (row < rows) {
+        float x[N];
+        load_floats(x, input + row * p.input_stride + i);
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+          sums[row] = fmaf(x[j], w[j], sums[row]);
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int row = 0; row < R; ++row) {
+    const float sum = warp_sum(sums[row]);
+    if (lane == 0 && row < rows) {
+      Y* const to = static_cast<Y*>(p.output) + (first_row + row) * p.output_stride + column;
+      float result = sum;
+      if (p.bias) {
+        result += to_float(static_cast<const W*>(p.bias)[column]);
+      }
+      if (p.accumulate) {
+        result += to_float(*to);
+      }
+      *to = from_float<Y>(result);
+    }
+  }
+}
+
+// Adds a bias to every row. Follows a product of cuBLAS, whose output is still in the cache when it is small.
+template <class W, class Y>
+__global__ void __launch_bounds__(kThreads) bias_kernel(const __grid_constant__ skv_matmul_params p) {
+  const std::int64_t items = p.rows * p.columns;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
+    const std::int64_t row = i / p.columns, column = i % p.columns;
+    Y* const to = static_cast<Y*>(p.output) + row * p.output_stride + column;
+    *to = from_float<Y>(to_float(*to) + to_float(static_cast<const W*>(p.bias)[column]));
+  }
+}
+
+template <class X, class W, class Y>
+void few_rows(const skv_matmul_params& p, const Launch& launch) {
+  const bool wide = aligned_16({p.input, p.weight}, {p.inner * static_cast<std::int64_t>(sizeof(W)),
+                                                     p.input_stride * static_cast<std::int64_t>(sizeof(X))}) &&
+                    p.inner % 8 == 0;
+  const dim3 grid(blocks_for(p.columns, kWarps));
+  const auto run = [&]<int R>(std::integral_constant<int, R>) {
+    const auto kernel = wide ? few_rows_kernel<X, W, Y, R, 8> : few_rows_kernel<X, W, Y, R, 1>;
+    for (std::int64_t row = 0; row < p.rows; row += R) {
+      launch_kernel("matmul", kernel, grid, dim3(kThreads), 0, launch.stream, p, row);
+    }
+  };
+  if (p.rows == 1) {
+    run(std::integral_constant<int, 1>{});
+  } else if (p.rows == 2) {
+    run(std::integral_constant<int, 2>{});
+  } else if (p.rows <= 4) {
+    run(std::integral_constant<int, 4>{});
+  } else {
+    run(std::integral_constant<int, 8>{});
+  }
+}
+
+}  // namespace
+
+std::uint64_t matmul_workspace(const skv_matmul_params&, const DeviceTraits&) { return 0; }
+
+void matmul(const skv_matmul_params& params, Launch& launch) {
+  skv_matmul_params p = params;
+  if (p.rows == 0 || p.columns == 0) {
+    return;
+  }
+  p.input_stride = p.input_stride ? p.input_stride : p.inner;
+  p.output_stride = p.output_stride ? p.output_stride : p.columns;
+  const bool bf16 = p.input_type == SKV_BF16 && p.weight_type == SKV_BF16;
+  const bool f32 = p.input_type == SKV_F32 && p.weight_type == SKV_F32;
+  if (!(bf16 && (p.output_type == SKV_BF16 || p.output_type == SKV_F32)) && !(f32 && p.output_type == SKV_F32)) {
+    throw Error(SKV_UNSUPPORTED,
+                "matmul on CUDA takes BF16 by BF16 into BF16 or F32, or F32 throughout; not types " +
+                    std::to_string(p.input_type) + " by " + std::to_string(p.weight_type) + " into " +
+                    std::to_string(p.output_type));
+  }
+  if (p.rows <= kFewRows || (p.rows <= 4 * kFewRows && !launch.cublas.available())) {
+    if (f32) {
+      few_rows<float, float, float>(p, launch);
+    } else if (p.output_type == SKV_F32) {
+      few_rows<__nv_bfloat16, __nv_bfloat16, float>(p, launch);
+    } else {
+      few_rows<__nv_bfloat16, __nv_bfloat16, __nv_bfloat16>(p, launch);
+    }
+    return;
+  }
+  launch.cublas.multiply(launch.stream, p.rows, p.columns, p.inner, 1.0F, {p.input, p.input_type, p.input_stride},
+                         {p.weight, p.weight_type, p.inner, true}, p.accumulate ? 1.0F : 0.0F, p.output, p.output_type,
+                         p.output_stride);
+  if (p.bias) {
+    const unsigned blocks = striding_blocks(p.rows * p.columns, kThreads, launch.traits.multiprocessors);
+    const auto kernel = f32                         ? bias_kernel<float, float>
+                        : p.output_type == SKV_F32 ? bias_kernel<__nv_bfloat16, float>
+                                                   : bias_kernel<__nv_bfloat16, __nv_bfloat16>;
+    launch_kernel("matmul", kernel, dim3(blocks), dim3(kThreads), 0, launch.stream, p);
+  }
+}
+
+}  // namespace skv::cuda
