@@ -1,0 +1,2 @@
+/** How well an approximate cache keeps attention, without labels. */
+package dev.shadowkv.eval.fidelity;

@@ -1,0 +1,2 @@
+/** LongBench from its published data. */
+package dev.shadowkv.eval.longbench;

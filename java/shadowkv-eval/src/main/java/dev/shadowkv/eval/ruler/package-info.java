@@ -1,0 +1,2 @@
+/** RULER, all 13 tasks. */
+package dev.shadowkv.eval.ruler;

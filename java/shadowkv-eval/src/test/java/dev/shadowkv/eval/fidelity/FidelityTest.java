@@ -1,0 +1,118 @@
+package dev.shadowkv.eval.fidelity;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.within;
+
+import java.util.Arrays;
+import java.util.BitSet;
+import java.util.SplittableRandom;
+import org.junit.jupiter.api.Test;
+
+class FidelityTest {
+    private static final double EPSILON = 1e-12;
+
+    private static BitSet tokens(int... tokens) {
+        BitSet set = new BitSet();
+        Arrays.stream(tokens).forEach(set::set);
+        return set;
+    }
+
+    @Test
+    void massAndOverlapByHand() {
+        // Weights 1/8, 1/8, 1/2, 1/4.
+        float[] logits = {0, 0, (float) Math.log(4), (float) Math.log(2)};
+        AttentionFidelity fidelity = AttentionFidelity.of(logits, tokens(1, 2));
+        assertThat(fidelity.capturedMass()).isCloseTo(0.625, within(1e-7));
+        assertThat(fidelity.bestMass()).isCloseTo(0.75, within(1e-7));
+        assertThat(fidelity.overlap()).isEqualTo(0.5);
+        assertThat(fidelity.recall()).isCloseTo(0.625 / 0.75, within(1e-7));
+        // Of two equal ones the first belongs to the best three.
+        assertThat(AttentionFidelity.of(logits, tokens(0, 2, 3)).overlap()).isEqualTo(1);
+        assertThat(AttentionFidelity.of(logits, tokens(1, 2, 3)).overlap()).isCloseTo(2.0 / 3, within(EPSILON));
+        assertThat(AttentionFidelity.of(logits, tokens(1, 2, 3)).recall()).isCloseTo(1, within(EPSILON));
+    }
+
+    @Test
+    void noSelectionBeatsTheBest() {
+        SplittableRandom random = new SplittableRandom(6);
+        for (int round = 0; round < 300; round++) {
+            float[] logits = new float[random.nextInt(1, 400)];
+            for (int i = 0; i < logits.length; i++) {
+                // Large logits: a softmax that does not subtract the largest overflows.
+                logits[i] = (float) (1000 + random.nextGaussian() * 5);
+            }
+            BitSet selected = new BitSet();
+            for (int i = 0; i < logits.length; i++) {
+                selected.set(i, random.nextDouble() < 0.2);
+            }
+            selected.set(random.nextInt(logits.length));
+            AttentionFidelity fidelity = AttentionFidelity.of(logits, selected);
+            assertThat(fidelity.capturedMass()).isBetween(0.0, fidelity.bestMass() + EPSILON);
+            assertThat(fidelity.bestMass()).isLessThanOrEqualTo(1 + EPSILON);
+            selected.set(0, logits.length);
+            assertThat(AttentionFidelity.of(logits, selected).capturedMass()).isCloseTo(1, within(EPSILON));
+        }
+    }
+
+    @Test
+    void outputErrorIsRelative() {
+        assertThat(AttentionFidelity.outputError(new float[] {3, 4}, new float[] {3, 3.5f})).isCloseTo(0.1, within(EPSILON));
+        assertThat(AttentionFidelity.outputError(new float[] {0, 0}, new float[] {0, 0})).isZero();
+        assertThat(AttentionFidelity.outputError(new float[] {0}, new float[] {1})).isInfinite();
+        assertThatThrownBy(() -> AttentionFidelity.outputError(new float[1], new float[2]))
+                .isInstanceOf(IllegalArgumentException.class);
+        assertThatThrownBy(() -> AttentionFidelity.outputError(new float[1], new float[] {Float.NaN}))
+                .isInstanceOf(IllegalArgumentException.class);
+    }
+
+    @Test
+    void refusesWhatIsNoSelection() {
+        assertThatThrownBy(() -> AttentionFidelity.of(new float[3], tokens())).isInstanceOf(IllegalArgumentException.class);
+        assertThatThrownBy(() -> AttentionFidelity.of(new float[3], tokens(3))).isInstanceOf(IllegalArgumentException.class);
+        assertThatThrownBy(() -> AttentionFidelity.of(new float[] {Float.NaN}, tokens(0)))
+                .isInstanceOf(IllegalArgumentException.class);
+    }
+
+    @Test
+    void agreementCountsTokens() {
+        int[] exact = {1, 2, 3, 4, 5, 6, 7};
+        int[] other = {1, 2, 9, 4, 5, 9};
+        assertThat(Agreement.of(exact, other)).isEqualTo(new Agreement(6, 4, 2));
+        assertThat(Agreement.of(exact, other).share()).isCloseTo(4.0 / 6, within(EPSILON));
+        assertThat(Agreement.of(exact, exact)).isEqualTo(new Agreement(7, 7, 7));
+        assertThat(Agreement.of(exact, new int[0]).share()).isNaN();
+        assertThat(Agreement.shares(exact, other, 4)).containsExactly(0.75, 0.5);
+        assertThatThrownBy(() -> Agreement.shares(exact, other, 0)).isInstanceOf(IllegalArgumentException.class);
+    }
+
+    @Test
+    void distributionOfATextbook() {
+        Distribution distribution = Distribution.of(5, 1, 4, 2, 3);
+        assertThat(distribution.mean()).isEqualTo(3);
+        assertThat(distribution.median()).isEqualTo(3);
+        assertThat(distribution.least()).isEqualTo(1);
+        assertThat(distribution.greatest()).isEqualTo(5);
+        assertThat(distribution.low()).isCloseTo(1.2, within(EPSILON));
+        assertThat(distribution.high()).isCloseTo(4.8, within(EPSILON));
+        assertThat(Distribution.of(7).median()).isEqualTo(7);
+        assertThatThrownBy(() -> Distribution.of()).isInstanceOf(IllegalArgumentException.class);
+        assertThatThrownBy(() -> Distribution.of(1, Double.NaN)).isInstanceOf(IllegalArgumentException.class);
+    }
+
+    @Test
+    void theReportKeepsLayersAndHeadsApart() {
+        FidelityReport report = new FidelityReport();
+        report.add(1, 0, new AttentionFidelity(0.5, 0.75, 0.25), 0.1);
+        report.add(0, 1, new AttentionFidelity(0.9, 0.95, 1), 0.01);
+        report.add(1, 0, new AttentionFidelity(0.7, 0.75, 0.75), 0.3);
+        double[][] mass = report.capturedMass();
+        assertThat(mass[0][0]).isNaN();
+        assertThat(mass[0][1]).isEqualTo(0.9);
+        assertThat(mass[1][0]).isCloseTo(0.6, within(EPSILON));
+        assertThat(report.table().lines().skip(2))
+                .containsExactly(
+                        "0          1  0.9000     0.9000         0.9500   1.0000        0.0100     0.0100",
+                        "1          2  0.6000     0.5100         0.7500   0.5000        0.2000     0.2900");
+    }
+}
