@@ -15,7 +15,11 @@ set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 
 set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")
+# With the lines of the source for the profiler, and compressed: device code is most of the library's size.
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG -lineinfo")
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 12.8)
+  string(APPEND CMAKE_CUDA_FLAGS_RELEASE " --compress-mode=size")
+endif()
 
 set(SHADOWKV_SANITIZE "" CACHE STRING "Sanitizers of the build, as -fsanitize= takes them; empty for none")
 if(SHADOWKV_SANITIZE)
