@@ -22,6 +22,8 @@ import org.knowm.xchart.CategorySeries;
 import org.knowm.xchart.HeatMapChart;
 import org.knowm.xchart.HeatMapChartBuilder;
 import org.knowm.xchart.VectorGraphicsEncoder;
+import org.knowm.xchart.XYChart;
+import org.knowm.xchart.XYChartBuilder;
 import org.knowm.xchart.internal.chartpart.Chart;
 import org.knowm.xchart.style.Styler.LegendPosition;
 
@@ -63,25 +65,52 @@ public final class Charts {
         }
         TreeSet<Integer> lengths = new TreeSet<>();
         scores.values().forEach(row -> lengths.addAll(row.keySet()));
-        // Rows are drawn from below; the beginning of the text belongs at the top.
-        List<Double> depths = new ArrayList<>(((TreeMap<Double, ?>) scores).descendingKeySet());
-        List<Number[]> cells = new ArrayList<>();
+        List<Double> depths = List.copyOf(scores.keySet());
+        double[][] values = new double[depths.size()][lengths.size()];
         int column = 0;
         for (int length : lengths) {
             for (int row = 0; row < depths.size(); row++) {
-                List<Double> values = scores.get(depths.get(row)).get(length);
-                if (values != null) {
-                    cells.add(new Number[] {column, row, 100 * Statistics.of(values).mean()});
-                }
+                List<Double> cell = scores.get(depths.get(row)).get(length);
+                values[row][column] = cell == null ? Double.NaN : 100 * Statistics.of(cell).mean();
             }
             column++;
+        }
+        List<String> columns = lengths.stream().map(Charts::lengthLabel).toList();
+        List<String> rows =
+                depths.stream().map(depth -> String.format(Locale.ROOT, "%.0f", 100 * depth)).toList();
+        grid(title, "context length (tokens)", columns, "depth of the needle (%)", rows, values, file);
+    }
+
+    /**
+     * A table of numbers from 0 to 100 as a picture, such as captured mass by layer and head.
+     *
+     * @param values by row and column, the first row at the top; NaN leaves a cell empty
+     * @throws EvaluationException when the file cannot be written
+     */
+    public static void grid(
+            String title,
+            String columnTitle,
+            List<String> columns,
+            String rowTitle,
+            List<String> rows,
+            double[][] values,
+            Path file) {
+        // Rows are drawn from below.
+        List<Number[]> cells = new ArrayList<>();
+        for (int column = 0; column < columns.size(); column++) {
+            for (int row = 0; row < rows.size(); row++) {
+                double value = values[rows.size() - 1 - row][column];
+                if (!Double.isNaN(value)) {
+                    cells.add(new Number[] {column, row, value});
+                }
+            }
         }
         HeatMapChart chart = new HeatMapChartBuilder()
                 .width(WIDTH)
                 .height(HEIGHT)
                 .title(title)
-                .xAxisTitle("context length (tokens)")
-                .yAxisTitle("depth of the needle (%)")
+                .xAxisTitle(columnTitle)
+                .yAxisTitle(rowTitle)
                 .build();
         chart.getStyler().setMin(0);
         chart.getStyler().setMax(100);
@@ -90,11 +119,7 @@ public final class Charts {
         chart.getStyler().setHeatMapValueDecimalPattern("#0");
         chart.getStyler().setHeatMapDecimalValueFormatter(value -> String.format(Locale.ROOT, "%.0f", value));
         chart.getStyler().setChartBackgroundColor(Color.WHITE);
-        chart.addSeries(
-                "score",
-                lengths.stream().map(Charts::lengthLabel).toList(),
-                depths.stream().map(depth -> String.format(Locale.ROOT, "%.0f", 100 * depth)).toList(),
-                cells);
+        chart.addSeries("score", columns, rows.reversed(), cells);
         save(chart, file);
     }
 
@@ -142,6 +167,31 @@ public final class Charts {
             }
             chart.addSeries(line.getKey(), labels, means, errors);
         }
+        save(chart, file);
+    }
+
+    /**
+     * Numbers over time or position, one line each: residual energy, agreement, captured mass.
+     *
+     * @throws EvaluationException when there is no line or the file cannot be written
+     */
+    public static void lines(
+            String title, String xTitle, String yTitle, Map<String, SortedMap<Double, Double>> lines, Path file) {
+        if (lines.isEmpty()) {
+            throw new EvaluationException("there is nothing to draw over " + xTitle);
+        }
+        XYChart chart = new XYChartBuilder()
+                .width(WIDTH)
+                .height(HEIGHT)
+                .title(title)
+                .xAxisTitle(xTitle)
+                .yAxisTitle(yTitle)
+                .build();
+        chart.getStyler().setLegendPosition(LegendPosition.OutsideE);
+        chart.getStyler().setChartBackgroundColor(Color.WHITE);
+        chart.getStyler().setMarkerSize(4);
+        lines.forEach((name, line) ->
+                chart.addSeries(name, List.copyOf(line.keySet()), List.copyOf(line.values())));
         save(chart, file);
     }
 

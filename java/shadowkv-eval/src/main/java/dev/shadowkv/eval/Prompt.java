@@ -11,8 +11,16 @@ import java.util.Objects;
  * @param answerPrefix how the answer begins: follows the text, or begins the assistant's turn; may be empty
  * @param answers the expected answers; the suite knows whether all or any of them count
  * @param maxNewTokens tokens that an answer may take
+ * @param conversation whether the prompt is a user's turn, for models that have a chat template; false where the answer
+ *     continues examples, or the model was trained on such prompts bare
  */
-public record Prompt(Case origin, String text, String answerPrefix, List<String> answers, int maxNewTokens) {
+public record Prompt(
+        Case origin,
+        String text,
+        String answerPrefix,
+        List<String> answers,
+        int maxNewTokens,
+        boolean conversation) {
     public Prompt {
         Objects.requireNonNull(origin, "origin");
         Objects.requireNonNull(text, "text");

@@ -176,7 +176,7 @@ public final class ResultStore implements AutoCloseable {
                 object.path("prefillSeconds").asDouble(),
                 object.path("decodeSeconds").asDouble(),
                 measurements);
-        Prompt prompt = new Prompt(origin, "", "", expected, object.path("maxNewTokens").asInt());
+        Prompt prompt = new Prompt(origin, "", "", expected, object.path("maxNewTokens").asInt(), false);
         if (!object.path("score").isNumber()) {
             throw new IllegalArgumentException("the score is missing");
         }

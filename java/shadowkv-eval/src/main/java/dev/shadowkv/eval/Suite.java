@@ -13,11 +13,6 @@ public interface Suite {
     /** Makes the prompt of a case; the same case always gives the same prompt. */
     Prompt prompt(Case origin);
 
-    /** Whether a prompt is a turn of a conversation, for models that have a chat template. */
-    default boolean usesChatTemplate(Case origin) {
-        return true;
-    }
-
     /**
      * Scores an answer.
      *

@@ -1,5 +1,8 @@
 package dev.shadowkv.eval;
 
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import dev.shadowkv.llm.internal.json.Json;
 import java.util.ArrayList;
 import java.util.Collection;
 import java.util.HashMap;
@@ -125,6 +128,38 @@ public final class Summary {
             }
         }
         return table.toString();
+    }
+
+    /**
+     * The same as the table for machines: an array of objects with variant, task, length, prompts, mean,
+     * standardError, and, of all variants but the first, difference and differenceError; scores from 0 to 1.
+     */
+    public String json() {
+        ArrayNode array = Json.array();
+        Map<Group, Statistics> scores = scores();
+        for (Map.Entry<Group, Statistics> entry : scores.entrySet()) {
+            Group group = entry.getKey();
+            ObjectNode object = array.addObject();
+            object.put("variant", group.variant());
+            object.put("task", group.task());
+            object.put("length", group.length());
+            object.put("prompts", entry.getValue().count());
+            object.put("mean", entry.getValue().mean());
+            putNumber(object, "standardError", entry.getValue().standardError());
+            if (!group.variant().equals(variants.getFirst())) {
+                Statistics difference = differences(variants.getFirst(), group.variant()).get(group);
+                putNumber(object, "difference", difference == null ? Double.NaN : difference.mean());
+                putNumber(object, "differenceError", difference == null ? Double.NaN : difference.standardError());
+            }
+        }
+        return array.toString();
+    }
+
+    /** JSON knows no NaN. */
+    private static void putNumber(ObjectNode object, String name, double value) {
+        if (!Double.isNaN(value)) {
+            object.put(name, value);
+        }
     }
 
     private static String show(Statistics statistics, boolean signed) {

@@ -19,8 +19,6 @@
  * }
  * }</pre>
  *
- * <p>An answerer gives the model {@link dev.shadowkv.eval.Prompt#whole}, or, where the model has a chat template and
- * {@link dev.shadowkv.eval.Suite#usesChatTemplate} says so, the text as a user's turn and the answer's prefix as the
- * beginning of the assistant's.
+ * <p>{@link dev.shadowkv.eval.PromptEncoder} turns prompts into tokens, with or without a model's chat template.
  */
 package dev.shadowkv.eval;

@@ -26,7 +26,7 @@ class ChartsTest {
         for (int length : new int[] {1024, 2048, 3000}) {
             for (double depth : new double[] {0, 0.5, 1}) {
                 for (int index = 0; index < 2; index++) {
-                    Prompt prompt = new Prompt(new Case("niah", length, depth, index, 1), "", "", List.of("a"), 1);
+                    Prompt prompt = new Prompt(new Case("niah", length, depth, index, 1), "", "", List.of("a"), 1, true);
                     results.add(new Result("dense", prompt, new Answer("a", 1, 1, 0, 0, Map.of()), score));
                 }
             }
@@ -94,6 +94,28 @@ class ChartsTest {
         assertThatThrownBy(() -> Charts.accuracy("Accuracy", "budget", lines, png))
                 .isInstanceOf(EvaluationException.class)
                 .hasMessageContaining("the line short has values");
+    }
+
+    @Test
+    void numbersOverTimeAndTablesAreDrawn() throws IOException {
+        Path lines = folder.resolve("lines.png");
+        Map<String, SortedMap<Double, Double>> series = Map.of("energy", new TreeMap<>(Map.of(0.0, 1.0, 500.0, 0.98)));
+        Charts.lines("Residual energy", "tokens generated", "energy", series, lines);
+        assertThat(ImageIO.read(lines.toFile()).getHeight()).isEqualTo(540);
+        assertThatThrownBy(() -> Charts.lines("t", "time", "y", Map.of(), lines)).hasMessageContaining("nothing to draw over time");
+        Path grid = folder.resolve("grid.svg");
+        double[][] mass = {{100, 100, Double.NaN}, {0, 0, 0}};
+        Charts.grid("Mass", "head", List.of("0", "1", "2"), "layer", List.of("0", "1"), mass, grid);
+        String svg = Files.readString(grid);
+        assertThat(svg.split("<rect[^>]*fill:rgb\\(26,152,80\\)")).hasSize(1 + 2);
+        assertThat(svg.split("<rect[^>]*fill:rgb\\(178,24,43\\)")).hasSize(1 + 3);
+        // The first row is drawn at the top.
+        assertThat(firstY(svg, "26,152,80")).isLessThan(firstY(svg, "178,24,43"));
+    }
+
+    private static double firstY(String svg, String colour) {
+        String cell = svg.substring(svg.indexOf("fill:rgb(" + colour + ")"));
+        return Double.parseDouble(cell.replaceFirst("(?s).*? y=\"([0-9.]+)\".*", "$1"));
     }
 
     @Test

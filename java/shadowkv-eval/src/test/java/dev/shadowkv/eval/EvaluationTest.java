@@ -45,7 +45,7 @@ class EvaluationTest {
         @Override
         public Prompt prompt(Case origin) {
             made++;
-            return new Prompt(origin, "say " + origin.index(), "", List.of("" + origin.index(), "é\n\"x\""), 3);
+            return new Prompt(origin, "say " + origin.index(), "", List.of("" + origin.index(), "é\n\"x\""), 3, true);
         }
 
         @Override
@@ -159,7 +159,7 @@ class EvaluationTest {
             assertThatThrownBy(() -> ResultStore.open(path, SETTINGS)).hasMessage(path + ": is open in another evaluation");
             Case origin = Case.of("t", 1, 0, 0);
             Result result = new Result(
-                    "v", new Prompt(origin, "", "", List.of("a"), 1), new Answer("a", 1, 1, 0, 0, Map.of()), 1);
+                    "v", new Prompt(origin, "", "", List.of("a"), 1, true), new Answer("a", 1, 1, 0, 0, Map.of()), 1);
             store.append(result);
             assertThat(store.contains("v", origin)).isTrue();
             assertThat(store.contains("w", origin)).isFalse();
@@ -205,6 +205,10 @@ class EvaluationTest {
             assertThat(difference.standardError()).isCloseTo(Math.sqrt(4.0 / 3 / 5 / 6), within(1e-15));
             assertThat(summary.statistics(result -> result.answer().measurements().get("resident")).get(flat).mean())
                     .isEqualTo(0.5);
+            assertThat(summary.json())
+                    .contains("{\"variant\":\"dense\",\"task\":\"deep\",\"length\":128,\"prompts\":4,"
+                            + "\"mean\":1.0,\"standardError\":0.0}")
+                    .contains("\"mean\":0.75,\"standardError\":0.25,\"difference\":-0.25,\"differenceError\":0.25}");
             assertThat(summary.table())
                     .isEqualTo(
                             """
@@ -222,9 +226,9 @@ class EvaluationTest {
         assertThat(Case.of("t", 5, 3, 9).id()).isEqualTo("t/5/9/3");
         assertThatThrownBy(() -> new Case("t", 5, 1.5, 3, 9)).isInstanceOf(IllegalArgumentException.class);
         assertThatThrownBy(() -> new Case("t", -1, 0, 3, 9)).isInstanceOf(IllegalArgumentException.class);
-        assertThatThrownBy(() -> new Prompt(Case.of("t", 1, 0, 0), "", "", List.of(), 1))
+        assertThatThrownBy(() -> new Prompt(Case.of("t", 1, 0, 0), "", "", List.of(), 1, true))
                 .isInstanceOf(IllegalArgumentException.class);
-        assertThatThrownBy(() -> new Prompt(Case.of("t", 1, 0, 0), "", "", List.of("a"), 0))
+        assertThatThrownBy(() -> new Prompt(Case.of("t", 1, 0, 0), "", "", List.of("a"), 0, true))
                 .isInstanceOf(IllegalArgumentException.class);
     }
 }

@@ -136,7 +136,12 @@ public final class LongBenchSuite implements Suite {
         ObjectNode entry = entry(origin);
         String text = prompts.fill(task, entry.get("context").asText(), entry.get("input").asText());
         return new Prompt(
-                origin, withoutMiddle(text, maxTokens - task.newTokens()), "", texts(entry.get("answers")), task.newTokens());
+                origin,
+                withoutMiddle(text, maxTokens - task.newTokens()),
+                "",
+                texts(entry.get("answers")),
+                task.newTokens(),
+                !task.continuesExamples());
     }
 
     private String withoutMiddle(String text, int limit) {
@@ -160,11 +165,6 @@ public final class LongBenchSuite implements Suite {
         List<String> texts = new ArrayList<>();
         array.forEach(text -> texts.add(text.asText()));
         return texts;
-    }
-
-    @Override
-    public boolean usesChatTemplate(Case origin) {
-        return !LongBenchTask.ofCode(origin.task()).continuesExamples();
     }
 
     @Override

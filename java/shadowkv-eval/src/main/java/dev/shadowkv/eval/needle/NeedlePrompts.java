@@ -66,7 +66,7 @@ final class NeedlePrompts {
         }
         text.addAll(question);
         int answerTokens = words(draft.answer()).size();
-        return new Prompt(origin, String.join(" ", text), "", List.of(draft.answer()), answerTokens);
+        return new Prompt(origin, String.join(" ", text), "", List.of(draft.answer()), answerTokens, false);
     }
 
     private List<String> filler(int count, SplittableRandom random) {

@@ -81,11 +81,6 @@ public final class NeedleSuite implements Suite {
     }
 
     @Override
-    public boolean usesChatTemplate(Case origin) {
-        return false;
-    }
-
-    @Override
     public double score(Prompt prompt, String answer) {
         return tokenScore(prompt.answers().getFirst(), answer);
     }

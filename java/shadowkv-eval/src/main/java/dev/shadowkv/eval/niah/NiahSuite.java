@@ -82,7 +82,7 @@ public final class NiahSuite implements Suite {
         String value = Draw.number(DIGITS, random);
         Draft draft = fitter.fit(
                 origin.length() - NEW_TOKENS, 1, TOKENS_A_WORD, units -> draft(origin.depth(), key, value, units));
-        return new Prompt(origin, draft.text(), draft.answerPrefix(), draft.answers(), NEW_TOKENS);
+        return new Prompt(origin, draft.text(), draft.answerPrefix(), draft.answers(), NEW_TOKENS, true);
     }
 
     private Draft draft(double depth, String key, String value, int units) {

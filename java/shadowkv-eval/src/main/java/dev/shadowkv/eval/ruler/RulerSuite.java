@@ -81,7 +81,7 @@ public final class RulerSuite implements Suite {
         int limit = origin.length() - task.newTokens();
         try {
             Draft draft = draft(task, origin, limit);
-            return new Prompt(origin, draft.text(), draft.answerPrefix(), draft.answers(), task.newTokens());
+            return new Prompt(origin, draft.text(), draft.answerPrefix(), draft.answers(), task.newTokens(), true);
         } catch (EvaluationException e) {
             throw new EvaluationException(task.code() + " at length " + origin.length() + ": " + e.getMessage(), e);
         }

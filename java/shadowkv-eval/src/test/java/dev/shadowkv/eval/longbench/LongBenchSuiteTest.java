@@ -47,8 +47,8 @@ class LongBenchSuiteTest {
         assertThat(prompt.text())
                 .contains("Orsa lies on the river Tana {not a placeholder}.", "Question: Which river flows")
                 .endsWith("Answer:");
-        assertThat(suite.usesChatTemplate(suite.cases().get(0))).isTrue();
-        assertThat(suite.usesChatTemplate(suite.cases().get(2))).isFalse();
+        assertThat(prompt.conversation()).isTrue();
+        assertThat(suite.prompt(suite.cases().get(2)).conversation()).isFalse();
         // The best of the accepted answers counts: "Tana" alone gives 2/3, "the river Tana" gives 1.
         assertThat(suite.score(prompt, "River Tana!")).isEqualTo(1);
         assertThat(suite.score(prompt, "the Tana in Orsa")).isCloseTo(0.5, within(1e-15));

@@ -220,6 +220,21 @@ class NeedleSuiteTest {
     }
 
     @Test
+    void conversationsAskAboutOneContext() {
+        NeedleConversation conversation = NeedleConversation.make(tokenizer, 4096, 50, 2, 6);
+        assertThat(conversation.turns()).hasSize(50);
+        // 32 names: all are asked once before any is asked again.
+        assertThat(new HashSet<>(conversation.turns().subList(0, 32))).hasSize(32);
+        assertThat(new HashSet<>(conversation.turns())).hasSize(32);
+        for (int turn = 0; turn < 50; turn++) {
+            Prompt fresh = conversation.fresh(turn);
+            assertThat(solve(parts(fresh.text()))).isEqualTo(fresh.answers().getFirst());
+            assertThat(tokenizer.encode(fresh.text())).hasSize(4096);
+        }
+        assertThat(NeedleConversation.make(tokenizer, 4096, 50, 2, 6)).isEqualTo(conversation);
+    }
+
+    @Test
     void scoresByTokensAtTheirPlace() {
         assertThat(NeedleSuite.tokenScore("123 456 .", "123 456 .")).isEqualTo(1);
         assertThat(NeedleSuite.tokenScore("123 456 .", " 123 455 . the")).isCloseTo(2.0 / 3, within(1e-15));

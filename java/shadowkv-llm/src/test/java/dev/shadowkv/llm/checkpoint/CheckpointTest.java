@@ -44,6 +44,22 @@ class CheckpointTest {
     }
 
     @Test
+    void opensTheCheckpointOfTheProject() {
+        Path needle = Path.of(System.getProperty("shadowkv.root"), "models", "needle-32k");
+        try (Checkpoint checkpoint = Checkpoint.open(needle)) {
+            assertThat(checkpoint.config().headDim()).isEqualTo(64);
+            assertThat(checkpoint.config().maxPositions()).isEqualTo(32_768);
+            assertThat(checkpoint.weight(Weight.OUTPUT_PROJECTION).name()).isEqualTo("model.embed_tokens.weight");
+            for (WeightNames.Place place : checkpoint.names().places()) {
+                Tensor tensor = checkpoint.weight(place.weight(), place.layer());
+                for (long i = 0; i < tensor.elementCount(); i += 97) {
+                    assertThat(tensor.floatAt(i)).isFinite();
+                }
+            }
+        }
+    }
+
+    @Test
     void fusedProjectionsAreCutInTheOrderOfTheFamily() {
         try (Checkpoint checkpoint = Checkpoint.open(Golden.folder("phi-3"))) {
             float[] fused = checkpoint.find("model.layers.1.self_attn.qkv_proj.weight").orElseThrow().toFloats();

@@ -133,6 +133,30 @@ class SafetensorsFileTest {
     }
 
     @Test
+    void damagedBytesAreRefusedOrHarmless() throws IOException {
+        byte[] whole = Files.readAllBytes(write(
+                "{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,12]},"
+                        + "\"b\":{\"dtype\":\"BF16\",\"shape\":[2,2],\"data_offsets\":[12,20]}}",
+                new byte[20]));
+        SplittableRandom random = new SplittableRandom(77);
+        int refused = 0;
+        for (int round = 0; round < 3000; round++) {
+            byte[] damaged = whole.clone();
+            for (int i = random.nextInt(1, 4); i > 0; i--) {
+                damaged[random.nextInt(damaged.length)] = (byte) random.nextInt(256);
+            }
+            Path path = Files.write(folder.resolve("damaged"), damaged);
+            try (SafetensorsFile file = SafetensorsFile.open(path)) {
+                file.names().forEach(name -> file.tensor(name).data().toArray(java.lang.foreign.ValueLayout.JAVA_BYTE));
+            } catch (CheckpointException e) {
+                refused++;
+                assertThat(e.getMessage()).startsWith(path.toString()).doesNotContain("\n");
+            }
+        }
+        assertThat(refused).isBetween(1500, 2999);
+    }
+
+    @Test
     void writerMakesAFileThatReadsBack() {
         SplittableRandom random = new SplittableRandom(5);
         float[] logits = new float[3 * 7 * 11_003];

@@ -5,6 +5,7 @@ import com.fasterxml.jackson.core.StreamReadFeature;
 import com.fasterxml.jackson.databind.DeserializationFeature;
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.json.JsonMapper;
+import com.fasterxml.jackson.databind.node.ArrayNode;
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import java.io.IOException;
 import java.io.UncheckedIOException;
@@ -25,6 +26,11 @@ public final class Json {
     /** A new object that prints as JSON. */
     public static ObjectNode object() {
         return MAPPER.createObjectNode();
+    }
+
+    /** A new array that prints as JSON. */
+    public static ArrayNode array() {
+        return MAPPER.createArrayNode();
     }
 
     /**
