@@ -1,0 +1,284 @@
+#include <algorithm>
+
+#include "cuda/cublas.h"
+#include "cuda/launch.h"
+#include "cuda/subspace.cuh"
+#include "random.h"
+
+// Keys ~ coefficients . basis without a singular value decomposition of the keys:
+//
+//   G = keys^T . keys                            bf16 products summed in fp32, in slices of the tokens
+//   Q = random; repeat: Q = orthonormal(G . Q)   block subspace iteration, `oversampling` directions too many
+//   T = Q^T . G . Q = U . diag . U^T             Rayleigh-Ritz: the best directions within the subspace
+//   basis = (Q . U)^T, coefficients = keys . basis^T with the basis as it is stored
+//
+// Five iterations and 32 directions too many leave the error within 0.5 % of the optimum on spectra that fall as
+// k^-0.5 to k^-1.5 and exponentially (simulated, width 1024, rank 160). Nothing waits for the device.
+namespace skv::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kDefaultIterations = 5;
+constexpr int kDefaultOversampling = 32;
+constexpr std::uint64_t kSeed = 0x5eed0fba51c5ULL;
+// A direction with less than this share of what it had before those ahead of it were taken out is rounding.
+constexpr double kDependent = 1e-13;
+constexpr double kNegligible = 1e-9;
+
+struct Plan {
+  std::int64_t width, key_stride;
+  int block;   // columns of Q, a multiple of kPanel
+  int iterations;
+  int slices;  // of the tokens in the Gram matrix
+  std::int64_t slice_tokens;
+  int stored_rank;
+  int usable;  // directions that exist
+};
+
+Plan plan_of(const skv_low_rank_factor_params& p, const DeviceTraits& traits) {
+  Plan plan = {};
+  plan.width = static_cast<std::int64_t>(p.key_value_heads) * p.head_dim;
+  plan.key_stride = p.key_stride ? p.key_stride : plan.width;
+  plan.stored_rank = p.stored_rank ? p.stored_rank : p.rank;
+  plan.usable = static_cast<int>(std::min<std::int64_t>({p.rank, p.tokens, plan.width}));
+  const int oversampling = p.oversampling ? p.oversampling : kDefaultOversampling;
+  const std::int64_t wanted =
+      std::min<std::int64_t>({static_cast<std::int64_t>(p.rank) + oversampling, plan.width, kMaximumBlock});
+  plan.block = static_cast<int>((wanted + kPanel - 1) / kPanel * kPanel);
+  // A block as wide as the keys holds every direction from the start.
+  plan.iterations = plan.block >= plan.width ? 0 : p.iterations ? p.iterations : kDefaultIterations;
+  // Slices fill the device where the matrix itself has few tiles, and shorten the sums.
+  constexpr std::int64_t kTile = 128, kShortest = 1024, kMostSlices = 8;
+  const std::int64_t tiles = (plan.width + kTile - 1) / kTile * ((plan.width + kTile - 1) / kTile);
+  const std::int64_t filling = (4 * traits.multiprocessors + tiles - 1) / tiles;
+  plan.slices = static_cast<int>(
+      std::clamp<std::int64_t>(std::min(filling, p.tokens / kShortest), 1, kMostSlices));
+  plan.slice_tokens = p.tokens / plan.slices;
+  return plan;
+}
+
+struct Scratch {
+  float* slices;      // [slices + 1][width][width]; the last is what the slices leave over
+  float* gram;        // [width][width]
+  float* q;           // [width][block]
+  float* y;           // [width][block]
+  double* products;   // [block][block]
+  double* transposed; // [block][block]
+  double* inverses;   // [block][32]
+  float* columns;     // [block][block]
+  float* vectors;     // [rank][block]
+  float* values;      // [rank]
+  float* basis;       // [rank][width]
+  __nv_bfloat16* packed;  // [stored_rank][width]
+};
+
+// Lays the scratch out; with no memory it only counts.
+Scratch lay_out(const skv_low_rank_factor_params& p, const Plan& plan, std::byte* base, std::uint64_t& bytes) {
+  std::uint64_t used = 0;
+  const auto take = [&]<class T>(T*& pointer, std::int64_t count) {
+    pointer = reinterpret_cast<T*>(base + used);
+    used += Workspace::align(static_cast<std::uint64_t>(count) * sizeof(T));
+  };
+  const std::int64_t square = plan.width * plan.width;
+  const std::int64_t block = plan.block;
+  Scratch s = {};
+  take(s.gram, square);
+  take(s.slices, plan.slices > 1 ? (plan.slices + 1) * square : 0);
+  take(s.q, plan.width * block);
+  take(s.y, plan.width * block);
+  take(s.products, block * block);
+  take(s.transposed, block * block);
+  take(s.inverses, block * kPanel);
+  take(s.columns, block * block);
+  take(s.vectors, p.rank * block);
+  take(s.values, p.rank);
+  take(s.basis, p.rank * plan.width);
+  take(s.packed, plan.stored_rank * plan.width);
+  bytes = used;
+  return s;
+}
+
+// gram = sum of the slices.
+__global__ void __launch_bounds__(kThreads) sum_slices_kernel(const float* slices, int count, std::int64_t square, float* gram) {
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < square;
+       i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    float sum = 0;
+    for (int slice = 0; slice < count; ++slice) {
+      sum += slices[slice * square + i];
+    }
+    gram[i] = sum;
+  }
+}
+
+// q [width][block]: random directions, or all of them when the block is that wide.
+__global__ void __launch_bounds__(kThreads) start_kernel(std::int64_t width, int block, float* q) {
+  const bool complete = block >= width;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < width * block / 4;
+       i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    const RandomNormals normals = random_normals(static_cast<std::uint64_t>(i), kSeed);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const std::int64_t at = 4 * i + j;
+      q[at] = complete ? (at / block == at % block ? 1.0F : 0.0F) : normals.at[j];
+    }
+  }
+}
+
+// basis [K][stored_rank][D] and packed [stored_rank][K*D], bf16, from fp32 [rank][K*D]; zero from `usable` on.
+__global__ void __launch_bounds__(kThreads)
+    store_basis_kernel(const float* from, int usable, int stored_rank, std::int64_t width, int head_dim,
+                       __nv_bfloat16* basis, __nv_bfloat16* packed) {
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < stored_rank * width;
+       i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    const std::int64_t j = i / width, column = i % width;
+    const __nv_bfloat16 value = __float2bfloat16_rn(j < usable ? from[i] : 0.0F);
+    packed[i] = value;
+    basis[(column / head_dim * stored_rank + j) * head_dim + column % head_dim] = value;
+  }
+}
+
+// singular_values [rank] and energy [2]; one block.
+__global__ void __launch_bounds__(kThreads)
+    report_kernel(const float* gram, std::int64_t width, const float* values, int rank, int usable,
+                  float* singular_values, float* energy) {
+  __shared__ double totals[kThreads], captures[kThreads];
+  double total = 0, captured = 0;
+  for (std::int64_t i = threadIdx.x; i < width; i += kThreads) {
+    total += static_cast<double>(gram[i * width + i]);
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < rank; i += kThreads) {
+    const float value = i < usable ? values[i] : 0.0F;
+    captured += static_cast<double>(value);
+    if (singular_values) {
+      singular_values[i] = sqrtf(value);
+    }
+  }
+  totals[threadIdx.x] = total;
+  captures[threadIdx.x] = captured;
+  __syncthreads();
+  for (int step = kThreads / 2; step; step >>= 1) {
+    if (static_cast<int>(threadIdx.x) < step) {
+      totals[threadIdx.x] += totals[threadIdx.x + step];
+      captures[threadIdx.x] += captures[threadIdx.x + step];
+    }
+    __syncthreads();
+  }
+  if (threadIdx.x == 0 && energy) {
+    energy[0] = static_cast<float>(totals[0]);
+    // Nothing of nothing is missed.
+    energy[1] = totals[0] > 0 ? static_cast<float>(fmin(captures[0] / totals[0], 1.0)) : 1.0F;
+  }
+}
+
+void gram_matrix(const skv_low_rank_factor_params& p, const Plan& plan, const Scratch& s, Launch& launch) {
+  const auto* const keys = static_cast<const __nv_bfloat16*>(p.keys);
+  const int width = static_cast<int>(plan.width);
+  const Cublas::Matrix left{keys, SKV_BF16, plan.key_stride, true}, right{keys, SKV_BF16, plan.key_stride};
+  if (plan.slices == 1) {
+    launch.cublas.multiply(launch.stream, width, width, p.tokens, 1.0F, left, right, 0.0F, s.gram, SKV_F32, width);
+    return;
+  }
+  const std::int64_t square = plan.width * plan.width;
+  const std::int64_t step = plan.slice_tokens * plan.key_stride;
+  launch.cublas.multiply_batched(launch.stream, plan.slices, width, width, plan.slice_tokens, 1.0F, left, step, right,
+                                 step, 0.0F, s.slices, SKV_F32, width, square);
+  const std::int64_t done = plan.slices * plan.slice_tokens;
+  int parts = plan.slices;
+  if (done < p.tokens) {
+    const auto* const rest = keys + done * plan.key_stride;
+    launch.cublas.multiply(launch.stream, width, width, p.tokens - done, 1.0F,
+                           {rest, SKV_BF16, plan.key_stride, true}, {rest, SKV_BF16, plan.key_stride}, 0.0F,
+                           s.slices + parts * square, SKV_F32, width);
+    ++parts;
+  }
+  launch_kernel("low_rank_factor", sum_slices_kernel,
+                dim3(striding_blocks(square, kThreads, launch.traits.multiprocessors)), dim3(kThreads), 0,
+                launch.stream, s.slices, parts, square, s.gram);
+}
+
+void inner_products(const float* a, const float* b, const Plan& plan, const Scratch& s, const Launch& launch) {
+  const unsigned tiles = static_cast<unsigned>(plan.block / kInnerTile);
+  launch_kernel("low_rank_factor", inner_products_kernel, dim3(tiles, tiles), dim3(kInnerTile * kInnerTile), 0,
+                launch.stream, a, b, static_cast<int>(plan.width), plan.block, s.products);
+}
+
+void cholesky(const Plan& plan, const Scratch& s, double own_share, double overall_share, const Launch& launch) {
+  launch_kernel("low_rank_factor", cholesky_kernel, dim3(1), dim3(kCholeskyThreads), cholesky_shared_bytes(plan.block),
+                launch.stream, s.products, s.transposed, s.inverses, plan.block, own_share, overall_share);
+}
+
+// to = an orthonormal basis of what the columns of from span.
+void orthonormalize(const float* from, float* to, const Plan& plan, const Scratch& s, const Launch& launch) {
+  inner_products(from, from, plan, s, launch);
+  cholesky(plan, s, kDependent, 0.0, launch);
+  launch_kernel("low_rank_factor", solve_kernel, dim3(blocks_for(plan.width, kSolveRows)), dim3(kSolveRows * 32), 0,
+                launch.stream, from, s.transposed, s.inverses, static_cast<int>(plan.width), plan.block, to);
+}
+
+void jacobi(const skv_low_rank_factor_params& p, const Plan& plan, const Scratch& s, const Launch& launch) {
+  const std::size_t bytes = static_cast<std::size_t>(plan.block) * static_cast<std::size_t>(plan.block) * sizeof(float);
+  constexpr std::size_t kStatic = 4096;  // what the kernel declares besides, rounded up
+  const bool shared = bytes + kStatic <= static_cast<std::size_t>(launch.traits.shared_memory_per_block);
+  const bool narrow = plan.block <= 8 * kJacobiElements;
+  const auto kernel = shared ? (narrow ? jacobi_kernel<8, true> : jacobi_kernel<16, true>)
+                             : (narrow ? jacobi_kernel<8, false> : jacobi_kernel<16, false>);
+  launch_kernel("low_rank_factor", kernel, dim3(1), dim3(kJacobiThreads), shared ? bytes : 0, launch.stream,
+                s.transposed, plan.block, std::min(p.rank, plan.block), s.columns, s.vectors, s.values);
+}
+
+}  // namespace
+
+std::uint64_t low_rank_factor_workspace(const skv_low_rank_factor_params& p, const DeviceTraits& traits) {
+  std::uint64_t bytes = 0;
+  lay_out(p, plan_of(p, traits), nullptr, bytes);
+  return bytes;
+}
+
+void low_rank_factor(const skv_low_rank_factor_params& p, Launch& launch) {
+  require_bf16(p.type, "low_rank_factor", "the type");
+  const Plan plan = plan_of(p, launch.traits);
+  std::uint64_t bytes = 0;
+  lay_out(p, plan, nullptr, bytes);
+  launch.workspace.require(bytes, "low_rank_factor");
+  const Scratch s = lay_out(p, plan, launch.workspace.take<std::byte>(bytes), bytes);
+  const int multiprocessors = launch.traits.multiprocessors;
+
+  gram_matrix(p, plan, s, launch);
+  launch_kernel("low_rank_factor", start_kernel,
+                dim3(striding_blocks(plan.width * plan.block / 4, kThreads, multiprocessors)), dim3(kThreads), 0,
+                launch.stream, plan.width, plan.block, s.q);
+  const auto multiply_gram = [&] {
+    launch.cublas.multiply(launch.stream, plan.width, plan.block, plan.width, 1.0F, {s.gram, SKV_F32, plan.width},
+                           {s.q, SKV_F32, plan.block}, 0.0F, s.y, SKV_F32, plan.block);
+  };
+  for (int iteration = 0; iteration < plan.iterations; ++iteration) {
+    multiply_gram();
+    orthonormalize(s.y, s.q, plan, s, launch);
+  }
+  if (plan.iterations) {
+    // Once more: the first pass leaves an error that grows with the square of the columns' condition.
+    orthonormalize(s.q, s.y, plan, s, launch);
+    check(cudaMemcpyAsync(s.q, s.y, static_cast<std::size_t>(plan.width * plan.block) * sizeof(float),
+                          cudaMemcpyDeviceToDevice, launch.stream),
+          "low_rank_factor");
+  }
+  multiply_gram();
+  inner_products(s.q, s.y, plan, s, launch);
+  cholesky(plan, s, 0.0, kNegligible, launch);
+  jacobi(p, plan, s, launch);
+  const int found = std::min(p.rank, plan.block);
+  launch.cublas.multiply(launch.stream, found, plan.width, plan.block, 1.0F, {s.vectors, SKV_F32, plan.block},
+                         {s.q, SKV_F32, plan.block, true}, 0.0F, s.basis, SKV_F32, plan.width);
+  const int usable = std::min(plan.usable, found);
+  launch_kernel("low_rank_factor", store_basis_kernel,
+                dim3(striding_blocks(plan.stored_rank * plan.width, kThreads, multiprocessors)), dim3(kThreads), 0,
+                launch.stream, s.basis, usable, plan.stored_rank, plan.width, p.head_dim,
+                static_cast<__nv_bfloat16*>(p.basis), s.packed);
+  launch_kernel("low_rank_factor", report_kernel, dim3(1), dim3(kThreads), 0, launch.stream, s.gram, plan.width,
+                s.values, p.rank, usable, p.singular_values, p.energy);
+  launch.cublas.multiply(launch.stream, p.tokens, plan.stored_rank, plan.width, 1.0F,
+                         {p.keys, SKV_BF16, plan.key_stride}, {s.packed, SKV_BF16, plan.width, true}, 0.0F,
+                         p.coefficients, SKV_BF16, plan.stored_rank);
+}
+
+}  // namespace skv::cuda
