@@ -56,7 +56,7 @@ final class Builtins {
             case "none" -> value == null;
             case "string" -> value instanceof String;
             case "mapping" -> value instanceof Map<?, ?>;
-            case "sequence", "iterable" -> value instanceof List<?> || value instanceof Map<?, ?> || value instanceof String;
+            case "sequence", "iterable" -> isSequence(value);
             case "number" -> Values.isNumber(value);
             case "integer" -> value instanceof Long || value instanceof Integer;
             case "float" -> value instanceof Double;
@@ -78,6 +78,11 @@ final class Builtins {
             case "lower" -> Methods.isLower(Values.string(value));
             default -> throw new JinjaException("the test " + name + " is not supported");
         };
+    }
+
+    private static boolean isSequence(Object value) {
+        return value instanceof List<?> || value instanceof Map<?, ?> || value instanceof String
+                || value instanceof Undefined;
     }
 
     private static Object first(String name, List<Object> arguments) {
@@ -225,7 +230,7 @@ final class Builtins {
     private static Object toInteger(Object value, Object absent) {
         if (value instanceof String text) {
             try {
-                return Long.parseLong(text.strip());
+                return (long) Double.parseDouble(text.strip());
             } catch (NumberFormatException e) {
                 return absent;
             }

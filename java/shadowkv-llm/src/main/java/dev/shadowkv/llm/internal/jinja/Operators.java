@@ -31,8 +31,10 @@ final class Operators {
             joined.addAll(b);
             return joined;
         }
-        if (operator.equals("*") && left instanceof String text) {
-            return text.repeat(Math.max(0, Values.integer(right)));
+        if (operator.equals("*") && (repeats(left, right) || repeats(right, left))) {
+            Object sequence = repeats(left, right) ? left : right;
+            int times = Math.max(0, Values.integer(sequence == left ? right : left));
+            return sequence instanceof String text ? text.repeat(times) : repeated((List<?>) sequence, times);
         }
         if (!Values.isNumber(left) || !Values.isNumber(right)) {
             throw new JinjaException(
@@ -47,6 +49,18 @@ final class Operators {
         } catch (ArithmeticException e) {
             throw new JinjaException("cannot compute " + a + " " + operator + " " + b + ": " + e.getMessage());
         }
+    }
+
+    private static boolean repeats(Object sequence, Object times) {
+        return (sequence instanceof String || sequence instanceof List<?>) && Values.isNumber(times);
+    }
+
+    private static List<Object> repeated(List<?> list, int times) {
+        List<Object> repeated = new ArrayList<>();
+        for (int i = 0; i < times; i++) {
+            repeated.addAll(list);
+        }
+        return repeated;
     }
 
     private static Object whole(String operator, long a, long b) {
@@ -104,6 +118,12 @@ final class Operators {
     }
 
     static Object slice(Object target, Integer from, Integer to, Integer step) {
+        if (target instanceof Values.Undefined undefined) {
+            throw new JinjaException(undefined.what() + " is undefined, it has no elements");
+        }
+        if (!(target instanceof List<?>) && !(target instanceof String)) {
+            return new Values.Undefined("a slice of " + Values.type(target));
+        }
         List<Object> items = Values.iterate(target);
         int size = items.size();
         int stride = step == null ? 1 : step;

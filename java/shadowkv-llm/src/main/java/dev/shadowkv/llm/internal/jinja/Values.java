@@ -111,7 +111,7 @@ final class Values {
             case Map<?, ?> map -> new ArrayList<>(map.keySet());
             case String text -> new ArrayList<>(
                     text.codePoints().mapToObj(Character::toString).toList());
-            case Undefined undefined -> List.of();
+            case Undefined undefined -> new ArrayList<>();
             case null, default -> throw new JinjaException("cannot iterate over " + type(value));
         };
     }

@@ -78,7 +78,8 @@ class TemplateTest {
         "{% generation %}x{% endgeneration %} § x",
         "{{ person|tojson }} § {\"name\": \"Ada\", \"age\": 36}",
         "{{ ['<é>', 1.0, true, none, \"q\\\"\"]|tojson }} § [\"<é>\", 1.0, true, null, \"q\\\"\"]",
-        "{{ missing }}{{ missing|length }} § 0"
+        "{{ missing }}{{ missing|length }} § 0",
+        "{{ 2 * 'ab' }} {{ [1] * 2 }} {{ '3.7'|int }} {{ missing is iterable }} {{ missing|sort }}{{ 5[1:] }} § abab [1, 1] 3 True []"
     })
     void evaluates(String template, String expected) {
         assertThat(render(template)).isEqualToIgnoringWhitespace(expected);
