@@ -66,10 +66,16 @@ final class TokenizerFile implements Tokenizer {
             return new TokenizerFile(path, tokenizer, ids);
         } catch (IOException | RuntimeException e) {
             throw new CheckpointException(path + ": not a tokenizer: " + firstLine(e), e);
+        } catch (LinkageError e) {
+            // The library unpacks its native code into a folder of the user on first use.
+            throw new CheckpointException(
+                    path + ": the tokenizer's native library cannot be loaded: " + firstLine(e)
+                            + " (set DJL_CACHE_DIR to a folder that can be written)",
+                    e);
         }
     }
 
-    private static String firstLine(Exception e) {
+    private static String firstLine(Throwable e) {
         return String.valueOf(e.getMessage()).lines().findFirst().orElse(e.getClass().getSimpleName());
     }
 
