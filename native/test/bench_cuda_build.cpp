@@ -1,0 +1,412 @@
+// Times what builds a cache, prefills it and surrounds attention, on one GPU, and sets every time against its
+// floor: the bytes that must move over the measured rate of a device copy (or of the link), or the operations
+// over the measured rate of a large bf16 product, whichever is longer. Sizes are those of one layer of an 8B
+// Llama with 122880 tokens; inputs are larger than the caches. Run without arguments.
+#include <functional>
+
+#include "gpu_test.h"
+
+namespace {
+
+using gpu::Array;
+
+constexpr std::int64_t kTokens = 122'880;
+constexpr std::int32_t kHeads = 8, kDim = 128, kQueryHeads = 32, kChunk = 8, kRank = 160;
+constexpr std::int64_t kWidth = kHeads * kDim;
+constexpr std::int64_t kChunks = kTokens / kChunk;
+
+struct Ceilings {
+  double memory = 0, link = 0, products = 0;  // bytes/s, bytes/s, FLOP/s
+};
+
+// Median milliseconds of one call.
+double time_of(skv::Backend& backend, const std::function<void()>& work, int calls = 4) {
+  for (int i = 0; i < 3; ++i) {
+    work();
+  }
+  std::vector<double> times;
+  for (int repeat = 0; repeat < 9; ++repeat) {
+    backend.mark(0);
+    for (int i = 0; i < calls; ++i) {
+      work();
+    }
+    backend.mark(1);
+    times.push_back(static_cast<double>(backend.elapsed(0, 1)) / calls);
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+void row(const char* what, double milliseconds, double bytes, double operations, double floor_seconds) {
+  std::printf("%-44s %9.4f ms %9.1f GB/s %8.1f TFLOP/s %6.1f %% of the floor's rate\n", what, milliseconds,
+              bytes / milliseconds * 1e-6, operations / milliseconds * 1e-9, floor_seconds * 1e5 / milliseconds);
+}
+
+void fill_random(skv::Backend& backend, const Array& array, std::int64_t count, std::uint64_t seed, float deviation = 1,
+                 std::int32_t type = SKV_BF16) {
+  skv_random_fill_params p = {};
+  p.type = type;
+  p.output = array;
+  p.count = count;
+  p.seed = seed;
+  p.deviation = deviation;
+  backend.random_fill(p);
+}
+
+Array random_array(skv::Backend& backend, std::int64_t count, std::uint64_t seed, float deviation = 1) {
+  Array array(backend, count * 2);
+  fill_random(backend, array, count, seed, deviation);
+  return array;
+}
+
+}  // namespace
+
+int main() {
+  std::string reason;
+  auto opened = gpu::open(reason);
+  if (!opened) {
+    return check::skip(reason.c_str());
+  }
+  skv::Backend& backend = *opened;
+  skv_device_info info = {};
+  backend.describe(info);
+  const std::string blas = backend.describe_blas();
+  const bool has_blas = blas.rfind("cuBLAS was", 0) != 0;
+  std::printf("%s, %d SMs; %s\n", info.name, info.multiprocessors, blas.c_str());
+  auto generator = check::fresh_generator();
+  Ceilings ceiling;
+
+  // --- Ceilings ---
+  {
+    const std::int64_t bytes = std::int64_t{2} << 30;
+    Array a(backend, bytes), b(backend, bytes);
+    fill_random(backend, a, bytes / 2, 1);
+    const double ms = time_of(backend, [&] { backend.copy(b, a, static_cast<std::uint64_t>(bytes)); });
+    ceiling.memory = 2.0 * static_cast<double>(bytes) / ms * 1e3;
+    void* const host = backend.allocate_host(std::uint64_t{1} << 30);
+    const double link = time_of(backend, [&] { backend.copy(host, a, std::uint64_t{1} << 30); }, 1);
+    ceiling.link = static_cast<double>(std::uint64_t{1} << 30) / link * 1e3;
+    backend.free_host(host);
+  }
+  skv_matmul_params product = {};
+  product.input_type = product.weight_type = product.output_type = SKV_BF16;
+  if (has_blas) {
+    const std::int64_t n = 8192;
+    Array a = random_array(backend, n * n, 2), b = random_array(backend, n * n, 3), c(backend, n * n * 2);
+    skv_matmul_params p = product;
+    p.input = a;
+    p.weight = b;
+    p.output = c;
+    p.rows = p.columns = p.inner = n;
+    ceiling.products = 2.0 * static_cast<double>(n * n * n) / time_of(backend, [&] { backend.matmul(p); }) * 1e3;
+  } else {
+    ceiling.products = 8e14;
+    std::printf("no cuBLAS: 800 TFLOP/s assumed as the ceiling\n");
+  }
+  std::printf("ceilings: copy %.2f TB/s (read + write), to host %.1f GB/s, bf16 product %.0f TFLOP/s\n\n",
+              ceiling.memory * 1e-12, ceiling.link * 1e-9, ceiling.products * 1e-12);
+  const auto report = [&](const char* what, double ms, double bytes, double operations = 0) {
+    row(what, ms, bytes, operations, std::max(bytes / ceiling.memory, operations / ceiling.products));
+  };
+
+  // Keys with a spectrum: normal coefficients times directions whose strength falls as a power.
+  const std::int64_t elements = kTokens * kWidth;
+  Array raw(backend, elements * 2);
+  if (has_blas) {
+    const std::int64_t directions = 512;
+    auto mixing = gpu::normals(generator, kWidth * directions);
+    for (std::size_t i = 0; i < mixing.size(); ++i) {
+      mixing[i] *= static_cast<float>(0.3 * std::pow(static_cast<double>(i % directions + 1), -0.7));
+    }
+    Array weight(backend, mixing, SKV_BF16), z = random_array(backend, kTokens * directions, 4);
+    skv_matmul_params p = product;
+    p.input = z;
+    p.weight = weight;
+    p.output = raw;
+    p.rows = kTokens;
+    p.columns = kWidth;
+    p.inner = directions;
+    backend.matmul(p);
+    backend.synchronize();
+  } else {
+    fill_random(backend, raw, elements, 4);
+  }
+  Array values = random_array(backend, elements, 5);
+  Array rotated(backend, elements * 2), stored(backend, elements * 2), kept(backend, elements * 2);
+  const gpu::Rotation rotation(kDim, SKV_HALF_SPLIT, 500000, 1, kTokens);
+  Array coarse = Array::of(backend, rotation.coarse), fine = Array::of(backend, rotation.fine);
+  const double key_bytes = static_cast<double>(elements) * 2;
+
+  // --- Taking tokens ---
+  {
+    skv_store_tokens_params p = {};
+    p.input_type = p.storage_type = SKV_BF16;
+    p.key_value_heads = kHeads;
+    p.head_dim = kDim;
+    p.count = kTokens;
+    p.keys = raw;
+    p.values = values;
+    p.rotated_keys = rotated;
+    p.raw_keys = kept;
+    p.stored_values = stored;
+    p.capacity = kTokens;
+    p.rope = rotation.on(coarse, fine);
+    report("store_tokens 122880 x 8 x 128", time_of(backend, [&] { backend.store_tokens(p); }), 5 * key_bytes);
+  }
+  {
+    const std::int64_t count = 32768;
+    Array q = random_array(backend, count * kQueryHeads * kDim, 6);
+    skv_rope_params p = {};
+    p.type = SKV_BF16;
+    p.input = p.output = q;
+    p.count = count;
+    p.heads = kQueryHeads;
+    p.head_dim = kDim;
+    p.rope = rotation.on(coarse, fine);
+    report("rope 32768 x 32 x 128 in place", time_of(backend, [&] { backend.rope(p); }),
+           2.0 * static_cast<double>(count * kQueryHeads * kDim) * 2);
+  }
+
+  // --- Sealing ---
+  Array landmarks(backend, kHeads * kChunks * kDim * 2), scales(backend, kHeads * kChunks * 4);
+  Array radius(backend, kHeads * kChunks * 4), cosine(backend, kHeads * kChunks * 4), ids(backend, kHeads * 48 * 4);
+  Array outliers(backend, kHeads * 48 * kChunk * kDim * 2);
+  skv_landmark_build_params build = {};
+  build.storage_type = build.landmark_type = SKV_BF16;
+  build.key_value_heads = kHeads;
+  build.head_dim = kDim;
+  build.chunk = kChunk;
+  build.rotated_keys = rotated;
+  build.capacity = kTokens;
+  build.chunks = build.chunk_capacity = kChunks;
+  build.landmarks = landmarks;
+  build.landmark_scales = scales.as<float>();
+  build.radius = radius.as<float>();
+  build.cosine = cosine.as<float>();
+  report("landmark_build bf16", time_of(backend, [&] { backend.landmark_build(build); }), key_bytes * 9 / 8);
+  {
+    auto bytes = build;
+    bytes.landmark_type = SKV_I8;
+    report("landmark_build i8", time_of(backend, [&] { backend.landmark_build(bytes); }), key_bytes * 17 / 16);
+  }
+  skv_outlier_select_params select = {};
+  select.key_value_heads = kHeads;
+  select.cosine = cosine.as<float>();
+  select.chunks = select.chunk_capacity = kChunks;
+  select.count = 48;
+  select.ids = ids.as<std::int32_t>();
+  select.radius = radius.as<float>();
+  backend.landmark_build(build);
+  report("outlier_select 48 of 15360 x 8", time_of(backend, [&] { backend.outlier_select(select); }),
+         static_cast<double>(kHeads * kChunks) * 4);
+  skv_chunk_gather_params gather = {};
+  gather.type = SKV_BF16;
+  gather.key_value_heads = kHeads;
+  gather.head_dim = kDim;
+  gather.chunk = kChunk;
+  gather.source = rotated;
+  gather.capacity = kTokens;
+  gather.ids = ids.as<std::int32_t>();
+  gather.count = 48;
+  gather.target = outliers;
+  gather.target_capacity = 48;
+  report("chunk_gather 48 x 8", time_of(backend, [&] { backend.chunk_gather(gather); }),
+         2.0 * kHeads * 48 * kChunk * kDim * 2);
+  const double seal = time_of(backend, [&] {
+    backend.landmark_build(build);
+    backend.outlier_select(select);
+    backend.chunk_gather(gather);
+    backend.chunk_gather(gather);
+  });
+  report("seal: landmarks, outliers, both gathers", seal, key_bytes * 9 / 8);
+  for (const std::int32_t type : {SKV_BF16, SKV_F8_E4M3}) {
+    const std::int64_t bytes = elements * gpu::size_of(type);
+    void* const host = backend.allocate_host(static_cast<std::uint64_t>(bytes));
+    skv_value_store_params p = {};
+    p.storage_type = SKV_BF16;
+    p.value_type = type;
+    p.key_value_heads = kHeads;
+    p.head_dim = kDim;
+    p.chunk = kChunk;
+    p.source = stored;
+    p.capacity = kTokens;
+    p.chunks = p.chunk_capacity = kChunks;
+    p.values = host;
+    p.value_scales = scales.as<float>();
+    const double ms = time_of(backend, [&] { backend.value_store(p); }, 1);
+    row(type == SKV_BF16 ? "value_store bf16 (link)" : "value_store e4m3 (link)", ms, static_cast<double>(bytes), 0,
+        static_cast<double>(bytes) / ceiling.link);
+    backend.free_host(host);
+  }
+
+  // --- Low rank ---
+  Array coefficients(backend, kTokens * kRank * 2), basis(backend, kWidth * kRank * 2), singular(backend, kRank * 4);
+  Array energy(backend, 8);
+  if (has_blas) {
+    skv_low_rank_factor_params p = {};
+    p.type = SKV_BF16;
+    p.keys = raw;
+    p.tokens = kTokens;
+    p.key_value_heads = kHeads;
+    p.head_dim = kDim;
+    p.rank = kRank;
+    p.coefficients = coefficients;
+    p.basis = basis;
+    p.singular_values = singular.as<float>();
+    p.energy = energy.as<float>();
+    const std::uint64_t workspace = backend.workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &p);
+    backend.reserve_workspace(workspace);
+    const double n = static_cast<double>(kTokens), m = static_cast<double>(kWidth);
+    report("low_rank_factor 122880 x 1024, rank 160", time_of(backend, [&] { backend.low_rank_factor(p); }, 2), 2 * key_bytes,
+           2 * n * m * m + 2 * n * m * kRank);
+    const auto captured = energy.values(SKV_F32), s = singular.values(SKV_F32);
+    CHECK(std::isfinite(s[0]) && s[0] > 0 && captured[1] > 0 && captured[1] <= 1);
+    std::printf("  captures %.6f of the energy, singular values %.5g to %.5g, workspace %.0f MB\n", static_cast<double>(captured[1]),
+                static_cast<double>(s[0]), static_cast<double>(s[kRank - 1]), static_cast<double>(workspace) * 1e-6);
+    for (const int iterations : {1, 3, 9}) {
+      p.iterations = iterations;
+      const double ms = time_of(backend, [&] { backend.low_rank_factor(p); }, 2);
+      const auto now = energy.values(SKV_F32);
+      std::printf("  with %d iterations: %.4f ms, captures %.7f\n", iterations, ms, static_cast<double>(now[1]));
+    }
+    backend.begin_graph();
+    p.iterations = 0;
+    backend.low_rank_factor(p);
+    auto graph = backend.end_graph();
+    report("low_rank_factor, by graph replay", time_of(backend, [&] { backend.launch_graph(*graph); }, 2), 2 * key_bytes,
+           2 * n * m * m + 2 * n * m * kRank);
+  } else {
+    fill_random(backend, coefficients, kTokens * kRank, 7);
+    fill_random(backend, basis, kWidth * kRank, 8, 0.03F);
+  }
+  {
+    skv_low_rank_project_params p = {};
+    p.type = SKV_BF16;
+    p.keys = raw;
+    p.count = 64;
+    p.key_value_heads = kHeads;
+    p.head_dim = kDim;
+    p.rank = kRank;
+    p.basis = basis;
+    Array few(backend, kTokens * kRank * 2), residual(backend, kTokens * 4);
+    p.coefficients = few;
+    p.residual = residual.as<float>();
+    report("low_rank_project, 64 tokens", time_of(backend, [&] { backend.low_rank_project(p); }), 64 * kWidth * 2 + kWidth * kRank * 2,
+           4.0 * 64 * kWidth * kRank);
+    p.count = 16384;
+    report("low_rank_project, 16384 tokens", time_of(backend, [&] { backend.low_rank_project(p); }), 16384.0 * kWidth * 2,
+           4.0 * 16384 * kWidth * kRank);
+  }
+  {
+    skv_rebuild_keys_params p = {};
+    p.type = SKV_BF16;
+    p.coefficients = coefficients;
+    p.basis = basis;
+    p.key_value_heads = kHeads;
+    p.head_dim = kDim;
+    p.rank = kRank;
+    p.count = kTokens;
+    p.rotated_keys = kept;
+    p.capacity = kTokens;
+    p.rope = rotation.on(coarse, fine);
+    report("rebuild_keys 122880", time_of(backend, [&] { backend.rebuild_keys(p); }),
+           key_bytes + static_cast<double>(kTokens) * kRank * 2, 2.0 * kTokens * kRank * kWidth);
+  }
+
+  // --- Prefill attention ---
+  for (const auto& [head_dim, count, first] : {std::tuple{128, 32768, 0}, std::tuple{128, 8192, 0}, std::tuple{128, 4096, 114688},
+                                               std::tuple{64, 16384, 0}, std::tuple{96, 16384, 0}, std::tuple{256, 8192, 0}}) {
+    const std::int64_t total = static_cast<std::int64_t>(first) + count;
+    Array q = random_array(backend, std::int64_t{count} * kQueryHeads * head_dim, 9);
+    Array k = random_array(backend, total * kHeads * head_dim, 10), v = random_array(backend, total * kHeads * head_dim, 11);
+    Array out(backend, std::int64_t{count} * kQueryHeads * head_dim * 2);
+    skv_prefill_attention_params p = {};
+    p.query_type = p.output_type = SKV_BF16;
+    p.geometry.query_heads = kQueryHeads;
+    p.geometry.key_value_heads = kHeads;
+    p.geometry.head_dim = head_dim;
+    p.geometry.storage_type = SKV_BF16;
+    p.queries = q;
+    p.count = count;
+    p.first_position = first;
+    p.keys = k;
+    p.values = v;
+    p.capacity = total;
+    p.output = out;
+    const double pairs = static_cast<double>(count) * first + 0.5 * static_cast<double>(count) * (count + 1.0);
+    const std::string what = "prefill_attention " + std::to_string(count) + " after " + std::to_string(first) + " x " +
+                             std::to_string(head_dim);
+    report(what.c_str(), time_of(backend, [&] { backend.prefill_attention(p); }, 1),
+           2.0 * static_cast<double>(total * kHeads * head_dim * 2), 4.0 * pairs * kQueryHeads * head_dim);
+    const auto sample = out.values(SKV_BF16);
+    CHECK(std::all_of(sample.begin(), sample.end(), [](float x) { return std::isfinite(x); }));
+  }
+
+  // --- The rest of a layer ---
+  for (const std::int64_t rows : {1, 4, 8}) {
+    const std::int64_t columns = 14336, inner = 4096, copies = 8;  // several weights, so that none stays in the cache
+    Array weight = random_array(backend, copies * columns * inner, 12, 0.02F), x = random_array(backend, rows * inner, 13);
+    Array y(backend, rows * columns * 2);
+    skv_matmul_params p = product;
+    p.input = x;
+    p.output = y;
+    p.rows = rows;
+    p.columns = columns;
+    p.inner = inner;
+    std::int64_t turn = 0;
+    const double ms = time_of(backend, [&] {
+      p.weight = weight.as<std::uint8_t>() + turn++ % copies * columns * inner * 2;
+      backend.matmul(p);
+    }, 16);
+    report(("matmul " + std::to_string(rows) + " x 14336 x 4096").c_str(), ms, static_cast<double>(columns * inner) * 2,
+           2.0 * static_cast<double>(rows * columns * inner));
+  }
+  {
+    const std::int64_t rows = 32768, width = 4096;
+    Array a = random_array(backend, rows * width, 14), b = random_array(backend, rows * width, 15), c(backend, rows * width * 4);
+    Array weight = random_array(backend, width, 16);
+    const double bytes = static_cast<double>(rows * width) * 2;
+    skv_rms_norm_params norm = {};
+    norm.type = norm.weight_type = SKV_BF16;
+    norm.input = a;
+    norm.weight = weight;
+    norm.output = c;
+    norm.rows = rows;
+    norm.width = width;
+    norm.epsilon = 1e-5F;
+    report("rms_norm 32768 x 4096", time_of(backend, [&] { backend.rms_norm(norm); }), 2 * bytes);
+    norm.residual = b;
+    report("rms_norm with residual", time_of(backend, [&] { backend.rms_norm(norm); }), 4 * bytes);
+    skv_silu_multiply_params silu = {};
+    silu.type = SKV_BF16;
+    silu.gate = a;
+    silu.up = b;
+    silu.output = c;
+    silu.rows = rows;
+    silu.width = width;
+    report("silu_multiply 32768 x 4096", time_of(backend, [&] { backend.silu_multiply(silu); }), 3 * bytes);
+    skv_add_params sum = {};
+    sum.type = SKV_BF16;
+    sum.a = a;
+    sum.b = b;
+    sum.output = c;
+    sum.count = rows * width;
+    report("add 134M", time_of(backend, [&] { backend.add(sum); }), 3 * bytes);
+    skv_convert_params convert = {};
+    convert.input_type = SKV_BF16;
+    convert.output_type = SKV_F32;
+    convert.input = b;
+    convert.output = c;
+    convert.count = rows * width;
+    report("convert 134M bf16 to f32", time_of(backend, [&] { backend.convert(convert); }), 3 * bytes);
+    report("random_fill 134M bf16", time_of(backend, [&] { fill_random(backend, a, rows * width, 17); }), bytes);
+    skv_argmax_params argmax = {};
+    argmax.type = SKV_BF16;
+    argmax.input = b;
+    argmax.rows = 1;
+    argmax.width = 128'256;
+    argmax.ids = ids.as<std::int32_t>();
+    report("argmax 1 x 128256", time_of(backend, [&] { backend.argmax(argmax); }, 32), 128'256 * 2);
+  }
+  return check::verdict();
+}
