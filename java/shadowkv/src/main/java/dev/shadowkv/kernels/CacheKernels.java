@@ -1,0 +1,332 @@
+package dev.shadowkv.kernels;
+
+import java.lang.foreign.MemorySegment;
+
+import dev.shadowkv.Device;
+import dev.shadowkv.DeviceBuffer;
+import dev.shadowkv.ElementType;
+import dev.shadowkv.RopeTable;
+import dev.shadowkv.internal.ffi.ShadowKv;
+import dev.shadowkv.internal.ffi.skv_chunk_gather_params;
+import dev.shadowkv.internal.ffi.skv_landmark_build_params;
+import dev.shadowkv.internal.ffi.skv_low_rank_factor_params;
+import dev.shadowkv.internal.ffi.skv_low_rank_project_params;
+import dev.shadowkv.internal.ffi.skv_outlier_select_params;
+import dev.shadowkv.internal.ffi.skv_rebuild_keys_params;
+import dev.shadowkv.internal.ffi.skv_store_tokens_params;
+import dev.shadowkv.internal.ffi.skv_value_store_params;
+
+/**
+ * The operations that build a shadow cache: storing tokens, factoring keys, building the index, moving values out.
+ *
+ * <p>May be used from several threads, which take turns.
+ */
+public final class CacheKernels {
+
+    private final Params params;
+
+    /** Operations of a device. */
+    public CacheKernels(Device device) {
+        params = new Params(device);
+    }
+
+    /**
+     * Stores tokens as a cache keeps them. What is null is left out.
+     *
+     * @param keys {@code [count][K][D]} before RoPE, or null
+     * @param values {@code [count][K][D]}, or null
+     * @param rotatedKeys takes the keys after RoPE, head by head
+     * @param rawKeys takes the keys before RoPE, {@code [capacity][K*D]}
+     * @param storedValues takes the values, head by head
+     * @param capacity tokens of each of the three targets; a position lies in row {@code position % capacity}
+     */
+    public void storeTokens(Rows keys, Rows values, long count, long firstPosition, int keyValueHeads, int headDim,
+                            Ring rotatedKeys, DeviceBuffer rawKeys, Ring storedValues, ElementType storageType,
+                            long capacity, RopeTable rope) {
+        long width = (long) Params.positive("keyValueHeads", keyValueHeads) * Params.positive("headDim", headDim);
+        Params.floating("storageType", storageType);
+        if (keys != null && values != null) {
+        Params.same("values", values.type(), keys.type());
+        }
+        if (keys == null && (rotatedKeys != null || rawKeys != null) || values == null && storedValues != null) {
+        throw new IllegalArgumentException("a target is given without its source");
+        }
+        Params.ring("rotatedKeys", rotatedKeys, storageType, capacity);
+        Params.ring("storedValues", storedValues, storageType, capacity);
+        Params.fits(rope, headDim);
+        MemorySegment p = params.begin(skv_store_tokens_params.sizeof());
+        try {
+            skv_store_tokens_params.input_type(p, (keys == null ? values : keys).type().code());
+            skv_store_tokens_params.storage_type(p, storageType.code());
+            skv_store_tokens_params.key_value_heads(p, keyValueHeads);
+            skv_store_tokens_params.head_dim(p, headDim);
+            skv_store_tokens_params.count(p, Params.notNegative("count", count));
+            skv_store_tokens_params.first_position(p, Params.notNegative("firstPosition", firstPosition));
+            params.optional(skv_store_tokens_params.keys$offset(), "keys", keys == null ? null : keys.buffer(),
+                    keys == null ? 0 : keys.bytes("keys", count, width));
+            params.optional(skv_store_tokens_params.values$offset(), "values",
+                    values == null ? null : values.buffer(), values == null ? 0 : values.bytes("values", count, width));
+            skv_store_tokens_params.key_stride(p, keys == null ? 0 : keys.stride());
+            skv_store_tokens_params.value_stride(p, values == null ? 0 : values.stride());
+            params.optional(skv_store_tokens_params.rotated_keys$offset(), "rotated_keys",
+                    rotatedKeys == null ? null : rotatedKeys.buffer(), Params.bytes(storageType, capacity, width));
+            params.optional(skv_store_tokens_params.raw_keys$offset(), "raw_keys", rawKeys, Params.bytes(storageType,
+                    capacity, width));
+            params.optional(skv_store_tokens_params.stored_values$offset(), "stored_values",
+                    storedValues == null ? null : storedValues.buffer(), Params.bytes(storageType, capacity, width));
+            skv_store_tokens_params.capacity(p, capacity);
+            params.rope(skv_store_tokens_params.rope$offset(), rope, firstPosition + count);
+            params.context.runReserved("store_tokens", ShadowKv.SKV_OP_STORE_TOKENS(), ShadowKv::skv_store_tokens, p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /**
+     * Factors keys of all heads of a layer together: {@code keys ~ coefficients . basis} with orthonormal basis rows. May
+     * wait for the stream.
+     *
+     * @param keys {@code [tokens][K*D]} before RoPE
+     * @param rank directions to find
+     * @param storedRank r of the layouts, at least the rank; what is behind the rank is zeroed
+     * @param oversampling extra directions iterated on; 0: default
+     * @param iterations 0: default
+     * @param coefficients {@code [tokens][r]} of the keys' type
+     * @param basis {@code [K][r][D]} of the keys' type
+     * @param singularValues {@code [rank]} floats, descending
+     * @param energy two floats: sum of squares of the keys, and the share of it that the basis captures
+     */
+    public void lowRankFactor(Rows keys, long tokens, int keyValueHeads, int headDim, int rank, int storedRank,
+                              int oversampling, int iterations, DeviceBuffer coefficients, DeviceBuffer basis,
+                              DeviceBuffer singularValues, DeviceBuffer energy) {
+        long width = (long) Params.positive("keyValueHeads", keyValueHeads) * Params.positive("headDim", headDim);
+        if (rank < 1 || rank > storedRank) {
+        throw new IllegalArgumentException("rank must be from 1 to storedRank " + storedRank + ": " + rank);
+        }
+        MemorySegment p = params.begin(skv_low_rank_factor_params.sizeof());
+        try {
+            skv_low_rank_factor_params.type(p, keys.type().code());
+            params.rows(skv_low_rank_factor_params.keys$offset(), "keys", keys, tokens, width);
+            skv_low_rank_factor_params.tokens(p, tokens);
+            skv_low_rank_factor_params.key_stride(p, keys.stride());
+            skv_low_rank_factor_params.key_value_heads(p, keyValueHeads);
+            skv_low_rank_factor_params.head_dim(p, headDim);
+            skv_low_rank_factor_params.rank(p, rank);
+            skv_low_rank_factor_params.stored_rank(p, storedRank);
+            skv_low_rank_factor_params.oversampling(p, oversampling);
+            skv_low_rank_factor_params.iterations(p, iterations);
+            params.pointer(skv_low_rank_factor_params.coefficients$offset(), "coefficients", coefficients,
+                    Params.bytes(keys.type(), tokens, storedRank));
+            params.pointer(skv_low_rank_factor_params.basis$offset(), "basis", basis, Params.bytes(keys.type(),
+                    storedRank, width));
+            params.pointer(skv_low_rank_factor_params.singular_values$offset(), "singular_values", singularValues,
+                    4L * rank);
+            params.pointer(skv_low_rank_factor_params.energy$offset(), "energy", energy, 8);
+            params.context.runReserved("low_rank_factor", ShadowKv.SKV_OP_LOW_RANK_FACTOR(),
+                    ShadowKv::skv_low_rank_factor, p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /**
+     * Projects new keys onto an existing basis.
+     *
+     * @param keys {@code [count][K*D]} before RoPE
+     * @param basis {@code [K][r][D]}
+     * @param coefficients {@code [count][r]}
+     * @param residual {@code [count]} floats, the share of each key's energy that the basis misses; or null
+     */
+    public void lowRankProject(Rows keys, long count, int keyValueHeads, int headDim, int rank, DeviceBuffer basis,
+                               DeviceBuffer coefficients, DeviceBuffer residual) {
+        long width = (long) Params.positive("keyValueHeads", keyValueHeads) * Params.positive("headDim", headDim);
+        MemorySegment p = params.begin(skv_low_rank_project_params.sizeof());
+        try {
+            skv_low_rank_project_params.type(p, keys.type().code());
+            params.rows(skv_low_rank_project_params.keys$offset(), "keys", keys, count, width);
+            skv_low_rank_project_params.count(p, count);
+            skv_low_rank_project_params.key_stride(p, keys.stride());
+            skv_low_rank_project_params.key_value_heads(p, keyValueHeads);
+            skv_low_rank_project_params.head_dim(p, headDim);
+            skv_low_rank_project_params.rank(p, Params.positive("rank", rank));
+            params.pointer(skv_low_rank_project_params.basis$offset(), "basis", basis, Params.bytes(keys.type(), rank,
+                    width));
+            params.pointer(skv_low_rank_project_params.coefficients$offset(), "coefficients", coefficients,
+                    Params.bytes(keys.type(), count, rank));
+            params.optional(skv_low_rank_project_params.residual$offset(), "residual", residual, Math.multiplyExact(4,
+                    count));
+            params.context.runReserved("low_rank_project", ShadowKv.SKV_OP_LOW_RANK_PROJECT(),
+                    ShadowKv::skv_low_rank_project, p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /**
+     * Rebuilds rotated keys into a ring.
+     *
+     * @param coefficients {@code [position][r]} of the ring's type
+     * @param basis {@code [K][r][D]}
+     */
+    public void rebuildKeys(DeviceBuffer coefficients, DeviceBuffer basis, int keyValueHeads, int headDim, int rank,
+                            long firstPosition, long count, Ring rotatedKeys, RopeTable rope) {
+        long width = (long) Params.positive("keyValueHeads", keyValueHeads) * Params.positive("headDim", headDim);
+        ElementType type = rotatedKeys.type();
+        Params.fits(rope, headDim);
+        MemorySegment p = params.begin(skv_rebuild_keys_params.sizeof());
+        try {
+            skv_rebuild_keys_params.type(p, type.code());
+            params.pointer(skv_rebuild_keys_params.coefficients$offset(), "coefficients", coefficients,
+                    Params.bytes(type, Math.addExact(firstPosition, count), rank));
+            params.pointer(skv_rebuild_keys_params.basis$offset(), "basis", basis, Params.bytes(type, rank, width));
+            skv_rebuild_keys_params.key_value_heads(p, keyValueHeads);
+            skv_rebuild_keys_params.head_dim(p, headDim);
+            skv_rebuild_keys_params.rank(p, Params.positive("rank", rank));
+            skv_rebuild_keys_params.first_position(p, Params.notNegative("firstPosition", firstPosition));
+            skv_rebuild_keys_params.count(p, Params.notNegative("count", count));
+            params.pointer(skv_rebuild_keys_params.rotated_keys$offset(), "rotated_keys", rotatedKeys.buffer(),
+                    rotatedKeys.bytes(keyValueHeads, headDim));
+            skv_rebuild_keys_params.capacity(p, rotatedKeys.capacity());
+            params.rope(skv_rebuild_keys_params.rope$offset(), rope, firstPosition + count);
+            params.context.runReserved("rebuild_keys", ShadowKv.SKV_OP_REBUILD_KEYS(), ShadowKv::skv_rebuild_keys, p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /**
+     * Landmarks of whole chunks.
+     *
+     * @param landmarks {@code [K][chunkCapacity][D]}: means of the members
+     * @param landmarkScales {@code [K][chunkCapacity]} floats, for I8; else null
+     * @param radius {@code [K][chunkCapacity]} floats: largest distance of a member from the mean
+     * @param cosine {@code [K][chunkCapacity]} floats: smallest cosine of a member with the mean; or null
+     */
+    public void landmarkBuild(Ring rotatedKeys, int keyValueHeads, int headDim, int chunk, long firstChunk,
+                              long chunks, DeviceBuffer landmarks, ElementType landmarkType,
+                              DeviceBuffer landmarkScales, DeviceBuffer radius, DeviceBuffer cosine,
+                              long chunkCapacity) {
+        Params.range("chunks", firstChunk, chunks, chunkCapacity);
+        long entries = Math.multiplyExact(Params.positive("keyValueHeads", keyValueHeads), chunkCapacity);
+        MemorySegment p = params.begin(skv_landmark_build_params.sizeof());
+        try {
+            skv_landmark_build_params.storage_type(p, rotatedKeys.type().code());
+            skv_landmark_build_params.landmark_type(p, landmarkType.code());
+            skv_landmark_build_params.key_value_heads(p, keyValueHeads);
+            skv_landmark_build_params.head_dim(p, Params.positive("headDim", headDim));
+            skv_landmark_build_params.chunk(p, Params.positive("chunk", chunk));
+            params.pointer(skv_landmark_build_params.rotated_keys$offset(), "rotated_keys", rotatedKeys.buffer(),
+                    rotatedKeys.bytes(keyValueHeads, headDim));
+            skv_landmark_build_params.capacity(p, rotatedKeys.capacity());
+            skv_landmark_build_params.first_chunk(p, firstChunk);
+            skv_landmark_build_params.chunks(p, chunks);
+            params.pointer(skv_landmark_build_params.landmarks$offset(), "landmarks", landmarks,
+                    Params.bytes(landmarkType, entries, headDim));
+            params.optional(skv_landmark_build_params.landmark_scales$offset(), "landmark_scales", landmarkScales,
+                    Math.multiplyExact(4, entries));
+            params.pointer(skv_landmark_build_params.radius$offset(), "radius", radius, Math.multiplyExact(4, entries));
+            params.optional(skv_landmark_build_params.cosine$offset(), "cosine", cosine, Math.multiplyExact(4,
+                    entries));
+            skv_landmark_build_params.chunk_capacity(p, chunkCapacity);
+            params.context.runReserved("landmark_build", ShadowKv.SKV_OP_LANDMARK_BUILD(),
+                    ShadowKv::skv_landmark_build, p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /**
+     * The chunks of each head with the smallest cosines; ties: the lower id.
+     *
+     * @param cosine {@code [K][chunkCapacity]} floats, of which the first {@code chunks} count
+     * @param ids {@code [K][count]} 32-bit integers, ascending
+     * @param radius {@code [K][chunkCapacity]} floats, set to -1 for the selected; or null
+     */
+    public void outlierSelect(DeviceBuffer cosine, int keyValueHeads, long chunks, long chunkCapacity, int count,
+                              DeviceBuffer ids, DeviceBuffer radius) {
+        Params.range("chunks", 0, chunks, chunkCapacity);
+        if (count < 0 || count > chunks) {
+        throw new IllegalArgumentException("count must be from 0 to chunks " + chunks + ": " + count);
+        }
+        long entries = Math.multiplyExact(Params.positive("keyValueHeads", keyValueHeads), chunkCapacity);
+        MemorySegment p = params.begin(skv_outlier_select_params.sizeof());
+        try {
+            skv_outlier_select_params.key_value_heads(p, keyValueHeads);
+            params.pointer(skv_outlier_select_params.cosine$offset(), "cosine", cosine, Math.multiplyExact(4, entries));
+            skv_outlier_select_params.chunks(p, chunks);
+            skv_outlier_select_params.chunk_capacity(p, chunkCapacity);
+            skv_outlier_select_params.count(p, count);
+            params.pointer(skv_outlier_select_params.ids$offset(), "ids", ids, 4L * keyValueHeads * count);
+            params.optional(skv_outlier_select_params.radius$offset(), "radius", radius, Math.multiplyExact(4,
+                    entries));
+            params.context.runReserved("outlier_select", ShadowKv.SKV_OP_OUTLIER_SELECT(),
+                    ShadowKv::skv_outlier_select, p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /**
+     * Copies chunks to consecutive places.
+     *
+     * @param ids {@code [K][count]} chunk ids, 32-bit integers
+     * @param target {@code [K][targetCapacity][C][D]} of the source's type
+     */
+    public void chunkGather(Ring source, int keyValueHeads, int headDim, int chunk, DeviceBuffer ids, int count,
+                            DeviceBuffer target, long targetFirst, long targetCapacity) {
+        Params.range("target", targetFirst, count, targetCapacity);
+        MemorySegment p = params.begin(skv_chunk_gather_params.sizeof());
+        try {
+            skv_chunk_gather_params.type(p, source.type().code());
+            skv_chunk_gather_params.key_value_heads(p, Params.positive("keyValueHeads", keyValueHeads));
+            skv_chunk_gather_params.head_dim(p, Params.positive("headDim", headDim));
+            skv_chunk_gather_params.chunk(p, Params.positive("chunk", chunk));
+            params.pointer(skv_chunk_gather_params.source$offset(), "source", source.buffer(),
+                    source.bytes(keyValueHeads, headDim));
+            skv_chunk_gather_params.capacity(p, source.capacity());
+            params.pointer(skv_chunk_gather_params.ids$offset(), "ids", ids, 4L * keyValueHeads * count);
+            skv_chunk_gather_params.count(p, count);
+            params.pointer(skv_chunk_gather_params.target$offset(), "target", target, Params.bytes(source.type(),
+                    keyValueHeads, targetCapacity, chunk, headDim));
+            skv_chunk_gather_params.target_first(p, targetFirst);
+            skv_chunk_gather_params.target_capacity(p, targetCapacity);
+            params.context.runReserved("chunk_gather", ShadowKv.SKV_OP_CHUNK_GATHER(), ShadowKv::skv_chunk_gather, p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /**
+     * Moves values of whole chunks to pinned host memory.
+     *
+     * @param values {@code [K][chunkCapacity][C][D]} in memory of a {@link dev.shadowkv.PinnedArena} of the device
+     * @param valueType the source's type or F8_E4M3
+     * @param valueScales {@code [K][chunkCapacity]} floats in device memory, for F8_E4M3; else null
+     */
+    public void valueStore(Ring source, int keyValueHeads, int headDim, int chunk, long firstChunk, long chunks,
+                           MemorySegment values, ElementType valueType, DeviceBuffer valueScales, long chunkCapacity) {
+        Params.range("chunks", firstChunk, chunks, chunkCapacity);
+        long entries = Math.multiplyExact(Params.positive("keyValueHeads", keyValueHeads), chunkCapacity);
+        MemorySegment p = params.begin(skv_value_store_params.sizeof());
+        try {
+            skv_value_store_params.storage_type(p, source.type().code());
+            skv_value_store_params.value_type(p, valueType.code());
+            skv_value_store_params.key_value_heads(p, keyValueHeads);
+            skv_value_store_params.head_dim(p, Params.positive("headDim", headDim));
+            skv_value_store_params.chunk(p, Params.positive("chunk", chunk));
+            params.pointer(skv_value_store_params.source$offset(), "source", source.buffer(),
+                    source.bytes(keyValueHeads, headDim));
+            skv_value_store_params.capacity(p, source.capacity());
+            skv_value_store_params.first_chunk(p, firstChunk);
+            skv_value_store_params.chunks(p, chunks);
+            skv_value_store_params.values(p, Params.host("values", values, Params.bytes(valueType, entries, chunk,
+                    headDim)));
+            params.optional(skv_value_store_params.value_scales$offset(), "value_scales", valueScales,
+                    Math.multiplyExact(4, entries));
+            skv_value_store_params.chunk_capacity(p, chunkCapacity);
+            params.context.runReserved("value_store", ShadowKv.SKV_OP_VALUE_STORE(), ShadowKv::skv_value_store, p);
+        } finally {
+            params.end();
+        }
+    }
+}

@@ -1,0 +1,31 @@
+package dev.shadowkv.kernels;
+
+import java.lang.foreign.MemorySegment;
+
+import dev.shadowkv.DeviceBuffer;
+
+/**
+ * One layer of one session in a shadow cache, as an entry of {@link ShadowLayers}. Chunk c holds the tokens at positions
+ * {@code [c*C, (c+1)*C)}.
+ *
+ * @param coefficients {@code [chunkCapacity*C][r]} storage type, row = position
+ * @param basis {@code [K][r][D]} storage type
+ * @param landmarks {@code [K][chunkCapacity][D]} landmark type
+ * @param landmarkScales {@code [K][chunkCapacity]} floats for I8, else null
+ * @param radius {@code [K][chunkCapacity]} floats; negative: the chunk is not in this head's index
+ * @param outlierKeys {@code [K][outlierCapacity][C][D]} storage type, rotated; null with capacity 0
+ * @param outlierValues {@code [K][outlierCapacity][C][D]} storage type; null with capacity 0
+ * @param recentKeys {@code [K][window][D]} storage type, rotated; position p in row {@code p % window}
+ * @param recentValues {@code [K][window][D]} storage type
+ * @param values {@code [K][chunkCapacity][C][D]} value type, pinned host memory
+ * @param valueScales {@code [K][chunkCapacity]} floats for F8_E4M3, else null
+ * @param slotValues {@code [K][slots][C][D]} value type; null with no slots
+ * @param slotChunk {@code [K][slots]} 32-bit integers: which chunk a slot holds, -1 none; null with no slots
+ * @param slotStamp {@code [K][slots]} 32-bit integers: step in which it was last selected; null with no slots
+ */
+public record ShadowLayer(DeviceBuffer coefficients, DeviceBuffer basis, DeviceBuffer landmarks,
+                          DeviceBuffer landmarkScales, DeviceBuffer radius, DeviceBuffer outlierKeys,
+                          DeviceBuffer outlierValues, DeviceBuffer recentKeys, DeviceBuffer recentValues,
+                          MemorySegment values, DeviceBuffer valueScales, DeviceBuffer slotValues,
+                          DeviceBuffer slotChunk, DeviceBuffer slotStamp, long chunkCapacity, long outlierCapacity) {
+}
