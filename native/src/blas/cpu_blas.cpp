@@ -1,0 +1,168 @@
+#include "blas/cpu_blas.h"
+
+#include <dlfcn.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <sstream>
+#include <string_view>
+#include <vector>
+
+#include "error.h"
+
+namespace skv::blas {
+namespace {
+
+// bytedeco's file has the first name; distributions add the second.
+constexpr const char* kNames[] = {"libopenblas.so.0", "libopenblas.so"};
+
+constexpr const char* kFolders[] = {"/usr/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu/openblas-pthread",
+                                    "/usr/lib64", "/usr/local/lib"};
+
+// What a caller's path and the system offer, in this order.
+std::vector<std::string> candidates(const std::string& path) {
+  std::vector<std::string> files;
+  const auto add_folder = [&](const std::filesystem::path& folder) {
+    for (const char* name : kNames) {
+      files.push_back((folder / name).string());
+    }
+  };
+  std::stringstream entries(path);
+  for (std::string entry; std::getline(entries, entry, ':');) {
+    if (entry.empty()) {
+      continue;
+    }
+    std::error_code ignored;
+    if (std::filesystem::is_directory(entry, ignored)) {
+      add_folder(entry);
+    } else {
+      files.push_back(entry);
+    }
+  }
+  for (const char* name : kNames) {
+    files.emplace_back(name);  // the loader's own search
+  }
+  for (const char* folder : kFolders) {
+    add_folder(folder);
+  }
+  return files;
+}
+
+template <class Function>
+bool resolve(void* library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(dlsym(library, name));
+  return function != nullptr;
+}
+
+// OpenBLAS lends each concurrent caller a buffer of a fixed table, twice as long as the threads it was built
+// for, and ends the process when the table is exhausted. Its configuration names that number.
+int concurrent_calls(const std::string& configuration) {
+  constexpr int kCautious = 16;
+  constexpr std::string_view kKey = "MAX_THREADS=";
+  const auto at = configuration.find(kKey);
+  const int built_for = at == std::string::npos ? 0 : std::atoi(configuration.c_str() + at + kKey.size());
+  return built_for > 0 ? built_for : kCautious;
+}
+
+std::shared_ptr<const Cpu> load(const std::string& path) {
+  std::string searched;
+  for (const std::string& file : candidates(path)) {
+    // Local: a runtime that brings a BLAS of its own keeps it.
+    void* const library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+      std::error_code ignored;
+      const char* const reason = std::filesystem::exists(file, ignored) ? dlerror() : nullptr;
+      searched += (searched.empty() ? "" : ", ") + file + (reason ? " (" + std::string(reason) + ")" : "");
+      continue;
+    }
+    auto table = std::make_shared<Cpu>();
+    const bool complete = resolve(library, "cblas_sgemm", table->sgemm) &&
+                          resolve(library, "cblas_dgemm", table->dgemm) &&
+                          resolve(library, "cblas_ssyrk", table->ssyrk);
+    if (!complete) {
+      searched += (searched.empty() ? "" : ", ") + file + " (lacks functions)";
+      dlclose(library);
+      continue;
+    }
+    (void)resolve(library, "dsyevd_", table->dsyevd);
+    (void)resolve(library, "openblas_set_num_threads", table->set_threads);
+    (void)resolve(library, "openblas_get_num_threads", table->get_threads);
+    char* (*configuration)() = nullptr;
+    if (resolve(library, "openblas_get_config", configuration)) {
+      table->configuration = configuration();
+    }
+    table->concurrent_calls = concurrent_calls(table->configuration);
+    table->path = file;
+    Dl_info info = {};
+    if (dladdr(reinterpret_cast<void*>(table->sgemm), &info) && info.dli_fname) {
+      table->path = info.dli_fname;
+    }
+    // Stays loaded: its threads do not survive being unloaded.
+    return table;
+  }
+  throw Error(SKV_NOT_AVAILABLE,
+              "no CPU BLAS was found, the built-in kernels are used; searched " + searched +
+                  "; to add one install OpenBLAS, pass the path or folder of libopenblas.so.0, or add "
+                  "org.bytedeco:openblas to the class or module path");
+}
+
+std::mutex thread_count_mutex;
+struct ThreadCount {
+  int users = 0;
+  int before = 0;
+};
+std::map<void (*)(int), ThreadCount> thread_counts;
+
+}  // namespace
+
+std::string Cpu::describe() const {
+  return (configuration.empty() ? std::string("CPU BLAS") : configuration) + ", " + path +
+         (dsyevd ? "" : " (without LAPACK)");
+}
+
+std::shared_ptr<const Cpu> load_cpu(const std::string& path) {
+  static std::mutex mutex;
+  static std::map<std::string, std::shared_ptr<const Cpu>> loaded;
+  const std::lock_guard lock(mutex);
+  auto& entry = loaded[path];
+  if (!entry) {
+    entry = load(path);
+  }
+  return entry;
+}
+
+std::shared_ptr<const Cpu> find_cpu(const std::string& path) {
+  try {
+    return load_cpu(path);
+  } catch (const Error& error) {
+    if (error.status() == SKV_NOT_AVAILABLE) {
+      return nullptr;
+    }
+    throw;
+  }
+}
+
+SingleThreaded::SingleThreaded(const Cpu& library) : library_(library) {
+  if (library_.set_threads && library_.get_threads) {
+    const std::lock_guard lock(thread_count_mutex);
+    ThreadCount& count = thread_counts[library_.set_threads];
+    if (count.users++ == 0) {
+      count.before = library_.get_threads();
+      library_.set_threads(1);
+    }
+  }
+}
+
+SingleThreaded::~SingleThreaded() {
+  if (library_.set_threads && library_.get_threads) {
+    const std::lock_guard lock(thread_count_mutex);
+    ThreadCount& count = thread_counts[library_.set_threads];
+    if (--count.users == 0) {
+      library_.set_threads(count.before);
+    }
+  }
+}
+
+}  // namespace skv::blas

@@ -1,0 +1,12 @@
+#include "cpu/elements_rows.h"
+
+namespace skv::cpu::avx512 {
+
+Widen widen_function(std::int32_t type) {
+  return widen_here(type);
+}
+Narrow narrow_function(std::int32_t type) {
+  return narrow_here(type);
+}
+
+}  // namespace skv::cpu::avx512
