@@ -2,8 +2,10 @@ package dev.shadowkv.internal.ffi;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import dev.shadowkv.internal.NativeLibrary;
 import java.io.IOException;
 import java.lang.foreign.AddressLayout;
+import java.lang.foreign.FunctionDescriptor;
 import java.lang.foreign.GroupLayout;
 import java.lang.foreign.MemoryLayout;
 import java.lang.foreign.PaddingLayout;
@@ -31,6 +33,8 @@ import org.junit.jupiter.api.TestFactory;
  * very build, so that a change of the header without new bindings fails here.
  */
 class BindingsTest {
+
+    private static final String DESCRIPTOR = "$descriptor";
 
     private final AbiFacts facts = AbiFacts.read();
 
@@ -80,8 +84,33 @@ class BindingsTest {
     }
 
     @Test
+    void functions() throws ReflectiveOperationException {
+        Map<String, List<String>> bound = new TreeMap<>();
+        for (Method method : ShadowKv.class.getDeclaredMethods()) {
+            if (method.getName().endsWith(DESCRIPTOR)) {
+                String name = method.getName().substring(0, method.getName().length() - DESCRIPTOR.length());
+                bound.put(name, signatureOf((FunctionDescriptor) method.invoke(null)));
+            }
+        }
+        assertThat(bound).containsExactlyInAnyOrderEntriesOf(facts.functions());
+    }
+
+    @Test
+    void everyFunctionIsInTheLibrary() {
+        assertThat(facts.functions().keySet()).isNotEmpty()
+                .allSatisfy(function -> assertThat(NativeLibrary.symbols().find(function)).as(function).isPresent());
+    }
+
+    @Test
     void versionOfLibraryAndBindings() {
         assertThat(ShadowKv.skv_abi_version()).isEqualTo(ShadowKv.SKV_ABI_VERSION());
+    }
+
+    private static List<String> signatureOf(FunctionDescriptor descriptor) {
+        List<String> signature = new ArrayList<>();
+        signature.add(descriptor.returnLayout().map(BindingsTest::typeOf).orElse("void"));
+        descriptor.argumentLayouts().forEach(argument -> signature.add(typeOf(argument)));
+        return signature;
     }
 
     private static String typeOf(MemoryLayout layout) {
