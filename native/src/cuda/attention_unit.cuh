@@ -1,0 +1,433 @@
+// A unit: 128 tokens of one key/value head against its G queries, by one block. What sparse_attention and
+// rerank share: the table of the unit's rows, the keys rebuilt and rotated in registers, the scores.
+//
+// The tensor-core path keeps the two elements that rotate together in neighbouring columns: for half-split
+// pairing the columns of basis and queries are permuted on their way into shared memory, which changes no dot
+// product. Every warp rebuilds 16 keys [16][D] = coefficients [16][r] . basis [r][D] as accumulators; rotated
+// and rounded to bf16, as a dense cache would hold them, they are the operand of the scores as they are.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/elements.cuh"
+#include "cuda/mma.cuh"
+
+namespace skv::cuda {
+
+constexpr int kUnitTokens = 128;
+constexpr int kUnitThreads = 256;
+constexpr int kUnitWarps = kUnitThreads / 32;
+constexpr int kWarpTokens = kUnitTokens / kUnitWarps;
+constexpr int kUnitChunks = kUnitTokens / 8;  // at most
+constexpr int kMostChunk = 16;
+static_assert(kWarpTokens == 16, "a warp's keys are the rows of one tensor-core fragment");
+
+// What a block is told about its pair.
+struct UnitPair {
+  int session, head, group;
+  std::int64_t first_query;  // index of the pair's first query head in [B][H]
+};
+
+// Rows of a unit. A token that is not there has no key row.
+struct UnitRows {
+  const void* key[kUnitTokens];       // coefficients [r], or a rotated key [D]
+  const void* value[kUnitTokens];     // [D]
+  float value_scale[kUnitTokens];     // of e4m3 values
+  std::int64_t position[kUnitTokens];
+};
+
+// Row strides in shared memory are one 16-byte word longer than the data, so that 8 rows lie in different banks.
+constexpr int kRowPadding = 8;
+constexpr int kScoreStride = kUnitTokens + 4;
+
+// Where the parts of a block's shared memory begin, in bytes.
+struct UnitLayout {
+  int rows, scores, queries, probabilities, statistics, fine, base, basis, values, end;
+};
+
+__host__ __device__ inline int align_16(int bytes) { return (bytes + 15) / 16 * 16; }
+__host__ __device__ inline int whole_spans(int rank) { return (rank + 31) / 32; }
+
+// dim 0 stands for the path without tensor cores.
+__host__ __device__ inline UnitLayout unit_layout(int dim, int rank, bool with_values) {
+  UnitLayout l = {};
+  int at = 0;
+  const auto take = [&at](int bytes) {
+    const int begin = at;
+    at += align_16(bytes);
+    return begin;
+  };
+  l.rows = take(static_cast<int>(sizeof(UnitRows)));
+  l.scores = take(SKV_MAX_GROUP * kScoreStride * 4);
+  l.statistics = take(4 * SKV_MAX_GROUP * 4);
+  if (dim == 0) {
+    l.queries = take(SKV_MAX_GROUP * SKV_MAX_HEAD_DIM * 4);
+    l.base = take(kUnitWarps * SKV_MAX_HEAD_DIM * 4);  // a rebuilt key of each warp
+  } else {
+    l.queries = take(SKV_MAX_GROUP * (dim + kRowPadding) * 2);
+    l.probabilities = take(SKV_MAX_GROUP * (kUnitTokens + kRowPadding) * 2);
+    l.fine = take(kMostChunk * (dim / 2 + 4) * 8);
+    l.base = take(kUnitChunks * (dim / 2) * 8);
+    l.basis = take(whole_spans(rank) * 32 * (dim + kRowPadding) * 2);
+    if (with_values) {
+      l.values = take(kUnitTokens * (dim + kRowPadding) * 2);
+    }
+  }
+  l.end = at;
+  return l;
+}
+
+// The tensor-core path takes these; the other path takes everything.
+inline bool unit_is_tuned(const skv_geometry& g, const skv_rope& rope) {
+  return (g.head_dim == 64 || g.head_dim == 96 || g.head_dim == 128) && g.rank % 8 == 0 && rope.fine_rows >= g.chunk;
+}
+
+// Column of element d once the elements that rotate together are neighbours.
+__device__ inline int paired_column(const skv_rope& rope, int d) {
+  if (rope.pairing == SKV_INTERLEAVED || d >= rope.rotary_dim) {
+    return d;
+  }
+  const int half = rope.rotary_dim / 2;
+  return d < half ? 2 * d : 2 * (d - half) + 1;
+}
+
+// Queries as bf16: rows 0..7 the heads and rows 8..15 what their rounding left, or, with more than 8 heads, 16 rows
+// of heads rounded.
+template <int kHeadDim>
+__device__ inline void stage_queries(const void* queries, int type, const UnitPair& pair, const skv_rope* paired,
+                                     __nv_bfloat16* shared) {
+  constexpr int kStride = kHeadDim + kRowPadding;
+  const bool wide = pair.group > 8;
+  for (int i = static_cast<int>(threadIdx.x); i < (wide ? 16 : 8) * kHeadDim; i += kUnitThreads) {
+    const int row = i / kHeadDim, d = i % kHeadDim;
+    const float x = row < pair.group ? load_element(queries, type, pair.first_query * kHeadDim + i) : 0.0F;
+    const int column = paired ? paired_column(*paired, d) : d;
+    const __nv_bfloat16 high = __float2bfloat16_rn(x);
+    shared[row * kStride + column] = high;
+    if (!wide) {
+      shared[(row + 8) * kStride + column] = __float2bfloat16_rn(x - __bfloat162float(high));
+    }
+  }
+}
+
+// Rows of the basis are reordered within each 32 so that the 8 coefficients that a lane loads at once are its
+// elements of two instructions: row 8t + 4s + 2h + e goes to 16s + 8h + 2t + e. Rows behind the rank are zero.
+__device__ inline int basis_place(int row) {
+  const int in = row & 31;
+  return (row & ~31) + (in >> 2 & 1) * 16 + (in >> 1 & 1) * 8 + (in >> 3) * 2 + (in & 1);
+}
+
+// Interleaves 8 elements of each of two rows of elements.
+__device__ inline void interleave(const uint4& a, const uint4& b, uint4& first, uint4& second) {
+  first.x = __byte_perm(a.x, b.x, 0x5410);
+  first.y = __byte_perm(a.x, b.x, 0x7632);
+  first.z = __byte_perm(a.y, b.y, 0x5410);
+  first.w = __byte_perm(a.y, b.y, 0x7632);
+  second.x = __byte_perm(a.z, b.z, 0x5410);
+  second.y = __byte_perm(a.z, b.z, 0x7632);
+  second.z = __byte_perm(a.w, b.w, 0x5410);
+  second.w = __byte_perm(a.w, b.w, 0x7632);
+}
+
+// basis [r][D] of the head -> shared [32 * spans][D + padding], rows and columns reordered.
+template <int kHeadDim>
+__device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const skv_rope& rope, __nv_bfloat16* shared) {
+  constexpr int kStride = kHeadDim + kRowPadding;
+  constexpr int kPieces = kHeadDim / 16;  // of 16 elements
+  const int thread = static_cast<int>(threadIdx.x);
+  const int rows = whole_spans(rank) * 32;
+  const int half = rope.rotary_dim / 2;
+  const bool split = rope.pairing == SKV_HALF_SPLIT;
+  if (!split || half % 8 == 0) {
+#pragma unroll 4
+    for (int i = thread; i < rows * kPieces; i += kUnitThreads) {
+      const int row = i / kPieces, column = i % kPieces * 16;
+      uint4 first = make_uint4(0, 0, 0, 0), second = first;
+      if (row < rank) {
+        const __nv_bfloat16* const from = basis + static_cast<std::int64_t>(row) * kHeadDim;
+        if (split && column < rope.rotary_dim) {
+          const uint4 a = *reinterpret_cast<const uint4*>(from + column / 2);
+          const uint4 b = *reinterpret_cast<const uint4*>(from + half + column / 2);
+          interleave(a, b, first, second);
+        } else {
+          first = *reinterpret_cast<const uint4*>(from + column);
+          second = *reinterpret_cast<const uint4*>(from + column + 8);
+        }
+      }
+      auto* const to = reinterpret_cast<uint4*>(shared + basis_place(row) * kStride + column);
+      to[0] = first;
+      to[1] = second;
+    }
+  } else {
+    for (int i = thread; i < rows * kHeadDim; i += kUnitThreads) {
+      const int row = i / kHeadDim, d = i % kHeadDim;
+      shared[basis_place(row) * kStride + paired_column(rope, d)] =
+          row < rank ? basis[static_cast<std::int64_t>(row) * kHeadDim + d] : __float2bfloat16_rn(0.0F);
+    }
+  }
+}
+
+// Rotations of the unit's chunks [chunk][D/2] and of the places in a chunk [C][D/2 + 4]: a token's is their
+// complex product. Columns that do not rotate get (1, 0).
+template <int kHeadDim>
+__device__ inline void stage_rotations(const skv_rope& rope, int chunk, const UnitRows& rows, float2* base,
+                                       float2* fine) {
+  constexpr int kPairs = kHeadDim / 2;
+  const int half = rope.rotary_dim / 2;
+  for (int i = static_cast<int>(threadIdx.x); i < kUnitTokens / chunk * kPairs; i += kUnitThreads) {
+    const int c = i / kPairs, pair = i % kPairs;
+    base[i] = pair < half ? rotation(rope, rows.position[c * chunk], pair) : make_float2(1.0F, 0.0F);
+  }
+  for (int i = static_cast<int>(threadIdx.x); i < chunk * kPairs; i += kUnitThreads) {
+    const int token = i / kPairs, pair = i % kPairs;
+    fine[token * (kPairs + 4) + pair] = pair < half ? reinterpret_cast<const float2*>(rope.fine)[token * half + pair]
+                                                    : make_float2(1.0F, 0.0F);
+  }
+}
+
+// Loads of a warp's coefficients that are under way before they are needed.
+constexpr int kAhead = 3;
+
+struct Coefficients {
+  uint4 upper[kAhead], lower[kAhead];  // rows g and g + 8
+};
+
+__device__ inline uint4 coefficient_word(const void* row, int span, int rank) {
+  const int at = 32 * span + 8 * (static_cast<int>(threadIdx.x) % 4);
+  return row && at < rank ? *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(row) + at)
+                          : make_uint4(0, 0, 0, 0);
+}
+
+__device__ inline void begin_coefficients(const UnitRows& rows, int rank, Coefficients& a) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const void* const upper = rows.key[warp * kWarpTokens + lane / 4];
+  const void* const lower = rows.key[warp * kWarpTokens + lane / 4 + 8];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    a.upper[i] = coefficient_word(upper, i, rank);
+    a.lower[i] = coefficient_word(lower, i, rank);
+  }
+}
+
+// Writes this warp's scores [16 heads][16 tokens] in log2 units; tokens that are not there get -infinity.
+__device__ inline void write_scores(const float (&s)[2][4], const UnitRows& rows, int group, float scale,
+                                    float* scores) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int row = lane / 4;
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const int token = warp * kWarpTokens + 8 * n + 2 * (lane % 4);
+    const bool first = rows.key[token] != nullptr, second = rows.key[token + 1] != nullptr;
+    if (group > 8) {
+      *reinterpret_cast<float2*>(scores + row * kScoreStride + token) =
+          make_float2(first ? s[n][0] * scale : -INFINITY, second ? s[n][1] * scale : -INFINITY);
+      *reinterpret_cast<float2*>(scores + (row + 8) * kScoreStride + token) =
+          make_float2(first ? s[n][2] * scale : -INFINITY, second ? s[n][3] * scale : -INFINITY);
+    } else {
+      *reinterpret_cast<float2*>(scores + row * kScoreStride + token) =
+          make_float2(first ? (s[n][0] + s[n][2]) * scale : -INFINITY,
+                      second ? (s[n][1] + s[n][3]) * scale : -INFINITY);
+    }
+  }
+}
+
+// Scores of rebuilt keys. Everything staged; a holds the first spans of the coefficients.
+template <int kHeadDim>
+__device__ inline void rebuilt_scores(const UnitRows& rows, Coefficients& a, int rank, int chunk, int group,
+                                      const __nv_bfloat16* basis, const float2* base, const float2* fine,
+                                      const __nv_bfloat16* queries, float* scores) {
+  constexpr int kStride = kHeadDim + kRowPadding;
+  constexpr int kTiles = kHeadDim / 8;
+  constexpr int kPairs = kHeadDim / 2;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int row = lane / 4, quad_lane = lane % 4;
+  float keys[kTiles][4];
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    keys[j][0] = keys[j][1] = keys[j][2] = keys[j][3] = 0.0F;
+  }
+  const int spans = whole_spans(rank);
+  const void* const upper_row = rows.key[warp * kWarpTokens + row];
+  const void* const lower_row = rows.key[warp * kWarpTokens + row + 8];
+  // Lanes 0..15 address the 16 rows of a column of tiles, lanes 16..31 those of the next.
+  const __nv_bfloat16* const basis_lane = basis + (lane % 16) * kStride + lane / 16 * 8;
+  for (int first = 0; first < spans; first += kAhead) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) {
+      const int span = first + i;
+      if (span < spans) {
+        const uint4 upper = a.upper[i], lower = a.lower[i];
+        a.upper[i] = coefficient_word(upper_row, span + kAhead, rank);
+        a.lower[i] = coefficient_word(lower_row, span + kAhead, rank);
+        const __nv_bfloat16* const basis_span = basis_lane + span * 32 * kStride;
+#pragma unroll
+        for (int j = 0; j < kTiles; j += 2) {
+          std::uint32_t b[4];
+          load_matrices_transposed(b, basis_span + j * 8);
+          mma_bf16(keys[j], upper.x, lower.x, upper.y, lower.y, b[0], b[1]);
+          mma_bf16(keys[j + 1], upper.x, lower.x, upper.y, lower.y, b[2], b[3]);
+        }
+#pragma unroll
+        for (int j = 0; j < kTiles; j += 2) {
+          std::uint32_t b[4];
+          load_matrices_transposed(b, basis_span + 16 * kStride + j * 8);
+          mma_bf16(keys[j], upper.z, lower.z, upper.w, lower.w, b[0], b[1]);
+          mma_bf16(keys[j + 1], upper.z, lower.z, upper.w, lower.w, b[2], b[3]);
+        }
+      }
+    }
+  }
+  const int upper_token = warp * kWarpTokens + row, lower_token = upper_token + 8;
+  const float2* const upper_base = base + upper_token / chunk * kPairs + quad_lane;
+  const float2* const lower_base = base + lower_token / chunk * kPairs + quad_lane;
+  const float2* const upper_fine = fine + upper_token % chunk * (kPairs + 4) + quad_lane;
+  const float2* const lower_fine = fine + lower_token % chunk * (kPairs + 4) + quad_lane;
+  const auto rotate = [](float2 x, float2 y, float first, float second) {
+    const float cosine = x.x * y.x - x.y * y.y, sine = x.x * y.y + x.y * y.x;
+    return pack_bf16(first * cosine - second * sine, second * cosine + first * sine);
+  };
+  float s[2][4] = {};
+#pragma unroll
+  for (int j = 0; j < kTiles; j += 2) {
+    std::uint32_t upper[2], lower[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int at = 4 * (j + i);
+      upper[i] = rotate(upper_base[at], upper_fine[at], keys[j + i][0], keys[j + i][1]);
+      lower[i] = rotate(lower_base[at], lower_fine[at], keys[j + i][2], keys[j + i][3]);
+    }
+    std::uint32_t q[4];
+    load_matrices(q, queries + (lane % 16) * kStride + 8 * j + lane / 16 * 8);
+    mma_bf16(s[0], q[0], q[1], q[2], q[3], upper[0], upper[1]);
+    mma_bf16(s[1], q[0], q[1], q[2], q[3], lower[0], lower[1]);
+  }
+  write_scores(s, rows, group, rsqrtf(static_cast<float>(kHeadDim)) * kLog2E, scores);
+}
+
+// Scores of keys that are stored rotated.
+template <int kHeadDim>
+__device__ inline void dense_scores(const UnitRows& rows, int group, const __nv_bfloat16* queries, float* scores) {
+  constexpr int kStride = kHeadDim + kRowPadding;
+  constexpr int kSpans = kHeadDim / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int row = lane / 4, quad_lane = lane % 4;
+  uint4 keys[2][kSpans];
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const auto* const from = static_cast<const __nv_bfloat16*>(rows.key[warp * kWarpTokens + 8 * n + row]);
+#pragma unroll
+    for (int s = 0; s < kSpans; ++s) {
+      keys[n][s] = from ? *reinterpret_cast<const uint4*>(from + 32 * s + 8 * quad_lane) : make_uint4(0, 0, 0, 0);
+    }
+  }
+  float s[2][4] = {};
+#pragma unroll
+  for (int span = 0; span < kSpans; ++span) {
+    const auto* const at = queries + row * kStride + 32 * span + 8 * quad_lane;
+    const uint4 q = *reinterpret_cast<const uint4*>(at);
+    const uint4 r = *reinterpret_cast<const uint4*>(at + 8 * kStride);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      mma_bf16(s[n], q.x, r.x, q.y, r.y, keys[n][span].x, keys[n][span].y);
+      mma_bf16(s[n], q.z, r.z, q.w, r.w, keys[n][span].z, keys[n][span].w);
+    }
+  }
+  write_scores(s, rows, group, rsqrtf(static_cast<float>(kHeadDim)) * kLog2E, scores);
+}
+
+// Scores without tensor cores, for every shape. queries [G][D] f32, key: a row of SKV_MAX_HEAD_DIM floats a warp.
+__device__ inline void any_scores(const UnitRows& rows, bool rebuilt, const __nv_bfloat16* basis, int dim, int rank,
+                                  const skv_rope& rope, int group, const float* queries, float* keys, float* scores) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  float* const key = keys + warp * SKV_MAX_HEAD_DIM;
+  const float scale = rsqrtf(static_cast<float>(dim)) * kLog2E;
+  for (int token = warp * kWarpTokens; token < (warp + 1) * kWarpTokens; ++token) {
+    const auto* const row = static_cast<const __nv_bfloat16*>(rows.key[token]);
+    if (row) {
+      for (int d = lane; d < dim; d += 32) {
+        float x = 0;
+        if (rebuilt) {
+          for (int i = 0; i < rank; ++i) {
+            x += __bfloat162float(row[i]) * __bfloat162float(basis[static_cast<std::int64_t>(i) * dim + d]);
+          }
+        } else {
+          x = __bfloat162float(row[d]);
+        }
+        key[d] = x;
+      }
+      __syncwarp();
+      if (rebuilt) {
+        for (int pair = lane; pair < rope.rotary_dim / 2; pair += 32) {
+          const float2 turn = rotation(rope, rows.position[token], pair);
+          const int2 at = rotated_elements(rope, pair);
+          const float x = key[at.x], y = key[at.y];
+          key[at.x] = x * turn.x - y * turn.y;
+          key[at.y] = y * turn.x + x * turn.y;
+        }
+        __syncwarp();
+      }
+      for (int g = 0; g < group; ++g) {
+        float dot = 0;
+        for (int d = lane; d < dim; d += 32) {
+          dot += round_to_bf16(key[d]) * queries[g * dim + d];
+        }
+        dot = warp_sum(dot);
+        if (lane == 0) {
+          scores[g * kScoreStride + token] = dot * scale;
+        }
+      }
+      __syncwarp();
+    } else {
+      for (int g = lane; g < group; g += 32) {
+        scores[g * kScoreStride + token] = -INFINITY;
+      }
+    }
+  }
+}
+
+// Statistics of a block's softmax so far, one a head.
+struct Statistics {
+  float largest[SKV_MAX_GROUP];
+  float sum[SKV_MAX_GROUP];
+  float factor[SKV_MAX_GROUP];  // what earlier sums are to be multiplied by
+  float largest_scale;          // of the e4m3 values of the unit
+};
+static_assert(sizeof(Statistics) <= 4 * SKV_MAX_GROUP * 4);
+
+// One step of an online softmax over the unit's scores; gives every weight to write(head, token, weight).
+template <class Write>
+__device__ inline void softmax_step(const float* scores, int group, Statistics& statistics, Write&& write) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  for (int head = warp; head < group; head += kUnitWarps) {
+    float x[kUnitTokens / 32];
+    float largest = statistics.largest[head];
+    const float before = largest;
+#pragma unroll
+    for (int i = 0; i < kUnitTokens / 32; ++i) {
+      x[i] = scores[head * kScoreStride + 32 * i + lane];
+      largest = fmaxf(largest, x[i]);
+    }
+    largest = warp_max(largest);
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < kUnitTokens / 32; ++i) {
+      const float weight = largest > -INFINITY ? exp2_fast(x[i] - largest) : 0.0F;
+      sum += weight;
+      write(head, 32 * i + lane, weight);
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) {
+      const float factor = before > -INFINITY ? exp2_fast(before - largest) : 0.0F;
+      statistics.largest[head] = largest;
+      statistics.factor[head] = factor;
+      statistics.sum[head] = statistics.sum[head] * factor + sum;
+    }
+  }
+}
+
+__device__ inline UnitPair unit_pair(const skv_geometry& g, int pair, int group) {
+  const int session = pair / g.key_value_heads, head = pair % g.key_value_heads;
+  return {session, head, group, static_cast<std::int64_t>(session) * g.query_heads + head * group};
+}
+
+}  // namespace skv::cuda

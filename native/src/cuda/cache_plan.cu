@@ -1,0 +1,63 @@
+#include "cuda/decode.h"
+#include "cuda/plan_slots.cuh"
+
+namespace skv::cuda {
+namespace {
+
+// Plans the slots of one pair. One block a pair.
+//
+// selected [S], slot_chunk and slot_stamp [slots] -> selected_slot [S], fetch list. A few KB a pair: the chain
+// of barriers of the sort bounds it, which is why decode_layer has it done by the kernel that selects.
+__global__ void __launch_bounds__(kSelectThreads) cache_plan_kernel(const __grid_constant__ skv_cache_plan_params p) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  auto& memory = *reinterpret_cast<PlanMemory*>(shared);
+  auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(PlanMemory));
+  auto* const ids = reinterpret_cast<int*>(keys + plan_sorted_slots(p.geometry.slots));
+  const int pair = static_cast<int>(blockIdx.x);
+  const int session = pair / p.geometry.key_value_heads, head = pair % p.geometry.key_value_heads;
+  const skv_session_state& state = p.states[session];
+  const int count = state.length <= 0 ? 0 : min(p.selected_count[pair], p.select);
+  if (count <= 0) {
+    if (threadIdx.x == 0) {
+      p.fetch_count[pair] = 0;
+    }
+    return;
+  }
+  const std::int64_t selected_row = static_cast<std::int64_t>(pair) * p.select;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kSelectThreads) {
+    ids[i] = p.selected[selected_row + i];
+  }
+  __syncthreads();
+  const skv_shadow_layer& layer = p.layers[session];
+  const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
+  const PlanRow row = {layer.slot_chunk + slot_row,    layer.slot_stamp + slot_row,
+                       p.selected_slot + selected_row, p.fetch_chunk + selected_row,
+                       p.fetch_slot + selected_row,    p.fetch_count + pair};
+  plan_slots(ids, count, p.geometry.slots, state.step, row, memory, keys);
+}
+
+}  // namespace
+
+std::uint64_t cache_plan_workspace(const skv_cache_plan_params&, const DeviceTraits&) { return 0; }
+
+void cache_plan(const skv_cache_plan_params& p, Launch& launch) {
+  check_shadow_geometry(p.geometry, SKV_F32, "cache_plan");
+  if (p.select < 1 || p.select > SKV_MAX_SELECT) {
+    throw Error(SKV_UNSUPPORTED, "cache_plan on CUDA takes 1 to " + std::to_string(SKV_MAX_SELECT) + " chunks, not " +
+                                     std::to_string(p.select));
+  }
+  if (p.geometry.slots != 0 && p.geometry.slots < p.select) {
+    throw Error(SKV_INVALID_ARGUMENT, "cache_plan needs as many slots as chunks are selected: " +
+                                          std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
+  }
+  const PairRange pairs = all_pairs(p.batch, p.geometry);
+  if (pairs.count == 0) {
+    return;
+  }
+  const std::size_t bytes = sizeof(PlanMemory) + static_cast<std::size_t>(plan_sorted_slots(p.geometry.slots)) * 8 +
+                            static_cast<std::size_t>(p.select) * 4;
+  launch_kernel("cache plan", cache_plan_kernel, dim3(static_cast<unsigned>(pairs.count)), dim3(kSelectThreads), bytes,
+                launch.stream, p);
+}
+
+}  // namespace skv::cuda

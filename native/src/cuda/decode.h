@@ -1,0 +1,127 @@
+// The stages of a decode step, each over a range of (session, key/value head) pairs. The operations of the
+// ABI run a stage over all pairs; decode_layer runs them over parts of the batch that overlap in time. What a
+// stage computes for a pair depends on that pair alone, bit for bit: neither on its batch nor on the range.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "cuda/launch.h"
+#include "shadowkv_types.h"
+
+namespace skv::cuda {
+
+// Pairs are numbered session * K + head.
+struct PairRange {
+  int first = 0;
+  int count = 0;
+};
+
+inline PairRange all_pairs(std::int32_t batch, const skv_geometry& geometry) {
+  return {0, batch * geometry.key_value_heads};
+}
+
+inline int group_size(const skv_geometry& geometry) { return geometry.query_heads / geometry.key_value_heads; }
+
+// Chunks selected for rerank may outnumber what attention takes.
+constexpr int kMaxShortlist = 4096;
+
+// Throws UNSUPPORTED with the limits for shapes and types that these kernels do not take.
+void check_attention_geometry(const skv_geometry& geometry, std::int32_t query_type, const char* operation);
+void check_shadow_geometry(const skv_geometry& geometry, std::int32_t query_type, const char* operation);
+
+// --- Selection --------------------------------------------------------------------------------
+
+struct SelectionScratch {
+  float* logits = nullptr;    // [B*K][G][chunk_stride]
+  float2* partials = nullptr; // [B*K][G][units]: largest logit and sum of exponentials of a unit of chunks
+  float* scores = nullptr;    // [B*K][chunk_stride], only when a row does not fit in shared memory
+  std::int64_t chunk_stride = 0;
+  std::int64_t units = 0;
+};
+
+std::uint64_t selection_scratch_bytes(const skv_landmark_topk_params& p, const DeviceTraits& traits);
+SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const DeviceTraits& traits,
+                                        Workspace& workspace);
+
+// Where a selection is turned into a cache plan by the same kernel; all null when it is not.
+struct PlanOutput {
+  std::int32_t* selected_slot = nullptr;
+  std::int32_t* fetch_chunk = nullptr;
+  std::int32_t* fetch_slot = nullptr;
+  std::int32_t* fetch_count = nullptr;
+};
+
+void launch_landmark_logits(const skv_landmark_topk_params& p, const SelectionScratch& scratch,
+                            const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
+void launch_landmark_select(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
+                            const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
+
+struct RerankScratch {
+  float* chunk_mass = nullptr;  // [B*K][G][shortlist_stride]: log2 of a chunk's summed exponentials
+};
+
+std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p);
+RerankScratch take_rerank_scratch(const skv_rerank_params& p, Workspace& workspace);
+void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan, PairRange pairs,
+                   cudaStream_t stream);
+
+void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, cudaStream_t stream);
+
+// --- Attention --------------------------------------------------------------------------------
+
+// Attention in parts: [pairs][splits][G] of (largest score in log2 units, sum of exponentials) and the
+// unnormalised sums of values [pairs][splits][G][D].
+struct AttentionPartials {
+  float2* statistics = nullptr;
+  float* sums = nullptr;
+  int splits = 0;
+};
+
+std::uint64_t attention_partials_bytes(std::int64_t pairs, int splits, const skv_geometry& geometry);
+AttentionPartials take_attention_partials(std::int64_t pairs, int splits, const skv_geometry& geometry,
+                                          Workspace& workspace);
+
+int sparse_attention_splits(const skv_geometry& geometry, std::int32_t select);
+void launch_sparse_attention(const skv_sparse_attention_params& p, const AttentionPartials& partials, PairRange pairs,
+                             cudaStream_t stream);
+
+// Which splits of a pair hold anything is known from its length alone for dense caches; others fill all.
+struct CombineOutput {
+  void* output = nullptr;         // [B][H][D]
+  std::int32_t output_type = 0;
+  float* log_sum_exp = nullptr;   // [B][H] or null
+  const skv_session_state* states = nullptr;
+  int split_tokens = 0;           // dense: tokens of a split; 0: every split has been written
+  // Counters of a decode step; null when there are none.
+  skv_decode_counters* counters = nullptr;
+  const std::int32_t* selected_count = nullptr;
+  const std::int32_t* fetch_count = nullptr;
+  const float* mass = nullptr;
+};
+
+void launch_combine(const CombineOutput& out, const AttentionPartials& partials, const skv_geometry& geometry,
+                    PairRange pairs, cudaStream_t stream);
+
+// --- New tokens -------------------------------------------------------------------------------
+
+// Rotates queries into f32 and stores the new token of every session where its cache keeps it.
+struct NewTokens {
+  std::int32_t input_type = 0;
+  skv_geometry geometry = {};
+  std::int32_t batch = 0;
+  const void* queries = nullptr;
+  const void* keys = nullptr;
+  const void* values = nullptr;
+  std::int64_t query_stride = 0, key_stride = 0, value_stride = 0;
+  const skv_shadow_layer* shadow = nullptr;  // one of the two
+  const skv_dense_layer* dense = nullptr;
+  const skv_session_state* states = nullptr;
+  skv_rope rope = {};
+  float* rotated_queries = nullptr;  // [B][H][D]
+};
+
+void launch_new_tokens(const NewTokens& p, cudaStream_t stream);
+
+}  // namespace skv::cuda

@@ -1,0 +1,235 @@
+#include <algorithm>
+
+#include "cuda/decode.h"
+
+namespace skv::cuda {
+namespace {
+
+// Parts of the batch that are pipelined when the caller does not say: enough that the link begins early and the
+// attention behind the last fetch is short, few enough that launches do not cost more than they hide.
+constexpr int kDefaultGroups = 8;
+constexpr int kMostGroups = 16;
+constexpr int kEventsPerGroup = 3;
+static_assert(kMostGroups * kEventsPerGroup + 2 <= Launch::kEvents);
+
+int pipelined_groups(const skv_decode_layer_params& p) {
+  const int pairs = all_pairs(p.batch, p.geometry).count;
+  const int groups = p.groups > 0 ? p.groups : std::min(p.batch, kDefaultGroups);
+  return std::clamp(groups, 1, std::max(1, std::min(pairs, kMostGroups)));
+}
+
+skv_landmark_topk_params selection_of(const skv_decode_layer_params& p) {
+  skv_landmark_topk_params s = {};
+  s.struct_size = sizeof(s);
+  s.query_type = SKV_F32;
+  s.geometry = p.geometry;
+  s.batch = p.batch;
+  s.layers = p.layers;
+  s.states = p.states;
+  s.radius_weight = p.radius_weight;
+  s.select = p.shortlist > 0 ? p.shortlist : p.select;
+  s.max_chunks = p.max_chunks;
+  return s;
+}
+
+skv_rerank_params rerank_of(const skv_decode_layer_params& p) {
+  skv_rerank_params r = {};
+  r.struct_size = sizeof(r);
+  r.query_type = SKV_F32;
+  r.geometry = p.geometry;
+  r.batch = p.batch;
+  r.layers = p.layers;
+  r.states = p.states;
+  r.rope = p.rope;
+  r.shortlist_stride = p.shortlist;
+  r.select = p.select;
+  return r;
+}
+
+// The parts of the workspace, in one place for sizing and for taking.
+struct DecodeScratch {
+  float* queries = nullptr;           // [B][H][D] rotated
+  std::int32_t* selected = nullptr;   // [B][K][S], and so the three below
+  std::int32_t* selected_count = nullptr;
+  PlanOutput plan;
+  std::int32_t* shortlist = nullptr;  // [B][K][shortlist]
+  std::int32_t* shortlist_count = nullptr;
+  float* mass = nullptr;
+  SelectionScratch selection;
+  RerankScratch rerank;
+  AttentionPartials partials;
+};
+
+std::uint64_t lists_bytes(const skv_decode_layer_params& p) {
+  const auto pairs = static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.key_value_heads);
+  const auto row = Workspace::align(pairs * static_cast<std::uint64_t>(p.select) * 4);
+  const auto shortlist = Workspace::align(pairs * static_cast<std::uint64_t>(std::max(p.shortlist, 0)) * 4);
+  return 4 * row + shortlist + 4 * Workspace::align(pairs * 4);
+}
+
+std::uint64_t query_bytes(const skv_decode_layer_params& p) {
+  return Workspace::align(static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.query_heads) *
+                          static_cast<std::uint64_t>(p.geometry.head_dim) * sizeof(float));
+}
+
+DecodeScratch take_scratch(const skv_decode_layer_params& p, const DeviceTraits& traits, Workspace& workspace) {
+  const auto pairs = static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.key_value_heads);
+  const auto row = pairs * static_cast<std::uint64_t>(p.select);
+  DecodeScratch s;
+  s.queries = workspace.take<float>(query_bytes(p) / sizeof(float));
+  s.selected = workspace.take<std::int32_t>(row);
+  s.plan.selected_slot = workspace.take<std::int32_t>(row);
+  s.plan.fetch_chunk = workspace.take<std::int32_t>(row);
+  s.plan.fetch_slot = workspace.take<std::int32_t>(row);
+  s.shortlist = workspace.take<std::int32_t>(pairs * static_cast<std::uint64_t>(std::max(p.shortlist, 0)));
+  s.selected_count = workspace.take<std::int32_t>(pairs);
+  s.plan.fetch_count = workspace.take<std::int32_t>(pairs);
+  s.shortlist_count = workspace.take<std::int32_t>(pairs);
+  s.mass = workspace.take<float>(pairs);
+  s.selection = take_selection_scratch(selection_of(p), traits, workspace);
+  if (p.shortlist > 0) {
+    s.rerank = take_rerank_scratch(rerank_of(p), workspace);
+  }
+  s.partials = take_attention_partials(static_cast<std::int64_t>(pairs), sparse_attention_splits(p.geometry, p.select),
+                                       p.geometry, workspace);
+  return s;
+}
+
+void check_decode(const skv_decode_layer_params& p) {
+  check_shadow_geometry(p.geometry, p.input_type, "decode_layer");
+  if (p.select < 1 || p.select > SKV_MAX_SELECT || p.shortlist < 0 || p.shortlist > kMaxShortlist ||
+      (p.shortlist > 0 && p.shortlist < p.select)) {
+    throw Error(SKV_UNSUPPORTED, "decode_layer on CUDA selects 1 to " + std::to_string(SKV_MAX_SELECT) +
+                                     " chunks of a shortlist of at least as many and at most " +
+                                     std::to_string(kMaxShortlist) + ", not " + std::to_string(p.select) + " of " +
+                                     std::to_string(p.shortlist));
+  }
+  if (p.geometry.slots != 0 && p.geometry.slots < p.select) {
+    throw Error(SKV_INVALID_ARGUMENT, "decode_layer needs as many slots as chunks are selected: " +
+                                          std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
+  }
+  if (p.geometry.window < 1) {
+    throw Error(SKV_INVALID_ARGUMENT,
+                "decode_layer needs a recent window, not one of " + std::to_string(p.geometry.window) + " tokens");
+  }
+}
+
+}  // namespace
+
+std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const DeviceTraits& traits) {
+  const PairRange pairs = all_pairs(p.batch, p.geometry);
+  return query_bytes(p) + lists_bytes(p) + selection_scratch_bytes(selection_of(p), traits) +
+         (p.shortlist > 0 ? rerank_scratch_bytes(rerank_of(p)) : 0) +
+         attention_partials_bytes(pairs.count, sparse_attention_splits(p.geometry, p.select), p.geometry);
+}
+
+// Four lanes of work, each in the order of the groups: logits on the caller's stream, selection, the fetch over the
+// link, attention. What a group needs of the lane before it waits for that group alone, so that the link carries
+// the values of one group while the next is selected and the one before attends.
+void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
+  check_decode(p);
+  launch.workspace.require(decode_layer_workspace(p, launch.traits), "decode_layer");
+  if (p.batch == 0) {
+    return;
+  }
+  Workspace workspace = launch.workspace;
+  const DecodeScratch s = take_scratch(p, launch.traits, workspace);
+
+  NewTokens tokens;
+  tokens.input_type = p.input_type;
+  tokens.geometry = p.geometry;
+  tokens.batch = p.batch;
+  tokens.queries = p.queries;
+  tokens.keys = p.keys;
+  tokens.values = p.values;
+  tokens.query_stride = p.query_stride;
+  tokens.key_stride = p.key_stride;
+  tokens.value_stride = p.value_stride;
+  tokens.shadow = p.layers;
+  tokens.states = p.states;
+  tokens.rope = p.rope;
+  tokens.rotated_queries = s.queries;
+  launch_new_tokens(tokens, launch.stream);
+
+  skv_landmark_topk_params selection = selection_of(p);
+  selection.queries = s.queries;
+  selection.selected = p.shortlist > 0 ? s.shortlist : s.selected;
+  selection.selected_count = p.shortlist > 0 ? s.shortlist_count : s.selected_count;
+  selection.mass = p.counters ? s.mass : nullptr;
+  const PlanOutput selection_plan = p.shortlist > 0 ? PlanOutput{} : s.plan;
+
+  skv_rerank_params rerank = rerank_of(p);
+  rerank.queries = s.queries;
+  rerank.shortlist = s.shortlist;
+  rerank.shortlist_count = s.shortlist_count;
+  rerank.selected = s.selected;
+  rerank.selected_count = s.selected_count;
+
+  skv_value_gather_params gather = {};
+  gather.struct_size = sizeof(gather);
+  gather.geometry = p.geometry;
+  gather.batch = p.batch;
+  gather.layers = p.layers;
+  gather.select = p.select;
+  gather.fetch_chunk = s.plan.fetch_chunk;
+  gather.fetch_slot = s.plan.fetch_slot;
+  gather.fetch_count = s.plan.fetch_count;
+
+  skv_sparse_attention_params attention = {};
+  attention.struct_size = sizeof(attention);
+  attention.query_type = SKV_F32;
+  attention.output_type = p.input_type;
+  attention.geometry = p.geometry;
+  attention.batch = p.batch;
+  attention.queries = s.queries;
+  attention.layers = p.layers;
+  attention.states = p.states;
+  attention.rope = p.rope;
+  attention.select = p.select;
+  attention.selected = s.selected;
+  attention.selected_slot = s.plan.selected_slot;
+  attention.selected_count = s.selected_count;
+  attention.output = p.output;
+
+  const PairRange all = all_pairs(p.batch, p.geometry);
+  const int groups = pipelined_groups(p);
+  const bool piped = groups > 1;
+  cudaStream_t const select_stream = piped ? launch.side[0] : launch.stream;
+  cudaStream_t const gather_stream = piped ? launch.side[1] : launch.stream;
+  cudaStream_t const attention_stream = piped ? launch.side[2] : launch.stream;
+  for (int group = 0; group < groups; ++group) {
+    const auto bound = [&](int i) { return static_cast<int>(static_cast<std::int64_t>(all.count) * i / groups); };
+    const PairRange pairs = {bound(group), bound(group + 1) - bound(group)};
+    const int event = group * kEventsPerGroup;
+    launch_landmark_logits(selection, s.selection, launch.traits, pairs, launch.stream);
+    if (piped) {
+      launch.order(launch.stream, select_stream, event);
+    }
+    launch_landmark_select(selection, s.selection, selection_plan, launch.traits, pairs, select_stream);
+    if (p.shortlist > 0) {
+      launch_rerank(rerank, s.rerank, s.plan, pairs, select_stream);
+    }
+    if (piped) {
+      launch.order(select_stream, gather_stream, event + 1);
+    }
+    launch_value_gather(gather, pairs, gather_stream);
+    if (piped) {
+      launch.order(gather_stream, attention_stream, event + 2);
+    }
+    launch_sparse_attention(attention, s.partials, pairs, attention_stream);
+  }
+  if (piped) {
+    launch.order(attention_stream, launch.stream, kMostGroups * kEventsPerGroup);
+  }
+  CombineOutput out;
+  out.output = p.output;
+  out.output_type = p.input_type;
+  out.states = p.states;
+  out.counters = p.counters;
+  out.selected_count = s.selected_count;
+  out.fetch_count = s.plan.fetch_count;
+  out.mass = s.mass;
+  launch_combine(out, s.partials, p.geometry, all, launch.stream);
+}
+
+}  // namespace skv::cuda

@@ -1,0 +1,249 @@
+#include "cuda/attention_unit.cuh"
+#include "cuda/decode.h"
+#include "cuda/plan_slots.cuh"
+
+namespace skv::cuda {
+namespace {
+
+struct RerankParams {
+  skv_rerank_params p;
+  RerankScratch scratch;
+  PlanOutput plan;
+  int first_pair;
+  int group;
+};
+
+// Rows of tokens [first, first + 128) of a pair's shortlist.
+__device__ void shortlist_rows(const skv_rerank_params& p, const UnitPair& pair, int pair_index, int first, int count,
+                               UnitRows& rows) {
+  const int token = static_cast<int>(threadIdx.x);
+  const int place = (first + token) / p.geometry.chunk, in_chunk = (first + token) % p.geometry.chunk;
+  const void* key = nullptr;
+  std::int64_t position = 0;
+  if (place < count) {
+    const std::int64_t chunk = p.shortlist[static_cast<std::int64_t>(pair_index) * p.shortlist_stride + place];
+    position = chunk * p.geometry.chunk + in_chunk;
+    key = static_cast<const __nv_bfloat16*>(p.layers[pair.session].coefficients) + position * p.geometry.rank;
+  }
+  rows.key[token] = key;
+  rows.position[token] = position;
+}
+
+// Log2 of the summed exponentials of each chunk of the unit, for each head.
+__device__ void write_chunk_mass(const RerankParams& q, const float* scores, int pair_index, int first, int count) {
+  const int chunk = q.p.geometry.chunk;
+  const int chunks = kUnitTokens / chunk;
+  for (int i = static_cast<int>(threadIdx.x); i < chunks * q.group; i += kUnitThreads) {
+    const int c = i % chunks, head = i / chunks;
+    const int place = first / chunk + c;
+    if (place < count) {
+      const float* const x = scores + head * kScoreStride + c * chunk;
+      float largest = x[0];
+      for (int t = 1; t < chunk; ++t) {
+        largest = fmaxf(largest, x[t]);
+      }
+      float sum = 0;
+      for (int t = 0; t < chunk; ++t) {
+        sum += exp2_fast(x[t] - largest);
+      }
+      q.scratch.chunk_mass[(static_cast<std::int64_t>(pair_index) * q.group + head) * q.p.shortlist_stride + place] =
+          largest + log2f(sum);
+    }
+  }
+}
+
+// Exact masses of a shortlist's chunks from rebuilt keys, 128 tokens a block. kHeadDim 0: every shape, slowly.
+//
+// coefficients [..][r], basis [K][r][D] -> chunk_mass [B*K][G][shortlist]. Floor: the coefficients once and r*D*2
+// operations a token; bound like the first half of sparse_attention.
+template <int kHeadDim>
+__global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __grid_constant__ RerankParams q) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const skv_rerank_params& p = q.p;
+  const skv_geometry& g = p.geometry;
+  const int pair_index = q.first_pair + static_cast<int>(blockIdx.y);
+  const UnitPair pair = unit_pair(g, pair_index, q.group);
+  const int count = p.states[pair.session].length <= 0 ? 0 : min(p.shortlist_count[pair_index], p.shortlist_stride);
+  const int first = static_cast<int>(blockIdx.x) * kUnitTokens;
+  if (first >= count * g.chunk) {
+    return;
+  }
+  const UnitLayout layout = unit_layout(kHeadDim, g.rank, false);
+  auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
+  auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
+  if (threadIdx.x < kUnitTokens) {
+    shortlist_rows(p, pair, pair_index, first, count, rows);
+  }
+  const auto* const head_basis = static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
+                                 static_cast<std::int64_t>(pair.head) * g.rank * g.head_dim;
+  if constexpr (kHeadDim == 0) {
+    auto* const queries = reinterpret_cast<float*>(shared + layout.queries);
+    for (int i = static_cast<int>(threadIdx.x); i < q.group * g.head_dim; i += kUnitThreads) {
+      queries[i] = load_element(p.queries, p.query_type, pair.first_query * g.head_dim + i);
+    }
+    __syncthreads();
+    any_scores(rows, true, head_basis, g.head_dim, g.rank, p.rope, q.group, queries,
+               reinterpret_cast<float*>(shared + layout.base), scores);
+  } else {
+    auto* const queries = reinterpret_cast<__nv_bfloat16*>(shared + layout.queries);
+    auto* const fine = reinterpret_cast<float2*>(shared + layout.fine);
+    auto* const base = reinterpret_cast<float2*>(shared + layout.base);
+    auto* const basis = reinterpret_cast<__nv_bfloat16*>(shared + layout.basis);
+    __syncthreads();
+    Coefficients coefficients;
+    begin_coefficients(rows, g.rank, coefficients);
+    stage_basis<kHeadDim>(head_basis, g.rank, p.rope, basis);
+    stage_rotations<kHeadDim>(p.rope, g.chunk, rows, base, fine);
+    stage_queries<kHeadDim>(p.queries, p.query_type, pair, &p.rope, queries);
+    __syncthreads();
+    rebuilt_scores<kHeadDim>(rows, coefficients, g.rank, g.chunk, q.group, basis, base, fine, queries, scores);
+  }
+  __syncthreads();
+  write_chunk_mass(q, scores, pair_index, first, count);
+}
+
+struct RerankShared {
+  SelectMemory select;
+  PlanMemory plan;
+  float log_sums[SKV_MAX_GROUP];
+};
+
+std::size_t rerank_select_bytes(const skv_rerank_params& p) {
+  return sizeof(RerankShared) + static_cast<std::size_t>(plan_sorted_slots(p.geometry.slots)) * 8 +
+         static_cast<std::size_t>(p.select) * 4 + static_cast<std::size_t>(p.shortlist_stride) * 4;
+}
+
+// Keeps the best of a shortlist, and plans their slots when asked. One block a pair; a chain of barriers bounds it.
+__global__ void __launch_bounds__(kSelectThreads) rerank_select_kernel(const __grid_constant__ RerankParams q) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const skv_rerank_params& p = q.p;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int heads = p.geometry.key_value_heads;
+  const int pair = q.first_pair + static_cast<int>(blockIdx.x);
+  const int session = pair / heads, head = pair % heads;
+  const bool planned = q.plan.fetch_count != nullptr;
+  const int listed = p.states[session].length <= 0 ? 0 : min(p.shortlist_count[pair], p.shortlist_stride);
+  if (listed <= 0) {
+    if (thread == 0) {
+      p.selected_count[pair] = 0;
+      if (planned) {
+        q.plan.fetch_count[pair] = 0;
+      }
+    }
+    return;
+  }
+  auto& memory = *reinterpret_cast<RerankShared*>(shared);
+  auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(RerankShared));
+  auto* const ids = reinterpret_cast<int*>(keys + plan_sorted_slots(p.geometry.slots));
+  auto* const scores = reinterpret_cast<float*>(ids + p.select);
+  const float* const masses =
+      q.scratch.chunk_mass + static_cast<std::int64_t>(pair) * q.group * p.shortlist_stride;
+  if (warp < q.group) {
+    const float* const mass = masses + static_cast<std::int64_t>(warp) * p.shortlist_stride;
+    float largest = -INFINITY;
+    for (int i = lane; i < listed; i += 32) {
+      largest = fmaxf(largest, mass[i]);
+    }
+    largest = warp_max(largest);
+    float sum = 0;
+    for (int i = lane; i < listed; i += 32) {
+      sum += exp2_fast(mass[i] - largest);
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) {
+      memory.log_sums[warp] = largest + log2f(sum);
+    }
+  }
+  __syncthreads();
+  for (int i = thread; i < listed; i += kSelectThreads) {
+    float best = -INFINITY;
+    for (int g = 0; g < q.group; ++g) {
+      best = fmaxf(best, masses[static_cast<std::int64_t>(g) * p.shortlist_stride + i] - memory.log_sums[g] + 0.0F);
+    }
+    scores[i] = best;
+  }
+  __syncthreads();
+  const int count = select_best(scores, listed, p.select, ids, memory.select);
+  const std::int64_t selected_row = static_cast<std::int64_t>(pair) * p.select;
+  for (int i = thread; i < count; i += kSelectThreads) {
+    const int chunk = p.shortlist[static_cast<std::int64_t>(pair) * p.shortlist_stride + ids[i]];
+    ids[i] = chunk;
+    p.selected[selected_row + i] = chunk;
+  }
+  if (thread == 0) {
+    p.selected_count[pair] = count;
+  }
+  __syncthreads();
+  if (planned) {
+    const skv_shadow_layer& layer = p.layers[session];
+    const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
+    const PlanRow row = {layer.slot_chunk + slot_row,         layer.slot_stamp + slot_row,
+                         q.plan.selected_slot + selected_row, q.plan.fetch_chunk + selected_row,
+                         q.plan.fetch_slot + selected_row,    q.plan.fetch_count + pair};
+    plan_slots(ids, count, p.geometry.slots, p.states[session].step, row, memory.plan, keys);
+  }
+}
+
+void check_rerank(const skv_rerank_params& p) {
+  check_shadow_geometry(p.geometry, p.query_type, "rerank");
+  if (p.select < 1 || p.select > SKV_MAX_SELECT || p.shortlist_stride < p.select ||
+      p.shortlist_stride > kMaxShortlist) {
+    throw Error(SKV_UNSUPPORTED, "rerank on CUDA selects 1 to " + std::to_string(SKV_MAX_SELECT) + " of up to " +
+                                     std::to_string(kMaxShortlist) + " chunks, not " + std::to_string(p.select) +
+                                     " of " + std::to_string(p.shortlist_stride));
+  }
+}
+
+}  // namespace
+
+std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p) {
+  return Workspace::align(static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.query_heads) *
+                          static_cast<std::uint64_t>(p.shortlist_stride) * sizeof(float));
+}
+
+RerankScratch take_rerank_scratch(const skv_rerank_params& p, Workspace& workspace) {
+  return {workspace.take<float>(static_cast<std::uint64_t>(p.batch) *
+                                static_cast<std::uint64_t>(p.geometry.query_heads) *
+                                static_cast<std::uint64_t>(p.shortlist_stride))};
+}
+
+void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan, PairRange pairs,
+                   cudaStream_t stream) {
+  if (pairs.count == 0) {
+    return;
+  }
+  if (plan.fetch_count && p.geometry.slots != 0 && p.geometry.slots < p.select) {
+    throw Error(SKV_INVALID_ARGUMENT, "cache_plan needs as many slots as chunks are selected: " +
+                                          std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
+  }
+  const RerankParams q = {p, scratch, plan, pairs.first, group_size(p.geometry)};
+  const auto units =
+      (static_cast<std::int64_t>(p.shortlist_stride) * p.geometry.chunk + kUnitTokens - 1) / kUnitTokens;
+  const dim3 grid(static_cast<unsigned>(units), static_cast<unsigned>(pairs.count));
+  const auto launch = [&](auto kernel, int dim) {
+    const auto bytes = static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, false).end);
+    launch_kernel("rerank masses", kernel, grid, dim3(kUnitThreads), bytes, stream, q);
+  };
+  if (!unit_is_tuned(p.geometry, p.rope)) {
+    launch(rerank_mass_kernel<0>, 0);
+  } else if (p.geometry.head_dim == 64) {
+    launch(rerank_mass_kernel<64>, 64);
+  } else if (p.geometry.head_dim == 96) {
+    launch(rerank_mass_kernel<96>, 96);
+  } else {
+    launch(rerank_mass_kernel<128>, 128);
+  }
+  launch_kernel("rerank selection", rerank_select_kernel, dim3(static_cast<unsigned>(pairs.count)),
+                dim3(kSelectThreads), rerank_select_bytes(p), stream, q);
+}
+
+std::uint64_t rerank_workspace(const skv_rerank_params& p, const DeviceTraits&) { return rerank_scratch_bytes(p); }
+
+void rerank(const skv_rerank_params& p, Launch& launch) {
+  check_rerank(p);
+  launch.workspace.require(rerank_workspace(p, launch.traits), "rerank");
+  Workspace workspace = launch.workspace;
+  launch_rerank(p, take_rerank_scratch(p, workspace), {}, all_pairs(p.batch, p.geometry), launch.stream);
+}
+
+}  // namespace skv::cuda

@@ -1,0 +1,467 @@
+#include <algorithm>
+
+#include "cuda/attention_unit.cuh"
+#include "cuda/decode.h"
+
+namespace skv::cuda {
+namespace {
+
+// Blocks a pair that share the outliers and the recent window; a block goes over its units in turn. The number of
+// outliers is known on the device alone, so the launch is sized for a usual one.
+constexpr int kUsualOutlierUnits = 3;
+constexpr int kMostDenseSplits = 16;
+
+int selected_splits(const skv_geometry& g, std::int32_t select) {
+  return (select * g.chunk + kUnitTokens - 1) / kUnitTokens;
+}
+
+int dense_splits(const skv_geometry& g) {
+  return std::min(kMostDenseSplits, (g.window + kUnitTokens - 1) / kUnitTokens + kUsualOutlierUnits);
+}
+
+struct SparseParams {
+  skv_sparse_attention_params p;
+  AttentionPartials partials;
+  int first_pair;
+  int group;
+  int selected_splits;
+};
+
+// Table of the rows of selected tokens [first, first + 128) of a pair.
+__device__ void selected_rows(const skv_sparse_attention_params& p, const UnitPair& pair, int pair_index, int first,
+                              int count, UnitRows& rows) {
+  const skv_geometry& g = p.geometry;
+  const skv_shadow_layer& layer = p.layers[pair.session];
+  const int token = static_cast<int>(threadIdx.x);
+  const int place = (first + token) / g.chunk, in_chunk = (first + token) % g.chunk;
+  const void *key = nullptr, *value = nullptr;
+  float scale = 1.0F;
+  std::int64_t position = 0;
+  if (place < count) {
+    const std::int64_t at = static_cast<std::int64_t>(pair_index) * p.select + place;
+    const std::int64_t chunk = p.selected[at], slot = p.selected_slot[at];
+    position = chunk * g.chunk + in_chunk;
+    key = static_cast<const __nv_bfloat16*>(layer.coefficients) + position * g.rank;
+    const std::int64_t width = static_cast<std::int64_t>(g.head_dim) * (g.value_type == SKV_F8_E4M3 ? 1 : 2);
+    const char* const values = static_cast<const char*>(g.slots ? layer.slot_values : layer.values);
+    const std::int64_t places = g.slots ? g.slots : layer.chunk_capacity;
+    value = values + ((pair.head * places + slot) * g.chunk + in_chunk) * width;
+    if (g.value_type == SKV_F8_E4M3) {
+      scale = layer.value_scales[pair.head * layer.chunk_capacity + chunk];
+    }
+  }
+  rows.key[token] = key;
+  rows.value[token] = value;
+  rows.value_scale[token] = scale;
+  rows.position[token] = position;
+}
+
+// The same for tokens [first, first + 128) of outliers followed by the recent window.
+__device__ void dense_rows(const skv_sparse_attention_params& p, const UnitPair& pair, const skv_session_state& state,
+                           std::int64_t first, UnitRows& rows) {
+  const skv_geometry& g = p.geometry;
+  const skv_shadow_layer& layer = p.layers[pair.session];
+  const std::int64_t token = first + threadIdx.x;
+  const std::int64_t outliers = static_cast<std::int64_t>(state.outliers) * g.chunk;
+  const std::int64_t recent = state.length - state.recent_begin;
+  const void *keys = nullptr, *values = nullptr;
+  std::int64_t row = 0;
+  if (token < outliers) {
+    row = pair.head * layer.outlier_capacity * g.chunk + token;
+    keys = layer.outlier_keys;
+    values = layer.outlier_values;
+  } else if (token < outliers + recent) {
+    row = static_cast<std::int64_t>(pair.head) * g.window + (state.recent_begin + token - outliers) % g.window;
+    keys = layer.recent_keys;
+    values = layer.recent_values;
+  }
+  rows.key[threadIdx.x] = keys ? static_cast<const __nv_bfloat16*>(keys) + row * g.head_dim : nullptr;
+  rows.value[threadIdx.x] = values ? static_cast<const __nv_bfloat16*>(values) + row * g.head_dim : nullptr;
+  rows.value_scale[threadIdx.x] = 1.0F;
+}
+
+// What a block has to do: selected chunks or the dense rest, from which token, how many, in which steps.
+struct UnitWork {
+  bool rebuilt;
+  std::int64_t first, tokens, stride;
+};
+
+__device__ UnitWork unit_work(const SparseParams& q, int pair, const skv_session_state& state) {
+  const skv_geometry& g = q.p.geometry;
+  const int split = static_cast<int>(blockIdx.x);
+  if (state.length <= 0) {
+    return {false, 0, 0, 1};
+  }
+  if (split < q.selected_splits) {
+    const int count = min(q.p.selected_count[pair], q.p.select);
+    // One unit: the stride leads behind the end.
+    return {true, static_cast<std::int64_t>(split) * kUnitTokens, static_cast<std::int64_t>(count) * g.chunk,
+            static_cast<std::int64_t>(q.selected_splits) * kUnitTokens};
+  }
+  return {false, static_cast<std::int64_t>(split - q.selected_splits) * kUnitTokens,
+          static_cast<std::int64_t>(state.outliers) * g.chunk + state.length - state.recent_begin,
+          static_cast<std::int64_t>(static_cast<int>(gridDim.x) - q.selected_splits) * kUnitTokens};
+}
+
+__device__ void write_statistics(const SparseParams& q, int pair, const Statistics& statistics) {
+  const int head = static_cast<int>(threadIdx.x);
+  if (head < q.group) {
+    const std::int64_t at = (static_cast<std::int64_t>(pair) * q.partials.splits + blockIdx.x) * q.group + head;
+    q.partials.statistics[at] = make_float2(statistics.largest[head], statistics.sum[head]);
+  }
+}
+
+__device__ void write_empty(const SparseParams& q, int pair) {
+  const int head = static_cast<int>(threadIdx.x);
+  if (head < q.group) {
+    const std::int64_t at = (static_cast<std::int64_t>(pair) * q.partials.splits + blockIdx.x) * q.group + head;
+    q.partials.statistics[at] = make_float2(-INFINITY, 0.0F);
+  }
+}
+
+// Attention of a pair over 128 selected tokens a block, or over a share of its outliers and recent tokens.
+//
+// coefficients [..][r], basis [K][r][D], values [K][slots][C][D] -> partials [B*K][splits][G]([D]).
+// Floor for a pair: S*C rows of r coefficients and D values once (S*C*(2r + 2D) bytes), and S*C*r*D*2 operations
+// to rebuild. A block has everything it reads under way before the first use: coefficients to registers,
+// values by asynchronous copies, the basis of the head (r*D*2 bytes a block, from the L2 cache) through registers,
+// where its columns are reordered. After the scores the block changes partition: each warp takes 8-column
+// strips of the values for all 128 tokens, so that no sums have to be added across warps.
+template <int kHeadDim>
+__global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const __grid_constant__ SparseParams q) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  constexpr int kStride = kHeadDim + kRowPadding;
+  constexpr int kWeightStride = kUnitTokens + kRowPadding;
+  constexpr int kStrips = kHeadDim / 8;
+  // e4m3 values are taken in pairs of strips.
+  constexpr int kStripsPerWarp = kStrips > kUnitWarps ? (kStrips + kUnitWarps - 1) / kUnitWarps : 2;
+  static_assert(kStripsPerWarp == 2);
+  const skv_sparse_attention_params& p = q.p;
+  const skv_geometry& g = p.geometry;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int pair_index = q.first_pair + static_cast<int>(blockIdx.y);
+  const UnitPair pair = unit_pair(g, pair_index, q.group);
+  const skv_session_state& state = p.states[pair.session];
+  const UnitWork work = unit_work(q, pair_index, state);
+  if (work.first >= work.tokens) {
+    write_empty(q, pair_index);
+    return;
+  }
+  const UnitLayout layout = unit_layout(kHeadDim, g.rank, true);
+  auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
+  auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
+  auto* const queries = reinterpret_cast<__nv_bfloat16*>(shared + layout.queries);
+  auto* const weights = reinterpret_cast<std::uint16_t*>(shared + layout.probabilities);
+  auto& statistics = *reinterpret_cast<Statistics*>(shared + layout.statistics);
+  auto* const fine = reinterpret_cast<float2*>(shared + layout.fine);
+  auto* const base = reinterpret_cast<float2*>(shared + layout.base);
+  auto* const basis = reinterpret_cast<__nv_bfloat16*>(shared + layout.basis);
+  unsigned char* const values = shared + layout.values;
+  const bool bytes = work.rebuilt && g.value_type == SKV_F8_E4M3;
+  const bool wide = q.group > 8;
+  const int value_words = kHeadDim * (bytes ? 1 : 2) / 16;  // of a row
+  const int value_stride = bytes ? kHeadDim + 16 : 2 * kStride;
+
+  if (thread < SKV_MAX_GROUP) {
+    statistics.largest[thread] = -INFINITY;
+    statistics.sum[thread] = 0.0F;
+    statistics.factor[thread] = 1.0F;
+  }
+  float sums[kStripsPerWarp][4] = {};
+  for (std::int64_t first = work.first; first < work.tokens; first += work.stride) {
+    if (thread < kUnitTokens) {
+      if (work.rebuilt) {
+        selected_rows(p, pair, pair_index, static_cast<int>(first), static_cast<int>(work.tokens / g.chunk), rows);
+      } else {
+        dense_rows(p, pair, state, first, rows);
+      }
+    }
+    __syncthreads();
+    Coefficients coefficients;
+    if (work.rebuilt) {
+      begin_coefficients(rows, g.rank, coefficients);
+    }
+    for (int i = thread; i < kUnitTokens * value_words; i += kUnitThreads) {
+      const int token = i / value_words, word = i % value_words;
+      unsigned char* const to = values + token * value_stride + word * 16;
+      const void* const row = rows.value[token];
+      if (row) {
+        copy_async_16(to, static_cast<const char*>(row) + word * 16);
+      } else {
+        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+      }
+    }
+    if (first == work.first) {
+      if (work.rebuilt) {
+        stage_basis<kHeadDim>(static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
+                                  static_cast<std::int64_t>(pair.head) * g.rank * kHeadDim,
+                              g.rank, p.rope, basis);
+        stage_rotations<kHeadDim>(p.rope, g.chunk, rows, base, fine);
+      }
+      stage_queries<kHeadDim>(p.queries, p.query_type, pair, work.rebuilt ? &p.rope : nullptr, queries);
+    }
+    __syncthreads();
+    if (work.rebuilt) {
+      rebuilt_scores<kHeadDim>(rows, coefficients, g.rank, g.chunk, q.group, basis, base, fine, queries, scores);
+    } else {
+      dense_scores<kHeadDim>(rows, q.group, queries, scores);
+    }
+    if (bytes && warp == 0) {
+      float largest = 0;
+      for (int i = lane; i < kUnitTokens; i += 32) {
+        largest = fmaxf(largest, rows.key[i] ? rows.value_scale[i] : 0.0F);
+      }
+      largest = warp_max(largest);
+      if (lane == 0) {
+        statistics.largest_scale = largest;
+      }
+    }
+    copy_async_wait_all();
+    __syncthreads();
+    // Weights go to the tensor cores in 16 bits: with G <= 8, 8 rows further down, also what their rounding left. For
+    // e4m3 values they carry the scale of the value, relative to the largest one, and are f16.
+    const float unscale = bytes && statistics.largest_scale > 0 ? 1.0F / statistics.largest_scale : 0.0F;
+    softmax_step(scores, q.group, statistics, [&](int head, int token, float weight) {
+      std::uint16_t high, low;
+      if (bytes) {
+        const float scaled = weight * (rows.value_scale[token] * unscale);
+        const __half h = __float2half_rn(scaled);
+        high = __half_as_ushort(h);
+        low = __half_as_ushort(__float2half_rn(scaled - __half2float(h)));
+      } else {
+        const __nv_bfloat16 h = __float2bfloat16_rn(weight);
+        high = __bfloat16_as_ushort(h);
+        low = __bfloat16_as_ushort(__float2bfloat16_rn(weight - __bfloat162float(h)));
+      }
+      weights[head * kWeightStride + token] = high;
+      if (!wide) {
+        weights[(head + 8) * kWeightStride + token] = low;
+      }
+    });
+    __syncthreads();
+    const int row = lane / 4, quad_lane = lane % 4;
+    if (!work.rebuilt) {
+      const float upper = statistics.factor[row];
+      const float lower = wide ? statistics.factor[row + 8] : upper;
+      // Rows without a head are never read, whatever they hold.
+#pragma unroll
+      for (int i = 0; i < kStripsPerWarp; ++i) {
+        sums[i][0] *= upper;
+        sums[i][1] *= upper;
+        sums[i][2] *= lower;
+        sums[i][3] *= lower;
+      }
+    }
+    const std::uint16_t* const weight_lane = weights + (lane % 16) * kWeightStride + lane / 16 * 8;
+    if (bytes) {
+      // A warp takes 16 columns: in strip 0 the even ones, in strip 1 the odd ones.
+      if (warp < kHeadDim / 16) {
+#pragma unroll
+        for (int k = 0; k < kUnitTokens; k += 16) {
+          std::uint32_t a[4];
+          load_matrices(a, weight_lane + k);
+          const unsigned char* const at = values + (k + 2 * quad_lane) * value_stride + warp * 16 + 2 * row;
+          const auto pair_at = [&](int token) {
+            return f16_of_e4m3(*reinterpret_cast<const std::uint16_t*>(at + token * value_stride));
+          };
+          const std::uint32_t v0 = pair_at(0), v1 = pair_at(1), v8 = pair_at(8), v9 = pair_at(9);
+          mma_f16(sums[0], a[0], a[1], a[2], a[3], __byte_perm(v0, v1, 0x5410), __byte_perm(v8, v9, 0x5410));
+          mma_f16(sums[1], a[0], a[1], a[2], a[3], __byte_perm(v0, v1, 0x7632), __byte_perm(v8, v9, 0x7632));
+        }
+      }
+    } else {
+#pragma unroll
+      for (int k = 0; k < kUnitTokens; k += 16) {
+        std::uint32_t a[4];
+        load_matrices(a, weight_lane + k);
+#pragma unroll
+        for (int i = 0; i < kStripsPerWarp; ++i) {
+          const int strip = warp + i * kUnitWarps;
+          if (strip < kStrips) {
+            std::uint32_t b[2];
+            load_two_matrices_transposed(b, values + (k + lane % 16) * value_stride + strip * 16);
+            mma_bf16(sums[i], a[0], a[1], a[2], a[3], b[0], b[1]);
+          }
+        }
+      }
+    }
+    __syncthreads();
+  }
+
+  write_statistics(q, pair_index, statistics);
+  const int row = lane / 4, quad_lane = lane % 4;
+  const float scale = bytes ? statistics.largest_scale : 1.0F;
+#pragma unroll
+  for (int i = 0; i < kStripsPerWarp; ++i) {
+    const int strip = warp + i * kUnitWarps;
+    if (bytes ? warp >= kHeadDim / 16 : strip >= kStrips) {
+      continue;
+    }
+    const int column = bytes ? warp * 16 + 4 * quad_lane + i : strip * 8 + 2 * quad_lane;
+    const int next = bytes ? column + 2 : column + 1;
+    float* const out =
+        q.partials.sums +
+        ((static_cast<std::int64_t>(pair_index) * q.partials.splits + blockIdx.x) * q.group + row) * kHeadDim;
+    if (wide) {
+      out[column] = sums[i][0] * scale;
+      out[next] = sums[i][1] * scale;
+      if (row + 8 < q.group) {
+        out[8 * kHeadDim + column] = sums[i][2] * scale;
+        out[8 * kHeadDim + next] = sums[i][3] * scale;
+      }
+    } else if (row < q.group) {
+      out[column] = (sums[i][0] + sums[i][2]) * scale;
+      out[next] = (sums[i][1] + sums[i][3]) * scale;
+    }
+  }
+}
+
+// The same for every shape, without tensor cores: correct, not fast. A thread owns a column of the output.
+__global__ void __launch_bounds__(kUnitThreads) sparse_attention_any_kernel(const __grid_constant__ SparseParams q) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const skv_sparse_attention_params& p = q.p;
+  const skv_geometry& g = p.geometry;
+  const int dim = g.head_dim;
+  const int thread = static_cast<int>(threadIdx.x);
+  const int pair_index = q.first_pair + static_cast<int>(blockIdx.y);
+  const UnitPair pair = unit_pair(g, pair_index, q.group);
+  const skv_session_state& state = p.states[pair.session];
+  const UnitWork work = unit_work(q, pair_index, state);
+  if (work.first >= work.tokens) {
+    write_empty(q, pair_index);
+    return;
+  }
+  const UnitLayout layout = unit_layout(0, 0, true);
+  auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
+  auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
+  auto& statistics = *reinterpret_cast<Statistics*>(shared + layout.statistics);
+  auto* const queries = reinterpret_cast<float*>(shared + layout.queries);
+  auto* const keys = reinterpret_cast<float*>(shared + layout.base);
+  const bool bytes = work.rebuilt && g.value_type == SKV_F8_E4M3;
+  if (thread < SKV_MAX_GROUP) {
+    statistics.largest[thread] = -INFINITY;
+    statistics.sum[thread] = 0.0F;
+    statistics.factor[thread] = 1.0F;
+  }
+  for (int i = thread; i < q.group * dim; i += kUnitThreads) {
+    queries[i] = load_element(p.queries, p.query_type, pair.first_query * dim + i);
+  }
+  float sums[SKV_MAX_GROUP] = {};
+  for (std::int64_t first = work.first; first < work.tokens; first += work.stride) {
+    if (thread < kUnitTokens) {
+      if (work.rebuilt) {
+        selected_rows(p, pair, pair_index, static_cast<int>(first), static_cast<int>(work.tokens / g.chunk), rows);
+      } else {
+        dense_rows(p, pair, state, first, rows);
+      }
+    }
+    __syncthreads();
+    any_scores(rows, work.rebuilt,
+               static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
+                   static_cast<std::int64_t>(pair.head) * g.rank * dim,
+               dim, g.rank, p.rope, q.group, queries, keys, scores);
+    __syncthreads();
+    softmax_step(scores, q.group, statistics,
+                 [&](int head, int token, float weight) { scores[head * kScoreStride + token] = weight; });
+    __syncthreads();
+    if (thread < dim) {
+#pragma unroll
+      for (int head = 0; head < SKV_MAX_GROUP; ++head) {
+        if (head < q.group) {
+          sums[head] *= statistics.factor[head];
+        }
+      }
+      for (int token = 0; token < kUnitTokens; ++token) {
+        const void* const row = rows.value[token];
+        if (row) {
+          const float value =
+              bytes ? f32_of_e4m3(static_cast<const std::uint8_t*>(row)[thread]) * rows.value_scale[token]
+                    : __bfloat162float(static_cast<const __nv_bfloat16*>(row)[thread]);
+#pragma unroll
+          for (int head = 0; head < SKV_MAX_GROUP; ++head) {
+            if (head < q.group) {
+              sums[head] += scores[head * kScoreStride + token] * value;
+            }
+          }
+        }
+      }
+    }
+    __syncthreads();
+  }
+  write_statistics(q, pair_index, statistics);
+  if (thread < dim) {
+#pragma unroll
+    for (int head = 0; head < SKV_MAX_GROUP; ++head) {
+      if (head < q.group) {
+        q.partials.sums[((static_cast<std::int64_t>(pair_index) * q.partials.splits + blockIdx.x) * q.group + head) *
+                            dim +
+                        thread] = sums[head];
+      }
+    }
+  }
+}
+
+void check_sparse(const skv_sparse_attention_params& p) {
+  check_shadow_geometry(p.geometry, p.query_type, "sparse_attention");
+  check_shadow_geometry(p.geometry, p.output_type, "sparse_attention");
+  if (p.select < 0 || p.select > SKV_MAX_SELECT) {
+    throw Error(SKV_UNSUPPORTED, "sparse_attention on CUDA takes at most " + std::to_string(SKV_MAX_SELECT) +
+                                     " chunks, not " + std::to_string(p.select));
+  }
+  if (p.geometry.window < 1) {
+    throw Error(SKV_INVALID_ARGUMENT, "sparse_attention needs a recent window, not one of " +
+                                          std::to_string(p.geometry.window) + " tokens");
+  }
+}
+
+}  // namespace
+
+int sparse_attention_splits(const skv_geometry& geometry, std::int32_t select) {
+  return selected_splits(geometry, select) + dense_splits(geometry);
+}
+
+void launch_sparse_attention(const skv_sparse_attention_params& p, const AttentionPartials& partials, PairRange pairs,
+                             cudaStream_t stream) {
+  if (pairs.count == 0) {
+    return;
+  }
+  const SparseParams q = {p, partials, pairs.first, group_size(p.geometry), selected_splits(p.geometry, p.select)};
+  const dim3 grid(static_cast<unsigned>(partials.splits), static_cast<unsigned>(pairs.count));
+  const char* const name = "sparse attention";
+  const auto launch = [&](auto kernel, int dim) {
+    const auto bytes = static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, true).end);
+    launch_kernel(name, kernel, grid, dim3(kUnitThreads), bytes, stream, q);
+  };
+  if (!unit_is_tuned(p.geometry, p.rope)) {
+    launch(sparse_attention_any_kernel, 0);
+  } else if (p.geometry.head_dim == 64) {
+    launch(sparse_attention_kernel<64>, 64);
+  } else if (p.geometry.head_dim == 96) {
+    launch(sparse_attention_kernel<96>, 96);
+  } else {
+    launch(sparse_attention_kernel<128>, 128);
+  }
+}
+
+std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, const DeviceTraits&) {
+  return attention_partials_bytes(all_pairs(p.batch, p.geometry).count, sparse_attention_splits(p.geometry, p.select),
+                                  p.geometry);
+}
+
+void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
+  check_sparse(p);
+  launch.workspace.require(sparse_attention_workspace(p, launch.traits), "sparse_attention");
+  Workspace workspace = launch.workspace;
+  const PairRange pairs = all_pairs(p.batch, p.geometry);
+  const AttentionPartials partials =
+      take_attention_partials(pairs.count, sparse_attention_splits(p.geometry, p.select), p.geometry, workspace);
+  launch_sparse_attention(p, partials, pairs, launch.stream);
+  CombineOutput out;
+  out.output = p.output;
+  out.output_type = p.output_type;
+  out.log_sum_exp = p.log_sum_exp;
+  out.states = p.states;
+  launch_combine(out, partials, p.geometry, pairs, launch.stream);
+}
+
+}  // namespace skv::cuda
