@@ -1,5 +1,7 @@
 #include "cpu/elements.h"
 
+#include <algorithm>
+
 #include "cpu/elements_rows.h"
 
 namespace skv::cpu {
@@ -44,6 +46,27 @@ Narrow narrow_function(std::int32_t type, InstructionSet set) {
       return checked(avx2::narrow_function(type), type);
     default:
       return checked(narrow_here(type), type);
+  }
+}
+
+RowConversion::RowConversion(std::int32_t from, std::int32_t to, InstructionSet set)
+    : from_(from), to_(to), widen_(widen_function(from, set)), narrow_(narrow_function(to, set)) {}
+
+void RowConversion::operator()(const void* from, void* to, std::int64_t count) const {
+  if (from_ == to_) {
+    std::memcpy(to, from, static_cast<std::size_t>(count * element_bytes(from_)));
+  } else if (to_ == SKV_F32) {
+    widen_(from, static_cast<float*>(to), count);
+  } else if (from_ == SKV_F32) {
+    narrow_(static_cast<const float*>(from), to, count);
+  } else {
+    constexpr std::int64_t kPiece = 512;
+    float piece[kPiece];
+    for (std::int64_t done = 0; done < count; done += kPiece) {
+      const std::int64_t here = std::min(kPiece, count - done);
+      widen_(element_at(from, from_, done), piece, here);
+      narrow_(piece, element_at(to, to_, done), here);
+    }
   }
 }
 

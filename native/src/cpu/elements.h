@@ -36,7 +36,7 @@ inline constexpr double kRoundoff = 0;
 template <>
 inline constexpr double kRoundoff<float> = 0x1p-24;
 template <>
-inline constexpr double kRoundoff<BFloat16> = 0x1p-9;
+inline constexpr double kRoundoff<BFloat16> = 0x1p-8;
 template <>
 inline constexpr double kRoundoff<Float16> = 0x1p-11;
 template <>
@@ -186,6 +186,18 @@ using Widen = void (*)(const void* from, float* to, std::int64_t count);
 using Narrow = void (*)(const float* from, void* to, std::int64_t count);
 Widen widen_function(std::int32_t type, InstructionSet set);    // F32, BF16, F16, F8_E4M3
 Narrow narrow_function(std::int32_t type, InstructionSet set);  // F32, BF16, F16, F8_E4M3
+
+// Rows of one type to rows of another, each element rounded once.
+class RowConversion {
+ public:
+  RowConversion(std::int32_t from, std::int32_t to, InstructionSet set);
+  void operator()(const void* from, void* to, std::int64_t count) const;
+
+ private:
+  std::int32_t from_, to_;
+  Widen widen_;
+  Narrow narrow_;
+};
 
 // Address of element `index` of an array whose type is known by number.
 SKV_INLINE const void* element_at(const void* base, std::int32_t type, std::int64_t index) {
