@@ -340,7 +340,7 @@ struct SelectParams {
   int group;
 };
 
-struct SelectShared {
+struct alignas(16) SelectShared {
   SelectMemory select;
   PlanMemory plan;
   float log_sums[SKV_MAX_GROUP];

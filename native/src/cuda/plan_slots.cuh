@@ -28,7 +28,7 @@ __host__ __device__ inline int plan_sorted_slots(int slots) {
   return sorted;
 }
 
-struct PlanMemory {
+struct alignas(16) PlanMemory {
   int where[SKV_MAX_SELECT];
   int totals[kSelectWarps];
 };

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
   write_chunk_mass(q, scores, pair_index, first, count);
 }
 
-struct RerankShared {
+struct alignas(16) RerankShared {
   SelectMemory select;
   PlanMemory plan;
   float log_sums[SKV_MAX_GROUP];
