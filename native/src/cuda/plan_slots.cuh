@@ -21,7 +21,7 @@ struct PlanRow {
 constexpr int kPlanKeysAlignment = 8;
 
 __host__ __device__ inline int plan_sorted_slots(int slots) {
-  int sorted = 1;
+  int sorted = 2;  // 16 bytes: what lies behind the keys is read and written in such pieces
   while (sorted < slots) {
     sorted *= 2;
   }
