@@ -1,16 +1,205 @@
 package dev.shadowkv;
 
-/**
- * A cache by the ShadowKV method.
- */
-public abstract class ShadowKvCache implements KvCache {
+import java.lang.foreign.MemorySegment;
+import java.util.ArrayDeque;
+import java.util.Deque;
+import java.util.Map;
 
-    ShadowKvCache() {
+import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.Workspaces;
+
+/**
+ * A cache by the ShadowKV method (Sun et al., ICLR 2025, arXiv 2410.21465): keys as a low-rank factorization on the
+ * device, values in pinned host memory, a landmark a chunk to decide which chunks a query needs, and outlier chunks and
+ * recent tokens dense.
+ *
+ * <p>A prompt lies in staging memory until its layer is sealed. A session whose indexed tokens would be fewer than the
+ * budget is kept dense and is exact; it changes over by itself when it outgrows that. New tokens enter the recent
+ * window; when it is full, its oldest chunks are folded into the index, so that generation ends only at the session's
+ * capacity.
+ *
+ * <p>Answers do not depend on how a prompt was cut into appends, on the other sessions of a batch, on forks, or on what
+ * was resident.
+ */
+public final class ShadowKvCache extends CacheBase {
+
+    final ShadowOptions options;
+    final ShadowIndex index;
+    final Scratch scratch;
+
+    private final PinnedArena pinned;
+    private final DeviceBuffer sharedPool;
+    private final DeviceBuffer ownPool;
+    private final MemorySegment pinnedPool;
+    private final SlabPool sharedSlabs;
+    private final SlabPool ownSlabs;
+    private final SlabPool pinnedSlabs;
+    private final Deque<Staging> staging = new ArrayDeque<>();
+
+    private ShadowKvCache(CacheShape shape, ShadowOptions options, MemoryPlan plan) {
+        super(shape, plan, "ShadowKvCache");
+        this.options = options;
+        PinnedArena host = device.newPinnedArena();
+        pinned = host;
+        try {
+            scratch = new Scratch(arena, shape, options);
+            index = new ShadowIndex(this);
+            ShadowLayout layout = new ShadowLayout(options, plan.tokens());
+            long shared = plan.sessions() * shape.layers * layout.sharedLayerBytes;
+            long own = plan.sessions() * shape.layers * layout.ownLayerBytes;
+            sharedPool = arena.allocate(shared);
+            ownPool = arena.allocate(own);
+            pinnedPool = host.allocate(plan.pinnedBytes(), 64);
+            sharedSlabs = new SlabPool(shared);
+            ownSlabs = new SlabPool(own);
+            pinnedSlabs = new SlabPool(plan.pinnedBytes());
+            for (int i = 0; i < plan.stagingLayers(); i++) {
+                staging.add(new Staging(arena.allocate(Staging.bytes(shape, plan.stagingTokens())), shape,
+                        plan.stagingTokens()));
+            }
+            new Workspaces(device).reserve(plan.workspaceBytes());
+        } catch (RuntimeException e) {
+            host.close();
+            close();
+            throw e;
+        }
     }
 
     /** Starts building a cache. */
     public static Builder builder(Device device) {
         return new Builder(device);
+    }
+
+    /** Tokens that a step selects for each key/value head. */
+    public int budget() {
+        return options.select() * options.geometry().chunk();
+    }
+
+    /** Shapes, types and sizes of the layers' memory. */
+    public Geometry geometry() {
+        return options.geometry();
+    }
+
+    @Override
+    KvSession openSession(long capacity) {
+        ShadowLayout layout = new ShadowLayout(options, capacity);
+        return open(layout, newShared(layout));
+    }
+
+    private ShadowSession open(ShadowLayout layout, SharedSlab shared) {
+        long bytes = shape.layers * layout.ownLayerBytes;
+        long offset = ownSlabs.allocate(bytes);
+        if (offset < 0) {
+            release(shared, layout);
+            throw outOfPool(device.isCpu() ? Status.OUT_OF_HOST_MEMORY : Status.OUT_OF_DEVICE_MEMORY,
+                    "recent window and slots", layout, bytes, ownSlabs);
+        }
+        return new ShadowSession(this, layout, shared, ownPool.slice(offset, bytes), offset);
+    }
+
+    ShadowSession openFork(ShadowSession session) {
+        session.shared.users++;
+        return open(session.layout, session.shared);
+    }
+
+    private SharedSlab newShared(ShadowLayout layout) {
+        long bytes = shape.layers * layout.sharedLayerBytes;
+        long offset = sharedSlabs.allocate(bytes);
+        if (offset < 0) {
+            throw outOfPool(device.isCpu() ? Status.OUT_OF_HOST_MEMORY : Status.OUT_OF_DEVICE_MEMORY, "index", layout,
+                    bytes, sharedSlabs);
+        }
+        long pinnedBytes = shape.layers * layout.pinnedLayerBytes;
+        long pinnedOffset = pinnedSlabs.allocate(pinnedBytes);
+        if (pinnedOffset < 0) {
+            sharedSlabs.release(offset, bytes);
+            throw outOfPool(Status.OUT_OF_HOST_MEMORY, "values", layout, pinnedBytes, pinnedSlabs);
+        }
+        return new SharedSlab(sharedPool.slice(offset, bytes), offset, pinnedPool.asSlice(pinnedOffset, pinnedBytes),
+                pinnedOffset, layout, options, shape.layers);
+    }
+
+    private ShadowKvException outOfPool(Status status, String what, ShadowLayout layout, long bytes, SlabPool pool) {
+        return new ShadowKvException(status, "open session", "the " + what + " of a session of " + layout.capacity
+                + " tokens takes " + bytes + " bytes, but the largest free range of the pool has " + pool.largest());
+    }
+
+    /** Before a change of what forks share: gives the session a copy of its own if others use it too. */
+    void makeWritable(ShadowSession session) {
+        SharedSlab old = session.shared;
+        if (old.users == 1) {
+            return;
+        }
+        SharedSlab copy = newShared(session.layout);
+        device.copy(old.device, copy.device);
+        // Values on their way to the host must have arrived before they are copied.
+        device.synchronize();
+        MemorySegment.copy(old.pinned, 0, copy.pinned, 0, copy.pinned.byteSize());
+        old.users--;
+        session.shared = copy;
+        session.moved();
+    }
+
+    void release(ShadowSession session) {
+        // Work under way may still use the memory; what comes next on the stream comes after it, but host memory may
+        // be written by another session's copy at once.
+        device.synchronize();
+        release(session.shared, session.layout);
+        ownSlabs.release(session.ownOffset, shape.layers * session.layout.ownLayerBytes);
+    }
+
+    private void release(SharedSlab shared, ShadowLayout layout) {
+        if (--shared.users == 0) {
+            sharedSlabs.release(shared.deviceOffset, shape.layers * layout.sharedLayerBytes);
+            pinnedSlabs.release(shared.pinnedOffset, shape.layers * layout.pinnedLayerBytes);
+        }
+    }
+
+    Staging takeStaging(int layer) {
+        Staging free = staging.poll();
+        if (free == null) {
+            throw new IllegalStateException("no staging memory is left for layer " + layer + ": all "
+                    + memoryPlan().stagingLayers() + " hold layers that are not sealed; seal some, or plan more with"
+                    + " MemoryPlan.withStaging");
+        }
+        return free;
+    }
+
+    void giveStaging(Staging memory) {
+        staging.push(memory);
+    }
+
+    /** Bytes of the values of one chunk of one head, as they lie in host memory. */
+    long chunkValueBytes() {
+        Geometry g = options.geometry();
+        return (long) g.chunk() * g.headDim() * g.valueType().bytes();
+    }
+
+    @Override
+    StepBatch newBatch(SessionBase[] members) {
+        return new ShadowBatch(this, members);
+    }
+
+    @Override
+    Map<String, String> identity() {
+        Map<String, String> fields = super.identity();
+        Geometry g = options.geometry();
+        fields.put("rank", Integer.toString(options.rank()));
+        fields.put("basisReserve", Integer.toString(options.basisReserve()));
+        fields.put("chunk", Integer.toString(g.chunk()));
+        fields.put("budget", Integer.toString(options.budget()));
+        fields.put("outliers", Integer.toString(options.outliers()));
+        fields.put("residualOutliers", Integer.toString(options.residualOutliers()));
+        fields.put("local", Integer.toString(options.local()));
+        fields.put("window", Integer.toString(g.window()));
+        fields.put("valueType", g.valueType().name());
+        fields.put("landmarkType", g.landmarkType().name());
+        return fields;
+    }
+
+    @Override
+    void closePools() {
+        pinned.close();
     }
 
     /** Options of a shadow cache. */
@@ -61,6 +250,9 @@ public abstract class ShadowKvCache implements KvCache {
 
         /** Chunks a key/value head that stay dense. Default 24 for each 1024 tokens of budget. */
         public Builder outliers(int chunks) {
+            if (chunks < 0) {
+                throw new IllegalArgumentException("outliers must not be negative: " + chunks);
+            }
             outliers = chunks;
             return this;
         }
@@ -71,7 +263,9 @@ public abstract class ShadowKvCache implements KvCache {
             return this;
         }
 
-        /** Mean share of a later chunk's key energy that the basis may miss before it stays dense. Default 0.5. */
+        /**
+         * Mean share of a later chunk's key energy that the basis may miss before it stays dense; 1: any. Default 0.5.
+         */
         public Builder residualLimit(float share) {
             residualLimit = share;
             return this;
@@ -103,6 +297,9 @@ public abstract class ShadowKvCache implements KvCache {
 
         /** Value slots a key/value head; 0 reads values in place. Default: 0 on a CPU, the budget's chunks on a GPU. */
         public Builder slots(int count) {
+            if (count < 0) {
+                throw new IllegalArgumentException("slots must not be negative: " + count);
+            }
             slots = count;
             return this;
         }
@@ -121,12 +318,70 @@ public abstract class ShadowKvCache implements KvCache {
 
         @Override
         public MemoryPlan plan() {
-            throw new UnsupportedOperationException();
+            CacheShape complete = shape.complete();
+            return plan(complete, options(complete));
         }
 
         @Override
         public ShadowKvCache build() {
-            throw new UnsupportedOperationException();
+            CacheShape complete = shape.complete();
+            ShadowOptions options = options(complete);
+            return new ShadowKvCache(complete, options, plan(complete, options));
+        }
+
+        private ShadowOptions options(CacheShape s) {
+            Limits.check("chunk", chunk == 8 || chunk == 16, "8 or 16", chunk);
+            int select = budget / chunk;
+            Limits.check("budget", budget >= chunk, "at least one chunk of " + chunk + " tokens", budget);
+            Limits.check("budget", select <= Geometry.MAX_SELECT,
+                    "at most " + Geometry.MAX_SELECT + " chunks of " + chunk + " tokens", budget);
+            int width = s.keyWidth();
+            Limits.check("rank", rank >= Geometry.MIN_RANK && rank <= Math.min(Geometry.MAX_RANK, width),
+                    "from " + Geometry.MIN_RANK + " to " + Math.min(Geometry.MAX_RANK, width), rank);
+            Limits.check("basisReserve", basisReserve >= 0 && rank + basisReserve <= Math.min(Geometry.MAX_RANK, width),
+                    "from 0 to " + (Math.min(Geometry.MAX_RANK, width) - rank), basisReserve);
+            Limits.check("local", local >= 0 && local <= 1024, "from 0 to 1024", local);
+            int recent = window == 0 ? local * chunk + 64 : window;
+            Limits.check("window", recent > local * chunk && recent % chunk == 0,
+                    "a multiple of chunk " + chunk + " and more than the " + local + " local chunks", recent);
+            Limits.check("residualOutliers", residualOutliers >= 0, "not negative", residualOutliers);
+            Limits.check("residualLimit", residualLimit >= 0, "not negative", residualLimit);
+            Limits.check("radiusWeight", Float.isFinite(radiusWeight), "finite", radiusWeight);
+            int shortlist = rerank > 1 ? (int) Math.min(Geometry.MAX_SELECT, Math.ceil(rerank * select)) : 0;
+            Limits.check("rerank", !(rerank > 1) || shortlist > select,
+                    "such that the shortlist has more chunks than the budget and at most " + Geometry.MAX_SELECT, rerank);
+            int slotCount = slots >= 0 ? slots : s.device.isCpu() ? 0 : select;
+            Limits.check("slots", slotCount == 0 || slotCount >= select && slotCount <= Geometry.MAX_SLOTS,
+                    "0, or from the budget's " + select + " chunks to " + Geometry.MAX_SLOTS, slotCount);
+            Geometry geometry = new Geometry(s.queryHeads, s.keyValueHeads, s.headDim, chunk, rank + basisReserve,
+                    s.storageType, valueType == null ? s.storageType : valueType,
+                    landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
+            int dense = outliers >= 0 ? outliers : Math.max(1, 24 * budget / 1024);
+            return new ShadowOptions(geometry, rank, basisReserve, budget, dense, residualOutliers, residualLimit, local,
+                    radiusWeight, shortlist);
+        }
+
+        private static MemoryPlan plan(CacheShape s, ShadowOptions o) {
+            MemoryPlan wish = s.memory;
+            int stagingLayers = wish.stagingLayers() == 0 ? s.layers : wish.stagingLayers();
+            int batch = Math.min(wish.sessions(), Geometry.MAX_BATCH);
+            Geometry g = o.geometry();
+            ShadowLayout layout = new ShadowLayout(o, wish.tokens());
+            long tables = CacheBase.commonBytes(s, wish) + Scratch.bytes(s, o) + ShadowBatch.bytes(batch, s.layers);
+            Workspaces w = new Workspaces(s.device);
+            int prefill = CacheBase.prefillTokens(wish);
+            long workspace = w.decodeLayer(g, batch, s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(),
+                    layout.chunks);
+            workspace = Math.max(workspace, w.prefillAttention(g, s.inputType, prefill, wish.stagingTokens() - prefill,
+                    wish.stagingTokens()));
+            long dense = Math.max(wish.stagingTokens(), Scratch.denseTokens(o, layout));
+            workspace = Math.max(workspace, w.lowRankFactor(g.storageType(), dense, g.keyValueHeads(), g.headDim(),
+                    o.rank(), g.rank()));
+            workspace = Math.max(workspace, w.lowRankProject(g.storageType(), g.window(), g.keyValueHeads(), g.headDim(),
+                    g.rank()));
+            return new MemoryPlan(wish.sessions(), wish.tokens(), wish.stagingTokens(), stagingLayers,
+                    s.layers * (layout.sharedLayerBytes + layout.ownLayerBytes), s.layers * layout.pinnedLayerBytes,
+                    stagingLayers * Staging.bytes(s, wish.stagingTokens()), tables, workspace);
         }
 
         @Override

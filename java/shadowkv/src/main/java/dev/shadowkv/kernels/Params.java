@@ -78,6 +78,15 @@ final class Params {
         p.set(ValueLayout.JAVA_FLOAT, offset + skv_rope.scale$offset(), (float) table.rope().scale());
     }
 
+    /** What of a rotation sizes a workspace. */
+    void ropeShape(long offset, int rotaryDim) {
+        MemorySegment p = segment;
+        p.set(ValueLayout.JAVA_INT, offset + skv_rope.coarse_rows$offset(), 1);
+        p.set(ValueLayout.JAVA_INT, offset + skv_rope.fine_rows$offset(), 1);
+        p.set(ValueLayout.JAVA_INT, offset + skv_rope.rotary_dim$offset(), rotaryDim);
+        p.set(ValueLayout.JAVA_FLOAT, offset + skv_rope.scale$offset(), 1f);
+    }
+
     void geometry(long offset, Geometry g) {
         MemorySegment p = segment;
         p.set(ValueLayout.JAVA_INT, offset + skv_geometry.query_heads$offset(), g.queryHeads());

@@ -1,0 +1,110 @@
+package dev.shadowkv;
+
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+
+/**
+ * Adds directions to a basis that keys of later tokens need: modified Gram-Schmidt over what the basis misses of them,
+ * largest residual first, in double precision on the host. Rare, and small: some tens of tokens. Coefficients of earlier
+ * tokens are zero in the new columns, so that their keys stay what they were.
+ */
+final class BasisExtension {
+
+    /** Directions added at once, so that the reserve serves several changes of subject. */
+    private static final int MOST = 8;
+
+    private BasisExtension() {
+    }
+
+    /** Returns how many directions were added. */
+    static int extend(ShadowKvCache cache, SharedLayer shared, LayerState state, int tokens) {
+        int heads = cache.shape.keyValueHeads;
+        int headDim = cache.shape.headDim;
+        int width = heads * headDim;
+        int rank = cache.options.geometry().rank();
+        int room = Math.min(MOST, rank - state.basisRows);
+        if (room <= 0) {
+            return 0;
+        }
+        ElementType type = cache.shape.storageType;
+        try (Arena arena = Arena.ofConfined()) {
+            MemorySegment host = arena.allocate(shared.basis.byteSize(), 64);
+            cache.device.copy(shared.basis, host);
+            MemorySegment raw = arena.allocate((long) tokens * width * type.bytes(), 64);
+            cache.device.copy(cache.scratch.dense.rawKeys.slice(0, raw.byteSize()), raw);
+
+            double[][] residual = new double[tokens][width];
+            for (int t = 0; t < tokens; t++) {
+                for (int i = 0; i < width; i++) {
+                    residual[t][i] = Elements.toFloat(raw, type, (long) t * width + i);
+                }
+            }
+            double total = squares(residual);
+            double[] direction = new double[width];
+            for (int row = 0; row < state.basisRows; row++) {
+                for (int i = 0; i < width; i++) {
+                    direction[i] = Elements.toFloat(host, type, index(i, row, headDim, rank));
+                }
+                deflate(residual, direction);
+            }
+            int added = 0;
+            while (added < room) {
+                double[] largest = largest(residual);
+                double norm = Math.sqrt(dot(largest, largest));
+                if (norm * norm * tokens < 1e-3 * total) {
+                    break;
+                }
+                for (int i = 0; i < width; i++) {
+                    direction[i] = largest[i] / norm;
+                    Elements.set(host, type, index(i, state.basisRows + added, headDim, rank), (float) direction[i]);
+                }
+                deflate(residual, direction);
+                added++;
+            }
+            if (added > 0) {
+                cache.device.copy(host, shared.basis);
+                cache.device.synchronize();
+                state.basisRows += added;
+            }
+            return added;
+        }
+    }
+
+    /** Where element i of a row of the joint width lies in {@code [K][r][D]}. */
+    private static long index(int i, int row, int headDim, int rank) {
+        return ((long) (i / headDim) * rank + row) * headDim + i % headDim;
+    }
+
+    private static void deflate(double[][] vectors, double[] direction) {
+        for (double[] vector : vectors) {
+            double product = dot(vector, direction);
+            for (int i = 0; i < direction.length; i++) {
+                vector[i] -= product * direction[i];
+            }
+        }
+    }
+
+    private static double[] largest(double[][] vectors) {
+        double[] best = vectors[0];
+        for (double[] vector : vectors) {
+            best = dot(vector, vector) > dot(best, best) ? vector : best;
+        }
+        return best;
+    }
+
+    private static double squares(double[][] vectors) {
+        double sum = 0;
+        for (double[] vector : vectors) {
+            sum += dot(vector, vector);
+        }
+        return sum;
+    }
+
+    private static double dot(double[] a, double[] b) {
+        double sum = 0;
+        for (int i = 0; i < a.length; i++) {
+            sum += a[i] * b[i];
+        }
+        return sum;
+    }
+}

@@ -1,0 +1,29 @@
+package dev.shadowkv;
+
+import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.Ring;
+
+/** One layer of what a session has for itself: the recent window and the value slots. Absent parts are null. */
+final class OwnLayer {
+
+    final DeviceBuffer recentKeys;
+    final DeviceBuffer recentValues;
+    final Ring keyRing;
+    final Ring valueRing;
+    final DeviceBuffer slotValues;
+    final DeviceBuffer slotChunk;
+    final DeviceBuffer slotStamp;
+
+    OwnLayer(DeviceBuffer slab, ShadowLayout l, Geometry g) {
+        long heads = g.keyValueHeads();
+        long window = heads * g.window() * g.headDim() * g.storageType().bytes();
+        recentKeys = slab.slice(l.recentKeys, window);
+        recentValues = slab.slice(l.recentValues, window);
+        keyRing = new Ring(recentKeys, g.storageType(), g.window());
+        valueRing = new Ring(recentValues, g.storageType(), g.window());
+        slotValues = SharedLayer.part(slab, l.slotValues,
+                heads * g.slots() * g.chunk() * g.headDim() * g.valueType().bytes());
+        slotChunk = SharedLayer.part(slab, l.slotChunk, heads * g.slots() * 4);
+        slotStamp = SharedLayer.part(slab, l.slotStamp, heads * g.slots() * 4);
+    }
+}

@@ -1,0 +1,275 @@
+package dev.shadowkv;
+
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+
+import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.Ring;
+import dev.shadowkv.kernels.Rows;
+
+/** Builds the index of a layer at its sealing, and folds what leaves the recent window into it. */
+final class ShadowIndex {
+
+    private final ShadowKvCache cache;
+    private final ShadowOptions options;
+    private final Geometry geometry;
+    private final Device device;
+    private final int heads;
+    private final int headDim;
+    private final int chunk;
+
+    ShadowIndex(ShadowKvCache cache) {
+        this.cache = cache;
+        options = cache.options;
+        geometry = options.geometry();
+        device = cache.device;
+        heads = geometry.keyValueHeads();
+        headDim = geometry.headDim();
+        chunk = geometry.chunk();
+    }
+
+    void sealEmpty(ShadowSession session, int layer) {
+        LayerState state = session.state(layer);
+        state.sealed = true;
+        state.exact = true;
+        resetSlots(session.own[layer]);
+    }
+
+    /**
+     * Seals a layer from a dense copy of it.
+     *
+     * @param outgrown whether the layer was exact and has become too long for it
+     */
+    void build(ShadowSession session, int layer, Staging dense, boolean outgrown) {
+        LayerState state = session.state(layer);
+        long length = state.length;
+        int chunks = Math.toIntExact(Math.max(0, length / chunk - options.local()));
+        SharedLayer shared = session.shared.layers[layer];
+        OwnLayer own = session.own[layer];
+        state.exact = chunks < options.select();
+        if (state.exact) {
+            if (chunks > 0) {
+                copy(dense.rotatedKeys, shared.exactKeyRows, 0, (long) chunks * chunk);
+                copy(dense.values, shared.exactValueRows, 0, (long) chunks * chunk);
+            }
+            state.outliers = chunks;
+        } else {
+            factor(state, shared, dense);
+            index(session, state, shared, dense, chunks);
+        }
+        state.recentBegin = (long) chunks * chunk;
+        state.sealed = true;
+        if (!outgrown) {
+            state.anchorLength = length;
+            state.anchorBegin = state.recentBegin;
+            state.ringBegin = Math.max(0, length - geometry.window());
+            copy(dense.rotatedKeys, own.keyRing, state.ringBegin, length - state.ringBegin);
+            copy(dense.values, own.valueRing, state.ringBegin, length - state.ringBegin);
+        }
+        resetSlots(own);
+    }
+
+    private void factor(LayerState state, SharedLayer shared, Staging dense) {
+        Scratch scratch = cache.scratch;
+        cache.cacheKernels.lowRankFactor(Rows.of(dense.rawKeys, geometry.storageType()), state.length, heads, headDim,
+                options.rank(), geometry.rank(), 0, 0, shared.coefficients, shared.basis, scratch.singularValues,
+                scratch.energy);
+        state.basisRows = options.rank();
+    }
+
+    private void index(ShadowSession session, LayerState state, SharedLayer shared, Staging dense, int chunks) {
+        Scratch scratch = cache.scratch;
+        long capacity = session.layout.chunks;
+        cache.cacheKernels.landmarkBuild(dense.rotatedKeys, heads, headDim, chunk, 0, chunks, shared.landmarks,
+                geometry.landmarkType(), shared.landmarkScales, shared.radius, scratch.cosine, capacity);
+        int chosen = Math.min(options.outliers(), chunks);
+        state.chosen = chosen;
+        state.outliers = chosen;
+        state.residualIds = new int[0];
+        state.residualRadius = new float[0];
+        if (chosen > 0) {
+            // Rewinding may put an outlier back into the index, so its radius is kept.
+            float[] radius = Scratch.floats(shared.radius, Math.toIntExact(heads * capacity));
+            cache.cacheKernels.outlierSelect(scratch.cosine, heads, chunks, capacity, chosen, scratch.ids, shared.radius);
+            cache.cacheKernels.chunkGather(dense.rotatedKeys, heads, headDim, chunk, scratch.ids, chosen,
+                    shared.outlierKeys, 0, options.outlierCapacity());
+            cache.cacheKernels.chunkGather(dense.values, heads, headDim, chunk, scratch.ids, chosen,
+                    shared.outlierValues, 0, options.outlierCapacity());
+            state.chosenIds = Scratch.integers(scratch.ids, heads * chosen);
+            state.chosenRadius = new float[heads * chosen];
+            for (int i = 0; i < state.chosenIds.length; i++) {
+                state.chosenRadius[i] = radius[Math.toIntExact(i / chosen * capacity + state.chosenIds[i])];
+            }
+        }
+        cache.cacheKernels.valueStore(dense.values, heads, headDim, chunk, 0, chunks, shared.values,
+                geometry.valueType(), shared.valueScales, capacity);
+    }
+
+    /** Makes room for one more token in the recent window of a layer. */
+    void makeRoom(ShadowSession session, int layer) {
+        LayerState state = session.state(layer);
+        if (state.length - state.recentBegin < geometry.window()) {
+            return;
+        }
+        cache.makeWritable(session);
+        if (state.exact) {
+            keepExact(session, layer, state);
+        } else {
+            fold(session, layer, state);
+        }
+    }
+
+    private void keepExact(ShadowSession session, int layer, LayerState state) {
+        int fold = options.foldTokens();
+        SharedLayer shared = session.shared.layers[layer];
+        OwnLayer own = session.own[layer];
+        if (state.outliers + fold / chunk < options.select()) {
+            copy(own.keyRing, shared.exactKeyRows, state.recentBegin, fold);
+            copy(own.valueRing, shared.exactValueRows, state.recentBegin, fold);
+            state.outliers += fold / chunk;
+            state.recentBegin += fold;
+            return;
+        }
+        // Too long from here on: the index is built where the dense copy lies, so that moves away first.
+        Staging dense = cache.scratch.dense;
+        if (state.recentBegin > 0) {
+            copy(shared.exactKeyRows, dense.rotatedKeys, 0, state.recentBegin);
+            copy(shared.exactValueRows, dense.values, 0, state.recentBegin);
+        }
+        copy(own.keyRing, dense.rotatedKeys, state.recentBegin, state.length - state.recentBegin);
+        copy(own.valueRing, dense.values, state.recentBegin, state.length - state.recentBegin);
+        unrotate(dense.rotatedKeys, 0, state.length, dense.rawKeys);
+        build(session, layer, dense, true);
+        session.moved();
+    }
+
+    private void fold(ShadowSession session, int layer, LayerState state) {
+        int count = options.foldTokens();
+        long first = state.recentBegin;
+        long firstChunk = first / chunk;
+        long capacity = session.layout.chunks;
+        Scratch scratch = cache.scratch;
+        SharedLayer shared = session.shared.layers[layer];
+        OwnLayer own = session.own[layer];
+        unrotate(own.keyRing, first, count, scratch.dense.rawKeys);
+        project(shared, first, count, scratch.residual);
+        cache.cacheKernels.landmarkBuild(own.keyRing, heads, headDim, chunk, firstChunk, count / chunk, shared.landmarks,
+                geometry.landmarkType(), shared.landmarkScales, shared.radius, null, capacity);
+        cache.cacheKernels.valueStore(own.valueRing, heads, headDim, chunk, firstChunk, count / chunk, shared.values,
+                geometry.valueType(), shared.valueScales, capacity);
+        keepWhatTheBasisMisses(session, layer, state, firstChunk, count / chunk);
+        state.recentBegin += count;
+    }
+
+    private void project(SharedLayer shared, long first, long count, DeviceBuffer residual) {
+        long row = (long) geometry.rank() * geometry.storageType().bytes();
+        cache.cacheKernels.lowRankProject(Rows.of(cache.scratch.dense.rawKeys, geometry.storageType()), count, heads,
+                headDim, geometry.rank(), shared.basis, shared.coefficients.slice(first * row), residual);
+    }
+
+    private void keepWhatTheBasisMisses(ShadowSession session, int layer, LayerState state, long firstChunk, int chunks) {
+        if (options.residualLimit() >= 1) {
+            return;
+        }
+        MemorySegment residual = cache.scratch.hostResidual.asSlice(0, 4L * chunks * chunk);
+        device.copy(cache.scratch.residual.slice(0, residual.byteSize()), residual);
+        SharedLayer shared = session.shared.layers[layer];
+        OwnLayer own = session.own[layer];
+        if (options.basisReserve() > 0
+                && missed(residual, chunks) > options.outlierCapacity() - state.outliers) {
+            long first = firstChunk * chunk;
+            int tokens = chunks * chunk;
+            int added = BasisExtension.extend(cache, shared, state, tokens);
+            if (added > 0) {
+                project(shared, first, tokens, cache.scratch.residual);
+                device.copy(cache.scratch.residual.slice(0, residual.byteSize()), residual);
+            }
+        }
+        for (int i = 0; i < chunks && state.outliers < options.outlierCapacity(); i++) {
+            if (mean(residual, i) > options.residualLimit()) {
+                keepDense(shared, own, state, Math.toIntExact(firstChunk + i), session.layout.chunks);
+            }
+        }
+    }
+
+    private int missed(MemorySegment residual, int chunks) {
+        int count = 0;
+        for (int i = 0; i < chunks; i++) {
+            count += mean(residual, i) > options.residualLimit() ? 1 : 0;
+        }
+        return count;
+    }
+
+    private float mean(MemorySegment residual, int chunkOfFold) {
+        float sum = 0;
+        for (int i = 0; i < chunk; i++) {
+            sum += residual.getAtIndex(ValueLayout.JAVA_FLOAT, (long) chunkOfFold * chunk + i);
+        }
+        return sum / chunk;
+    }
+
+    private void keepDense(SharedLayer shared, OwnLayer own, LayerState state, int id, long capacity) {
+        DeviceBuffer column = cache.scratch.column;
+        DeviceBuffer radius = shared.radius.slice(4L * id);
+        device.copyRows(radius, 4 * capacity, column, 4, 4, heads);
+        state.addResidualOutlier(id, Scratch.floats(column, heads));
+        device.copyRows(cache.scratch.absent, 4, radius, 4 * capacity, 4, heads);
+        copyChunk(own.keyRing, shared.outlierKeys, id, state.outliers);
+        copyChunk(own.valueRing, shared.outlierValues, id, state.outliers);
+        state.outliers++;
+    }
+
+    private void copyChunk(Ring source, DeviceBuffer outliers, long id, long place) {
+        long row = (long) headDim * source.type().bytes();
+        long bytes = chunk * row;
+        device.copyRows(source.buffer().slice(id * chunk % source.capacity() * row), source.capacity() * row,
+                outliers.slice(place * bytes), options.outlierCapacity() * bytes, bytes, heads);
+    }
+
+    /** Keys before RoPE out of rotated ones, {@code [count][K*D]}. */
+    private void unrotate(Ring rotated, long first, long count, DeviceBuffer raw) {
+        long e = rotated.type().bytes();
+        long width = (long) heads * headDim;
+        for (int head = 0; head < heads; head++) {
+            for (long done = 0; done < count;) {
+                long row = (first + done) % rotated.capacity();
+                long n = Math.min(count - done, rotated.capacity() - row);
+                Rows from = new Rows(rotated.buffer().slice((head * rotated.capacity() + row) * headDim * e),
+                        rotated.type(), headDim);
+                Rows to = new Rows(raw.slice((done * width + (long) head * headDim) * e), rotated.type(), width);
+                cache.transformer.rope(from, to, n, 1, headDim, first + done, null, 0, cache.ropeTable, true);
+                done += n;
+            }
+        }
+    }
+
+    void rewind(ShadowSession session, int layer, long length) {
+        LayerState state = session.state(layer);
+        long begin = length >= state.anchorLength
+                ? state.recentBegin(length, geometry.window(), options.foldTokens())
+                : Math.max(0, length / chunk - options.local()) * chunk;
+        if (length < state.anchorLength) {
+            state.anchorLength = length;
+            state.anchorBegin = begin;
+        }
+        state.length = length;
+        if (begin < state.recentBegin) {
+            if (!state.exact) {
+                cache.makeWritable(session);
+            }
+            new Rewind(cache, session, layer).unfold(begin);
+            resetSlots(session.own[layer]);
+        }
+    }
+
+    private void copy(Ring source, Ring target, long first, long count) {
+        ShadowSession.copyTokens(device, source, target, first, count, heads, headDim);
+    }
+
+    private void resetSlots(OwnLayer own) {
+        if (own.slotChunk != null) {
+            device.fill(own.slotChunk, 0xff);
+            device.fill(own.slotStamp, 0);
+        }
+    }
+}

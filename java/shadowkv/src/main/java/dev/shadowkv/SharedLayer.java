@@ -1,0 +1,51 @@
+package dev.shadowkv;
+
+import java.lang.foreign.MemorySegment;
+
+import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.Ring;
+
+/** One layer of what forks share. Buffers of absent parts are null. */
+final class SharedLayer {
+
+    final DeviceBuffer coefficients;
+    final DeviceBuffer basis;
+    final DeviceBuffer landmarks;
+    final DeviceBuffer landmarkScales;
+    final DeviceBuffer radius;
+    final DeviceBuffer valueScales;
+    final DeviceBuffer outlierKeys;
+    final DeviceBuffer outlierValues;
+    final DeviceBuffer exactKeys;
+    final DeviceBuffer exactValues;
+    /** The exact copy once more, as the dense rows that it is; null where there is none. */
+    final Ring exactKeyRows;
+    final Ring exactValueRows;
+    final MemorySegment values;
+
+    SharedLayer(DeviceBuffer slab, MemorySegment pinned, ShadowLayout l, ShadowOptions options) {
+        Geometry g = options.geometry();
+        long heads = g.keyValueHeads();
+        long e = g.storageType().bytes();
+        long d = g.headDim();
+        coefficients = part(slab, l.coefficients, l.chunks * g.chunk() * g.rank() * e);
+        basis = part(slab, l.basis, heads * g.rank() * d * e);
+        landmarks = part(slab, l.landmarks, heads * l.chunks * d * g.landmarkType().bytes());
+        landmarkScales = part(slab, l.landmarkScales, g.landmarkType() == ElementType.I8 ? heads * l.chunks * 4 : 0);
+        radius = part(slab, l.radius, heads * l.chunks * 4);
+        valueScales = part(slab, l.valueScales, g.valueType() == ElementType.F8_E4M3 ? heads * l.chunks * 4 : 0);
+        long outliers = heads * options.outlierCapacity() * g.chunk() * d * e;
+        outlierKeys = part(slab, l.outlierKeys, outliers);
+        outlierValues = part(slab, l.outlierValues, outliers);
+        long exactTokens = l.exactChunks * g.chunk();
+        exactKeys = part(slab, l.exactKeys, heads * exactTokens * d * e);
+        exactValues = part(slab, l.exactValues, heads * exactTokens * d * e);
+        exactKeyRows = exactKeys == null ? null : new Ring(exactKeys, g.storageType(), exactTokens);
+        exactValueRows = exactValues == null ? null : new Ring(exactValues, g.storageType(), exactTokens);
+        values = pinned;
+    }
+
+    static DeviceBuffer part(DeviceBuffer slab, long offset, long bytes) {
+        return bytes == 0 ? null : slab.slice(offset, bytes);
+    }
+}
