@@ -1,0 +1,41 @@
+package dev.shadowkv;
+
+import java.util.Random;
+
+/** The device that the build names, and seeds that change from run to run and are printed. */
+public final class TestDevice {
+
+    private TestDevice() {
+    }
+
+    /** cpu or cuda, by -Dshadowkv.test.device. */
+    public static Device open() {
+        return cuda() ? Device.cuda(0) : Device.cpu(2);
+    }
+
+    public static boolean cuda() {
+        String property = System.getProperty("shadowkv.test.device");
+        if (property == null) {
+            property = System.getenv().getOrDefault("SHADOWKV_TEST_DEVICE", "cpu");
+        }
+        return property.equals("cuda");
+    }
+
+    /** A generator with a fresh seed, or the one of -Dshadowkv.test.seed. */
+    public static Random random(Class<?> test) {
+        long seed = Long.getLong("shadowkv.test.seed", System.nanoTime());
+        System.out.println(test.getSimpleName() + ": -Dshadowkv.test.seed=" + seed);
+        return new Random(seed);
+    }
+
+    /** Distance from 1 to the next number, halved: the relative rounding error. */
+    public static double epsilon(ElementType type) {
+        return switch (type) {
+            case F32 -> 0x1p-24;
+            case F16 -> 0x1p-11;
+            case BF16 -> 0x1p-8;
+            case F8_E4M3 -> 0x1p-4;
+            case I8 -> 0.5 / 127;
+        };
+    }
+}
