@@ -9,7 +9,15 @@ using gpu::epsilon_of;
 using gpu::rounded;
 
 const std::int32_t kTypes[] = {SKV_F32, SKV_BF16, SKV_F16};
-const char* name_of(std::int32_t type) { return type == SKV_F32 ? "f32" : type == SKV_BF16 ? "bf16" : "f16"; }
+const char* name_of(std::int32_t type) {
+  return type == SKV_F32 ? "f32" : type == SKV_BF16 ? "bf16" : "f16";
+}
+
+// What one rounding of an fp32 number may change: half an epsilon, or half of f16's smallest step.
+double once(std::int32_t type, double x) {
+  return (epsilon_of(type) / 2 + (type == SKV_F32 ? 0 : gpu::kF32Epsilon)) * std::fabs(x) +
+         (type == SKV_F16 ? 0x1p-25 : 0x1p-140);
+}
 
 void convert(skv::Backend& backend, std::mt19937_64& generator) {
   for (const std::int32_t from : kTypes) {
@@ -49,7 +57,7 @@ void add(skv::Backend& backend, std::mt19937_64& generator) {
       expected.push_back(static_cast<double>(a[i]) + static_cast<double>(b[i]));
     }
     check_all(std::string("add ") + name_of(type), right.values(type), expected,
-              [&](std::size_t i) { return epsilon_of(type) * std::fabs(expected[i]) + 1e-7; });
+              [&](std::size_t i) { return once(type, expected[i]); });
   }
 }
 
@@ -76,7 +84,7 @@ void silu(skv::Backend& backend, std::mt19937_64& generator) {
         }
       }
       check_all(std::string("silu_multiply ") + name_of(type), output.values(type), expected, [&](std::size_t i) {
-        return (epsilon_of(type) + 16 * gpu::kF32Epsilon) * std::fabs(expected[i]) + (type == SKV_F16 ? 0x1p-24 : 1e-30);
+        return once(type, expected[i]) + 16 * gpu::kF32Epsilon * std::fabs(expected[i]);
       });
     }
   }
@@ -118,12 +126,14 @@ void rms_norm(skv::Backend& backend, std::mt19937_64& generator) {
           }
         }
         const std::string what = std::string("rms_norm ") + name_of(type) + (with_residual ? " with residual" : "");
-        // The sum is stored before it is normalized: two roundings.
+        // The result is rounded once. A sum is rounded before it is normalized, and with it, by no more, the root
+        // of the mean square.
+        const double before = with_residual ? epsilon_of(type) : 0.0;
         check_all(what, output.values(type), expected, [&](std::size_t i) {
-          return (1.5 * epsilon_of(type) + 1e-6) * std::fabs(expected[i]) + 1e-6;
+          return once(type, expected[i]) + (before + 1e-6) * std::fabs(expected[i]) + 1e-6;
         });
         check_all(what + ", its input", input.values(type), sums,
-                  [&](std::size_t i) { return with_residual ? epsilon_of(type) * std::fabs(sums[i]) + 1e-7 : 0.0; });
+                  [&](std::size_t i) { return with_residual ? once(type, sums[i]) : 0.0; });
       }
     }
   }
@@ -295,10 +305,11 @@ void matmul(skv::Backend& backend, std::mt19937_64& generator, bool blas) {
           sum += term;
           absolute += std::fabs(term);
         }
-        double outside = 0;
+        double outside = 0, bias_size = 0;
         if (c.bias) {
           sum += static_cast<double>(b[static_cast<std::size_t>(column)]);
-          outside += std::fabs(static_cast<double>(b[static_cast<std::size_t>(column)]));
+          bias_size = std::fabs(static_cast<double>(b[static_cast<std::size_t>(column)]));
+          outside += bias_size;
         }
         if (c.accumulate) {
           sum += static_cast<double>(y[at]);
@@ -306,14 +317,15 @@ void matmul(skv::Backend& backend, std::mt19937_64& generator, bool blas) {
         }
         actual.push_back(all[at]);
         expected.push_back(sum);
-        // fp32 sums of `inner` terms; the output is rounded once, and once more before a bias is added to it.
-        magnitude.push_back(gpu::kF32Epsilon * std::sqrt(static_cast<double>(c.inner)) * 4 * absolute +
-                            gpu::epsilon_of(c.output) * (std::fabs(sum) + outside));
+        // fp32 sums of `inner` terms; the output is rounded once, and once before a bias is added to it, when it
+        // may be larger by the bias.
+        magnitude.push_back(gpu::kF32Epsilon * std::sqrt(static_cast<double>(c.inner)) * 4 * (absolute + outside) +
+                            once(c.output, sum) + (c.bias ? once(c.output, std::fabs(sum) + bias_size) : 0.0));
       }
     }
     CHECK(gaps_kept);
-    check_all("matmul " + std::to_string(c.rows) + "x" + std::to_string(c.columns) + "x" + std::to_string(c.inner), actual,
-              expected, [&](std::size_t i) { return magnitude[i]; });
+    check_all("matmul " + std::to_string(c.rows) + "x" + std::to_string(c.columns) + "x" + std::to_string(c.inner),
+              actual, expected, [&](std::size_t i) { return magnitude[i]; });
   }
 }
 

@@ -18,7 +18,8 @@
 
 namespace gpu {
 
-inline constexpr double kBf16Epsilon = 0x1p-8;   // largest relative error of rounding is half of it
+// From 1 to the next number: bf16 stores 7 bits of the fraction. The largest relative error of rounding is half of it.
+inline constexpr double kBf16Epsilon = 0x1p-7;
 inline constexpr double kF16Epsilon = 0x1p-10;
 inline constexpr double kF32Epsilon = 0x1p-23;
 
@@ -289,7 +290,8 @@ struct Rotation {
   }
 
   // Rotates one head.
-  std::vector<double> rotate(const float* head, std::int32_t head_dim, std::int64_t position, bool inverse = false) const {
+  std::vector<double> rotate(const float* head, std::int32_t head_dim, std::int64_t position,
+                             bool inverse = false) const {
     std::vector<double> x(head, head + head_dim);
     for (std::int32_t pair = 0; pair < rotary_dim / 2; ++pair) {
       const double angle = static_cast<double>(position) * frequency(pair);

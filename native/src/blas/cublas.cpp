@@ -86,6 +86,7 @@ std::shared_ptr<const Cublas> load(const std::string& path) {
                           resolve(library, "cublasDestroy_v2", table->destroy) &&
                           resolve(library, "cublasGetVersion_v2", table->get_version) &&
                           resolve(library, "cublasSetStream_v2", table->set_stream) &&
+                          resolve(library, "cublasSetMathMode", table->set_math_mode) &&
                           resolve(library, "cublasSetWorkspace_v2", table->set_workspace) &&
                           resolve(library, "cublasGemmEx", table->gemm_ex) &&
                           resolve(library, "cublasGemmStridedBatchedEx", table->gemm_strided_batched_ex);
@@ -102,10 +103,9 @@ std::shared_ptr<const Cublas> load(const std::string& path) {
     // Stays loaded: cuBLAS does not survive being unloaded while the driver lives.
     return table;
   }
-  throw Error(SKV_NOT_AVAILABLE,
-              "cuBLAS was not found; searched " + searched +
-                  "; install the CUDA toolkit, pass the folder of libcublas.so.13 or .12, or add "
-                  "org.bytedeco:cuda-platform-redist to the class or module path");
+  throw Error(SKV_NOT_AVAILABLE, "cuBLAS was not found; searched " + searched +
+                                     "; install the CUDA toolkit, pass the folder of libcublas.so.13 or .12, or add "
+                                     "org.bytedeco:cuda-platform-redist to the class or module path");
 }
 
 }  // namespace

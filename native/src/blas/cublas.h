@@ -19,16 +19,18 @@ struct Cublas {
   enum DataType : int { kFloat32 = 0, kFloat16 = 2, kBfloat16 = 14 };
   enum ComputeType : int { kComputeFloat32 = 68 };
   enum Algorithm : int { kDefaultAlgorithm = -1 };
+  enum MathMode : int { kNoReducedPrecisionReduction = 16 };
 
-  int (*create)(Handle* handle) = nullptr;                                    // cublasCreate_v2
-  int (*destroy)(Handle handle) = nullptr;                                    // cublasDestroy_v2
-  int (*get_version)(Handle handle, int* version) = nullptr;                  // cublasGetVersion_v2
-  int (*set_stream)(Handle handle, Stream stream) = nullptr;                  // cublasSetStream_v2
+  int (*create)(Handle* handle) = nullptr;                                            // cublasCreate_v2
+  int (*destroy)(Handle handle) = nullptr;                                            // cublasDestroy_v2
+  int (*get_version)(Handle handle, int* version) = nullptr;                          // cublasGetVersion_v2
+  int (*set_stream)(Handle handle, Stream stream) = nullptr;                          // cublasSetStream_v2
+  int (*set_math_mode)(Handle handle, int mode) = nullptr;                            // cublasSetMathMode
   int (*set_workspace)(Handle handle, void* workspace, std::size_t bytes) = nullptr;  // cublasSetWorkspace_v2
   // cublasGemmEx
-  int (*gemm_ex)(Handle handle, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha,
-                 const void* a, int a_type, int lda, const void* b, int b_type, int ldb, const void* beta, void* c,
-                 int c_type, int ldc, int compute_type, int algorithm) = nullptr;
+  int (*gemm_ex)(Handle handle, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha, const void* a,
+                 int a_type, int lda, const void* b, int b_type, int ldb, const void* beta, void* c, int c_type,
+                 int ldc, int compute_type, int algorithm) = nullptr;
   // cublasGemmStridedBatchedEx
   int (*gemm_strided_batched_ex)(Handle handle, int transpose_a, int transpose_b, int m, int n, int k,
                                  const void* alpha, const void* a, int a_type, int lda, long long stride_a,

@@ -64,6 +64,8 @@ void Cublas::open() {
   blas::Cublas::Handle handle = nullptr;
   check_blas(library_->create(&handle), "cublasCreate");
   handle_ = handle;
+  // Otherwise products split along their sums add the parts in the output's type: bf16 sums, not fp32.
+  check_blas(library_->set_math_mode(handle_, blas::Cublas::kNoReducedPrecisionReduction), "cublasSetMathMode");
 }
 
 bool Cublas::available() {
@@ -89,9 +91,8 @@ std::string Cublas::describe() {
   return "cuBLAS " + std::to_string(version) + ", " + library_->path;
 }
 
-void Cublas::multiply(cudaStream_t stream, std::int64_t m, std::int64_t n, std::int64_t k, float alpha,
-                      const Matrix& a, const Matrix& b, float beta, void* output, std::int32_t output_type,
-                      std::int64_t output_stride) {
+void Cublas::multiply(cudaStream_t stream, std::int64_t m, std::int64_t n, std::int64_t k, float alpha, const Matrix& a,
+                      const Matrix& b, float beta, void* output, std::int32_t output_type, std::int64_t output_stride) {
   open();
   check_blas(library_->set_stream(handle_, stream), "cublasSetStream");
   // Setting the stream resets the workspace to cuBLAS's own pool.
@@ -112,14 +113,13 @@ void Cublas::multiply_batched(cudaStream_t stream, std::int64_t batch, std::int6
   open();
   check_blas(library_->set_stream(handle_, stream), "cublasSetStream");
   check_blas(library_->set_workspace(handle_, workspace_, kWorkspaceBytes), "cublasSetWorkspace");
-  check_blas(
-      library_->gemm_strided_batched_ex(
-          handle_, b.transposed ? blas::Cublas::kTranspose : blas::Cublas::kNone,
-          a.transposed ? blas::Cublas::kTranspose : blas::Cublas::kNone, to_int(n), to_int(m), to_int(k), &alpha,
-          b.address, data_type(b.type), to_int(b.row_stride), b_step, a.address, data_type(a.type),
-          to_int(a.row_stride), a_step, &beta, output, data_type(output_type), to_int(output_stride), output_step,
-          to_int(batch), blas::Cublas::kComputeFloat32, blas::Cublas::kDefaultAlgorithm),
-      "cublasGemmStridedBatchedEx");
+  check_blas(library_->gemm_strided_batched_ex(
+                 handle_, b.transposed ? blas::Cublas::kTranspose : blas::Cublas::kNone,
+                 a.transposed ? blas::Cublas::kTranspose : blas::Cublas::kNone, to_int(n), to_int(m), to_int(k), &alpha,
+                 b.address, data_type(b.type), to_int(b.row_stride), b_step, a.address, data_type(a.type),
+                 to_int(a.row_stride), a_step, &beta, output, data_type(output_type), to_int(output_stride),
+                 output_step, to_int(batch), blas::Cublas::kComputeFloat32, blas::Cublas::kDefaultAlgorithm),
+             "cublasGemmStridedBatchedEx");
 }
 
 }  // namespace skv::cuda
