@@ -99,8 +99,6 @@ void check_low_rank_factor(const skv_low_rank_factor_params* p, bool pointers) {
   check.pointer("keys", p->keys);
   check.pointer("coefficients", p->coefficients);
   check.pointer("basis", p->basis);
-  check.pointer("singular_values", p->singular_values);
-  check.pointer("energy", p->energy);
 }
 
 void check_low_rank_project(const skv_low_rank_project_params* p, bool pointers) {

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cpu/basis.h"
 #include "cpu/dot_products.h"
 #include "cpu/elements.h"
 
@@ -22,12 +23,6 @@ bool packs_input(const skv_matmul_params& p) {
   return p.input_type != SKV_F32 || packs_weights(p);
 }
 
-// Elements between packed rows. Rows a power of two apart would all lie in the same few sets of the cache.
-std::int64_t packed_stride(std::int64_t inner) {
-  constexpr std::int64_t kLine = 16;
-  return (inner + kLine - 1) / kLine * kLine + kLine;
-}
-
 }  // namespace
 
 // output [rows][columns] = input [rows][inner] . weight [columns][inner]^T (+ bias) (+ output).
@@ -38,7 +33,7 @@ void matmul(const skv_matmul_params& p, Execution& execution) {
   execution.workspace.require(matmul_workspace(p, execution.traits()), "skv_matmul");
   const std::int64_t input_stride = p.input_stride ? p.input_stride : p.inner;
   const std::int64_t output_stride = p.output_stride ? p.output_stride : p.columns;
-  const std::int64_t stride = packed_stride(p.inner);
+  const std::int64_t stride = padded_row(p.inner);
   float* const packed_input =
       packs_input(p)
           ? execution.workspace.take<float>(static_cast<std::uint64_t>(std::min(p.rows, kPackedRows) * stride))
@@ -115,7 +110,7 @@ void matmul(const skv_matmul_params& p, Execution& execution) {
 }
 
 std::uint64_t matmul_workspace(const skv_matmul_params& p, const ExecutionTraits& traits) {
-  const std::int64_t stride = packed_stride(p.inner);
+  const std::int64_t stride = padded_row(p.inner);
   std::uint64_t bytes = 0;
   if (packs_input(p)) {
     bytes += Workspace::bytes_of<float>(static_cast<std::uint64_t>(std::min(p.rows, kPackedRows) * stride));

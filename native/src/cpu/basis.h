@@ -1,0 +1,39 @@
+// The joint basis of a layer as the products of the CPU backend want it: floats, rows padded so that rows a
+// power of two apart do not share the cache's sets.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/elements.h"
+
+namespace skv::cpu {
+
+inline std::int64_t padded_row(std::int64_t elements) {
+  constexpr std::int64_t kLine = 16;
+  return (elements + kLine - 1) / kLine * kLine + kLine;
+}
+
+// basis [K][r][D] of `type` -> rows [r][padded_row(K*D)], and columns [K*D][padded_row(r)] (either may be null).
+void unpack_basis(const void* basis, std::int32_t type, std::int64_t heads, std::int64_t rank, std::int64_t dim,
+                  float* rows, float* columns, Execution& execution);
+
+// What project_keys needs for each thread, in floats.
+std::int64_t projection_scratch(std::int64_t width, std::int64_t rank);
+
+// keys [count][width] . rows^T -> coefficients [count][rank] of `type`, and, when both are given, the residual
+// energy of each key with the coefficients as they are stored. Tokens of the key rows lie key_stride elements
+// apart, those of the coefficients coefficient_stride. scratch: [threads][projection_scratch].
+struct Projection {
+  std::int32_t type;
+  const void* keys;
+  std::int64_t count, key_stride;
+  std::int64_t width, rank;
+  const float* rows;
+  const float* columns;
+  void* coefficients;
+  std::int64_t coefficient_stride;
+  float* residual;
+};
+void project_keys(const Projection& p, float* scratch, Execution& execution);
+
+}  // namespace skv::cpu

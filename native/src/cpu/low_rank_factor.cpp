@@ -1,0 +1,155 @@
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "blas/cpu_blas.h"
+#include "cpu/basis.h"
+#include "cpu/dot_products.h"
+#include "cpu/subspace.h"
+
+// Keys ~ coefficients . basis without a singular value decomposition of the keys:
+//
+//   G = keys^T . keys                            products in fp32 over 512 tokens, summed in fp64
+//   Q = random; repeat: Q = orthonormal(G . Q)   block subspace iteration, `oversampling` directions too many
+//   T = Q . G . Q^T = U^T . diag . U             Rayleigh-Ritz: the best directions within the subspace
+//   basis = U . Q, coefficients = keys . basis^T with the basis as it is stored
+namespace skv::cpu {
+namespace {
+
+constexpr std::int32_t kDefaultOversampling = 32;
+constexpr std::int32_t kDefaultIterations = 6;
+// Tokens of a partial Gram matrix: its fp32 sums stay short.
+constexpr std::int64_t kTokens = 512;
+// Rows and columns of G that one thread computes at a time; a multiple of every instruction set's tile.
+constexpr std::int64_t kTile = 48;
+constexpr std::int64_t kTokenStride = kTokens + 16;  // not a power of two: see basis.h
+
+// G [width][width], both triangles. Floor: tokens * width^2 operations, half of them by symmetry; bound by the
+// multipliers.
+std::vector<double> gram_matrix(const skv_low_rank_factor_params& p, std::int64_t width, std::int64_t key_stride,
+                                Execution& execution) {
+  std::vector<double> gram(static_cast<std::size_t>(width * width), 0.0);
+  std::vector<float> transposed(static_cast<std::size_t>(width * kTokenStride));  // [width][tokens]
+  const Widen widen = widen_function(p.type, execution.set);
+  const RowProducts products = row_products_function(SKV_F32, execution.set);
+  const std::int64_t tiles = (width + kTile - 1) / kTile;
+  for (std::int64_t first = 0; first < p.tokens; first += kTokens) {
+    const std::int64_t tokens = std::min(kTokens, p.tokens - first);
+    constexpr std::int64_t kWidened = 16;
+    execution.pool.parallel_ranges(width, SKV_MAX_HEAD_DIM, [&](std::int64_t begin, std::int64_t end) {
+      float rows[kWidened][SKV_MAX_HEAD_DIM];
+      for (std::int64_t t = 0; t < tokens; t += kWidened) {
+        const std::int64_t here = std::min(kWidened, tokens - t);
+        for (std::int64_t i = 0; i < here; ++i) {
+          widen(element_at(p.keys, p.type, (first + t + i) * key_stride + begin), rows[i], end - begin);
+        }
+        for (std::int64_t column = begin; column < end; ++column) {
+          float* const target = transposed.data() + column * kTokenStride + t;
+          for (std::int64_t i = 0; i < here; ++i) {
+            target[i] = rows[i][column - begin];
+          }
+        }
+      }
+    });
+    execution.pool.parallel_for(tiles * tiles, [&](std::int64_t index) {
+      const std::int64_t row = index / tiles * kTile, column = index % tiles * kTile;
+      if (column < row) {
+        return;
+      }
+      const std::int64_t rows = std::min(kTile, width - row), columns = std::min(kTile, width - column);
+      float part[kTile * kTile] = {};
+      products(transposed.data() + row * kTokenStride, kTokenStride, rows, transposed.data() + column * kTokenStride,
+               kTokenStride, columns, tokens, part, kTile);
+      for (std::int64_t i = 0; i < rows; ++i) {
+        double* const target = gram.data() + (row + i) * width + column;
+        for (std::int64_t j = 0; j < columns; ++j) {
+          target[j] += static_cast<double>(part[i * kTile + j]);
+        }
+      }
+    });
+  }
+  for (std::int64_t i = 0; i < width; ++i) {
+    for (std::int64_t j = 0; j < i; ++j) {
+      gram[static_cast<std::size_t>(i * width + j)] = gram[static_cast<std::size_t>(j * width + i)];
+    }
+  }
+  return gram;
+}
+
+// A direction and its opposite serve equally well: the element of largest magnitude becomes positive.
+void fix_sign(double* direction, std::int64_t width) {
+  const double* const largest =
+      std::max_element(direction, direction + width, [](double a, double b) { return std::fabs(a) < std::fabs(b); });
+  if (*largest < 0) {
+    for (std::int64_t i = 0; i < width; ++i) {
+      direction[i] = -direction[i];
+    }
+  }
+}
+
+}  // namespace
+
+// keys [tokens][K*D] -> coefficients [tokens][r], basis [K][r][D]. Floor: (width^2 + 2*rank*width) operations a
+// token. Not part of the decode path: allocates (8*width^2 bytes and a few blocks of directions).
+void low_rank_factor(const skv_low_rank_factor_params& p, Execution& execution) {
+  const std::int64_t dim = p.head_dim, width = p.key_value_heads * dim;
+  const std::int64_t key_stride = p.key_stride ? p.key_stride : width;
+  const std::int64_t stored_rank = p.stored_rank ? p.stored_rank : p.rank;
+  const std::int64_t usable = std::min<std::int64_t>({p.rank, p.tokens, width});
+  const std::int64_t oversampling = p.oversampling ? p.oversampling : kDefaultOversampling;
+  const std::int64_t block = std::min<std::int64_t>(usable + oversampling, width);
+  const std::shared_ptr<const blas::Cpu> library = blas::find_cpu(execution.blas_path);
+
+  const std::vector<double> gram = gram_matrix(p, width, key_stride, execution);
+  double energy = 0;
+  for (std::int64_t i = 0; i < width; ++i) {
+    energy += gram[static_cast<std::size_t>(i * width + i)];
+  }
+  if (!std::isfinite(energy)) {
+    throw Error(SKV_INVALID_ARGUMENT, "skv_low_rank_factor: keys hold a number that is not finite");
+  }
+  Subspace subspace = dominant_subspace(gram, width, usable, block, p.iterations ? p.iterations : kDefaultIterations,
+                                        execution, library.get());
+
+  // The basis as it is stored, then in floats again as the coefficients are taken with.
+  const Narrow narrow = narrow_function(p.type, execution.set);
+  std::vector<float> row(static_cast<std::size_t>(width));
+  for (std::int64_t j = 0; j < stored_rank; ++j) {
+    std::fill(row.begin(), row.end(), 0.0F);
+    if (j < usable) {
+      double* const direction = subspace.directions.data() + j * width;
+      fix_sign(direction, width);
+      std::transform(direction, direction + width, row.begin(), [](double x) { return static_cast<float>(x); });
+    }
+    for (std::int64_t head = 0; head < p.key_value_heads; ++head) {
+      narrow(row.data() + head * dim, element_at(p.basis, p.type, (head * stored_rank + j) * dim), dim);
+    }
+  }
+  std::vector<float> rows(static_cast<std::size_t>(stored_rank * padded_row(width)));
+  std::vector<float> scratch(
+      static_cast<std::size_t>(execution.pool.threads() * projection_scratch(width, stored_rank)));
+  unpack_basis(p.basis, p.type, p.key_value_heads, stored_rank, dim, rows.data(), nullptr, execution);
+  project_keys({p.type, p.keys, p.tokens, key_stride, width, stored_rank, rows.data(), nullptr, p.coefficients,
+                stored_rank, nullptr},
+               scratch.data(), execution);
+
+  double captured = 0;
+  for (std::int64_t j = 0; j < p.rank; ++j) {
+    const double value = j < usable ? subspace.values[static_cast<std::size_t>(j)] : 0.0;
+    captured += value;
+    if (p.singular_values) {
+      p.singular_values[j] = static_cast<float>(std::sqrt(value));
+    }
+  }
+  if (p.energy) {
+    p.energy[0] = static_cast<float>(energy);
+    // Nothing of nothing is missed.
+    p.energy[1] = energy > 0 ? static_cast<float>(std::min(captured / energy, 1.0)) : 1.0F;
+  }
+}
+
+std::uint64_t low_rank_factor_workspace(const skv_low_rank_factor_params&, const ExecutionTraits&) {
+  return 0;
+}
+
+}  // namespace skv::cpu
