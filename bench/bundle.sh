@@ -34,7 +34,7 @@ mvn -N dependency:copy -Dartifact=org.junit.platform:junit-platform-console-stan
   -DoutputDirectory=build/junit-console >>"$log" 2>&1 || fail "no JUnit console; see $log"
 
 rm -rf "$stage"
-mkdir -p "$stage"/{bin,lib,bench,tests/lib,native-tests,models}
+mkdir -p "$stage"/{bin,lib,bench,tests/lib,native-tests/lib,models}
 
 # --- Java runtime. Its modules are left uncompressed: the archive compresses them better as a whole. ---
 "$jdk/bin/jlink" --output "$stage/runtime" --strip-java-debug-attributes --no-header-files --no-man-pages \
@@ -89,9 +89,13 @@ rm -f "$stage"/tests/lib/junit-jupiter*.jar "$stage"/tests/lib/junit-platform-{c
   "$stage"/tests/lib/opentest4j-*.jar "$stage"/tests/lib/apiguardian-*.jar "$stage"/tests/lib/jspecify-*.jar \
   "$stage"/tests/lib/byte-buddy-*.jar "$stage"/tests/lib/xchart-*.jar "$stage"/tests/lib/VectorGraphics2D-*.jar
 
-# Without those that link the shared library: the JUnit tests load that one, out of its jar.
+# Without those that link the product's library: the JUnit tests load that one, out of its jar.
 for test in $(find build/native/native/test -maxdepth 1 -type f -executable); do
-  ldd "$test" | grep -q libshadowkv || cp "$test" "$stage/native-tests/"
+  ldd "$test" | grep -q libshadowkv.so || cp "$test" "$stage/native-tests/"
+done
+cp build/native/native/libshadowkv_testing.so "$stage/native-tests/lib/"
+for library in libstdc++.so.6 libgcc_s.so.1; do
+  cp "$(ldd build/native/native/libshadowkv_testing.so | awk -v l="$library" '$1 == l {print $3}')" "$stage/native-tests/lib/"
 done
 find "$stage/native-tests" -type f -exec strip --strip-unneeded {} +
 
@@ -130,9 +134,11 @@ EOF
 cat >"$stage/bin/shadowkv-native-tests" <<'EOF'
 #!/bin/sh
 # The native tests, or those named. Exit code 77 of one means that it needs a device which is not there.
+# native-tests/bench_* are benchmarks, run by hand: LD_LIBRARY_PATH=native-tests/lib native-tests/bench_...
 set -u
 here=$(cd "$(dirname "$(readlink -f "$0")")/../native-tests" && pwd)
-[ $# -gt 0 ] || set -- $(ls "$here")
+export LD_LIBRARY_PATH="$here/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+[ $# -gt 0 ] || set -- $(cd "$here" && for test in *_test; do echo "$test"; done)
 passed=0; failed=0; skipped=0
 for name in "$@"; do
   "$here/$name"; status=$?
