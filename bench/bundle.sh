@@ -10,8 +10,14 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 limit=$((64 * 1024 * 1024))
-openblas=no
-if [ "${1:-}" = --with-openblas ]; then openblas=yes limit=$((80 * 1024 * 1024)); shift; fi
+# Left out: charts, which need java.desktop (a third of the runtime), and what only soft assertions need.
+left_out='^(xchart|VectorGraphics2D|byte-buddy)-'
+if [ "${1:-}" = --with-openblas ]; then
+  limit=$((80 * 1024 * 1024))
+  shift
+else
+  left_out="$left_out|^(openblas|javacpp)-"
+fi
 
 fail() { echo "bundle.sh: $*" >&2; exit 1; }
 
@@ -49,6 +55,7 @@ copy_jars() {  # copy_jars <class path file> <folder> [<folder whose jars are no
   local jar base folder
   tr ':' '\n' <"$1" | while read -r jar || [ -n "$jar" ]; do
     base=$(basename "$jar")
+    [[ ! $base =~ $left_out ]] || continue
     for folder in "${@:2}"; do [ ! -f "$folder/$base" ] || continue 2; done
     case $jar in *.jar) cp "$jar" "$2/" ;; esac
   done
@@ -64,10 +71,7 @@ repack() {
 }
 cp java/shadowkv-cli/target/shadowkv-cli-"$version".jar "$stage/lib/"
 copy_jars java/shadowkv-cli/target/runtime-classpath.txt "$stage/lib"
-# Charts need java.desktop, which would be a third of the runtime.
-rm -f "$stage"/lib/xchart-*.jar "$stage"/lib/VectorGraphics2D-*.jar
 for jar in "$stage"/lib/tokenizers-*.jar; do repack "$jar" 'native/lib/win-*' 'native/lib/osx-*' 'native/lib/linux-aarch64' nlp; done
-[ $openblas = yes ] || rm -f "$stage"/lib/openblas-*.jar "$stage"/lib/javacpp-*.jar
 for jar in "$stage"/lib/openblas-*-linux-x86_64.jar; do
   repack "$jar" 'org/bytedeco/openblas/linux-x86_64/libjni*' 'org/bytedeco/openblas/linux-x86_64/include' META-INF/versions
 done
@@ -85,10 +89,9 @@ for module in shadowkv shadowkv-llm shadowkv-eval shadowkv-cli; do
   cp -r "java/$module/target/test-classes" "$stage/tests/$module"
   copy_jars "java/$module/target/test-classpath.txt" "$stage/tests/lib" "$stage/lib"
 done
-# In the console's jar already, or (byte-buddy) only for soft assertions, at an eighth of the archive.
+# In the console's jar already.
 rm -f "$stage"/tests/lib/junit-jupiter*.jar "$stage"/tests/lib/junit-platform-{commons,engine,launcher}*.jar \
-  "$stage"/tests/lib/opentest4j-*.jar "$stage"/tests/lib/apiguardian-*.jar "$stage"/tests/lib/jspecify-*.jar \
-  "$stage"/tests/lib/byte-buddy-*.jar "$stage"/tests/lib/xchart-*.jar "$stage"/tests/lib/VectorGraphics2D-*.jar
+  "$stage"/tests/lib/opentest4j-*.jar "$stage"/tests/lib/apiguardian-*.jar "$stage"/tests/lib/jspecify-*.jar
 
 # Without those that link the product's library: the JUnit tests load that one, out of its jar.
 for test in $(find build/native/native/test -maxdepth 1 -type f -executable); do
