@@ -19,7 +19,6 @@ public final class DeviceArena implements AutoCloseable {
     private final Lifetime lifetime;
     private final Children allocations = new Children();
     private final Children.Child closing;
-    private final LeakDetector.Ticket ticket;
 
     DeviceArena(Device device) {
         this.device = device;
@@ -27,12 +26,13 @@ public final class DeviceArena implements AutoCloseable {
         Lifetime own = lifetime;
         Children all = allocations;
         // The device keeps this action, not the arena, so that a forgotten arena can be found.
+        LeakDetector.Ticket ticket = LeakDetector.watch(this, "DeviceArena");
         closing = device.children().add(() -> {
+            ticket.closed();
             if (own.close()) {
                 all.close();
             }
         });
-        ticket = LeakDetector.watch(this, "DeviceArena");
     }
 
     /** Whose memory it hands out. */
@@ -59,7 +59,6 @@ public final class DeviceArena implements AutoCloseable {
     /** Waits for the device and frees everything; does nothing the second time. */
     @Override
     public void close() {
-        ticket.closed();
         if (!lifetime.isClosed()) {
             device.synchronize();
         }

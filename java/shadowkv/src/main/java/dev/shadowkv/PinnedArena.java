@@ -19,19 +19,19 @@ public final class PinnedArena implements Arena {
     private final Arena arena = Arena.ofShared();
     private final Lifetime lifetime;
     private final Children.Child closing;
-    private final LeakDetector.Ticket ticket;
 
     PinnedArena(Device device) {
         this.device = device;
         this.lifetime = new Lifetime("PinnedArena", device.lifetime());
         Lifetime own = lifetime;
         Arena segments = arena;
+        LeakDetector.Ticket ticket = LeakDetector.watch(this, "PinnedArena");
         closing = device.children().add(() -> {
+            ticket.closed();
             if (own.close()) {
                 segments.close();
             }
         });
-        ticket = LeakDetector.watch(this, "PinnedArena");
     }
 
     /** The device that can follow the segments' addresses. */
@@ -65,7 +65,6 @@ public final class PinnedArena implements Arena {
     /** Waits for the device and frees everything; does nothing the second time. */
     @Override
     public void close() {
-        ticket.closed();
         if (!lifetime.isClosed()) {
             device.synchronize();
         }

@@ -245,8 +245,9 @@ final class ShadowIndex {
 
     void rewind(ShadowSession session, int layer, long length) {
         LayerState state = session.state(layer);
+        // Where the window begins when the next token comes: what was folded for it need not be taken back.
         long begin = length >= state.anchorLength
-                ? state.recentBegin(length, geometry.window(), options.foldTokens())
+                ? state.recentBegin(length + 1, geometry.window(), options.foldTokens())
                 : Math.max(0, length / chunk - options.local()) * chunk;
         if (length < state.anchorLength) {
             state.anchorLength = length;

@@ -24,6 +24,8 @@ final class Params {
     final Device device;
     final NativeContext context;
     final MemorySegment segment = Arena.ofAuto().allocate(LARGEST, 8);
+    /** The first bytes of the segment, by their number: made once each, so that calls allocate nothing. */
+    private final MemorySegment[] structs = new MemorySegment[(int) LARGEST / Integer.BYTES + 1];
 
     Params(Device device) {
         this.device = Objects.requireNonNull(device, "device");
@@ -33,9 +35,15 @@ final class Params {
     /** Locks the context and clears the struct; to be followed by {@link #end()}. */
     MemorySegment begin(long size) {
         context.enter();
-        segment.asSlice(0, size).fill((byte) 0);
-        segment.set(ValueLayout.JAVA_INT, 0, (int) size);
-        return segment;
+        int index = (int) size / Integer.BYTES;
+        MemorySegment struct = structs[index];
+        if (struct == null) {
+            struct = segment.asSlice(0, size);
+            structs[index] = struct;
+        }
+        struct.fill((byte) 0);
+        struct.set(ValueLayout.JAVA_INT, 0, (int) size);
+        return struct;
     }
 
     void end() {

@@ -7,6 +7,8 @@ import java.util.Objects;
 import dev.shadowkv.Device;
 import dev.shadowkv.DeviceArena;
 import dev.shadowkv.DeviceBuffer;
+import dev.shadowkv.internal.NativeContext;
+import dev.shadowkv.internal.ffi.ShadowKv;
 
 /** An array of structs in device memory, with a copy on the host in which entries are changed before they are uploaded. */
 abstract class Table implements AutoCloseable {
@@ -15,6 +17,8 @@ abstract class Table implements AutoCloseable {
     final MemorySegment host;
     private final DeviceArena arena;
     private final DeviceBuffer buffer;
+    private final MemorySegment target;
+    private final NativeContext context;
     private final long entryBytes;
     private final long entries;
 
@@ -28,6 +32,8 @@ abstract class Table implements AutoCloseable {
         arena = device.newArena();
         long bytes = Math.multiplyExact(entries, entryBytes);
         buffer = arena.allocate(bytes);
+        target = MemorySegment.ofAddress(buffer.address());
+        context = NativeContext.of(device);
         host = Arena.ofAuto().allocate(bytes, 8);
     }
 
@@ -38,7 +44,14 @@ abstract class Table implements AutoCloseable {
 
     /** Brings the host's entries to the device. */
     public final void upload() {
-        device.copy(host, buffer);
+        // Once a step: the address is kept as a segment, so that nothing is allocated for it.
+        buffer.address();
+        MemorySegment handle = context.enter();
+        try {
+            context.check(ShadowKv.skv_copy(handle, target, host, host.byteSize()), "copy");
+        } finally {
+            context.exit();
+        }
     }
 
     /** Frees the table; does nothing the second time. */
