@@ -6,24 +6,28 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "backend.h"
+#include "cuda/cublas.h"
+#include "cuda/decode.h"
 #include "shadowkv_types.h"
 
 namespace {
 
 constexpr int kQueryHeads = 32, kHeads = 8, kDim = 128, kChunk = 8, kRank = 160, kSelect = 256, kSlots = 512;
 constexpr int kWindow = 256, kRecent = 130, kOutliers = 48;
-constexpr int kRuns = 25;
+constexpr int kRuns = 15;
 
 std::unique_ptr<skv::Backend> backend;
 cudaStream_t stream;
@@ -90,6 +94,80 @@ class Timer {
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
 
+// A decode layer taken apart: when each of its stages is done, in microseconds behind its beginning.
+class StageTimes {
+ public:
+  explicit StageTimes(std::uint64_t workspace_bytes)
+      : workspace_(backend->allocate_device(workspace_bytes), workspace_bytes), cublas_("") {
+    cudaDeviceProp properties = {};
+    check(cudaGetDeviceProperties(&properties, 0), "device");
+    traits_.compute_major = properties.major;
+    traits_.compute_minor = properties.minor;
+    traits_.multiprocessors = properties.multiProcessorCount;
+    traits_.shared_memory_per_block = static_cast<int>(properties.sharedMemPerBlockOptin);
+    traits_.shared_memory_per_multiprocessor = static_cast<int>(properties.sharedMemPerMultiprocessor);
+    traits_.l2_bytes = properties.l2CacheSize;
+    int least = 0, greatest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
+    for (auto& side : side_) {
+      check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, greatest), "stream");
+    }
+    for (auto& event : events_) {
+      check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
+    }
+    for (auto& mark : marks_) {
+      check(cudaEventCreate(&mark), "event");
+    }
+  }
+
+  // Prints the median time of the end of every stage of every group.
+  void print(const char* title, const skv_decode_layer_params& p, const std::function<void()>& prepare) {
+    std::map<std::pair<int, std::string>, std::vector<float>> times;
+    constexpr int kTraced = 9;
+    for (int run = 0; run < kTraced + 2; ++run) {
+      prepare();
+      std::vector<std::pair<int, std::string>> names;
+      check(cudaEventRecord(marks_[0], stream), "record");
+      skv::cuda::Launch launch{stream, side_.data(), events_.data(), workspace_, traits_, cublas_};
+      skv::cuda::decode_in_stages(p, launch, [&](const char* stage, int group, cudaStream_t where) {
+        names.emplace_back(group, stage);
+        check(cudaEventRecord(marks_.at(names.size()), where), "record");
+      });
+      check(cudaStreamSynchronize(stream), "run");
+      for (std::size_t i = 0; i < names.size(); ++i) {
+        float milliseconds = 0;
+        check(cudaEventElapsedTime(&milliseconds, marks_[0], marks_[i + 1]), "time");
+        if (run >= 2) {
+          times[names[i]].push_back(milliseconds * 1000);
+        }
+      }
+    }
+    const auto median = [&](int group, const char* stage) {
+      auto& t = times[{group, stage}];
+      if (t.empty()) {
+        return 0.0F;
+      }
+      std::sort(t.begin(), t.end());
+      return t[t.size() / 2];
+    };
+    std::printf("%s: new tokens %.1f us, all %.1f us\n", title, median(0, "new tokens"), median(0, "combine"));
+    for (int group = 0; times.count({group, "logits"}); ++group) {
+      std::printf("    group %2d done: logits %6.1f  select %6.1f  gather %6.1f  attention %6.1f\n", group,
+                  median(group, "logits"), median(group, "select"), median(group, "gather"),
+                  median(group, "attention"));
+    }
+    std::fflush(stdout);
+  }
+
+ private:
+  skv::cuda::Workspace workspace_;
+  skv::cuda::DeviceTraits traits_;
+  skv::cuda::Cublas cublas_;
+  std::array<cudaStream_t, skv::cuda::Launch::kSideStreams> side_ = {};
+  std::array<cudaEvent_t, skv::cuda::Launch::kEvents> events_ = {};
+  std::array<cudaEvent_t, 80> marks_ = {};
+};
+
 struct Ceilings {
   double memory = 0, link = 0;  // bytes a microsecond
 };
@@ -101,7 +179,9 @@ void line(const char* name, double microseconds, double bytes, double rate) {
   std::fflush(stdout);
 }
 
-bool wanted(const char* name) { return only.empty() || std::strstr(name, only.c_str()); }
+bool wanted(const char* name) {
+  return only.empty() || std::strstr(name, only.c_str());
+}
 
 struct Setup {
   int sessions;
@@ -118,8 +198,8 @@ struct Setup {
 // One layer of all sessions.
 struct Layer {
   skv_shadow_layer* table;
-  std::int32_t *slot_chunk, *slot_stamp;              // of all sessions, one after the other
-  std::int32_t *saved_chunk, *saved_stamp;            // the state that timed runs begin with
+  std::int32_t *slot_chunk, *slot_stamp;    // of all sessions, one after the other
+  std::int32_t *saved_chunk, *saved_stamp;  // the state that timed runs begin with
   std::vector<skv_shadow_layer> rows;
 };
 
@@ -155,8 +235,10 @@ Layer make_layer(const Setup& s, const std::vector<std::uint8_t>& noise) {
       std::memcpy(static_cast<char*>(row.values) + at, noise.data(), std::min<std::uint64_t>(noise.size(), bytes - at));
     }
     row.value_scales = upload(std::vector<float>(kHeads * capacity, 0.01F));
-    row.slot_values = device<std::uint8_t>(static_cast<std::uint64_t>(kHeads) * kSlots * static_cast<std::uint64_t>(s.value_bytes()));
-    backend->fill(row.slot_values, 0, static_cast<std::uint64_t>(kHeads) * kSlots * static_cast<std::uint64_t>(s.value_bytes()));
+    row.slot_values =
+        device<std::uint8_t>(static_cast<std::uint64_t>(kHeads) * kSlots * static_cast<std::uint64_t>(s.value_bytes()));
+    backend->fill(row.slot_values, 0,
+                  static_cast<std::uint64_t>(kHeads) * kSlots * static_cast<std::uint64_t>(s.value_bytes()));
     row.slot_chunk = layer.slot_chunk + static_cast<std::ptrdiff_t>(i) * kHeads * kSlots;
     row.slot_stamp = layer.slot_stamp + static_cast<std::ptrdiff_t>(i) * kHeads * kSlots;
     row.chunk_capacity = static_cast<std::int64_t>(capacity);
@@ -167,7 +249,8 @@ Layer make_layer(const Setup& s, const std::vector<std::uint8_t>& noise) {
   return layer;
 }
 
-// Makes a share of the chunks selected at `step` not resident and keeps the state for the timed runs. Returns the misses.
+// Makes a share of the chunks selected at `step` not resident and keeps the state for the timed runs. Returns the
+// misses.
 std::int64_t drop(const Setup& s, Layer& layer, double resident, int step) {
   const auto count = static_cast<std::size_t>(s.pairs()) * kSlots;
   std::vector<std::int32_t> chunk(count), stamp(count);
@@ -324,7 +407,8 @@ int main(int argc, char** argv) {
       decode_all();
       backend->copy(warm.data(), output, query_count * 2);
       backend->synchronize();
-      const bool finite = std::none_of(cold.begin(), cold.end(), [](std::uint16_t x) { return (x & 0x7f80) == 0x7f80; });
+      const bool finite =
+          std::none_of(cold.begin(), cold.end(), [](std::uint16_t x) { return (x & 0x7f80) == 0x7f80; });
       const bool zero = std::all_of(cold.begin(), cold.end(), [](std::uint16_t x) { return (x & 0x7fff) == 0; });
       std::printf("%s values: result cold %s warm, %s\n", type_name, cold == warm ? "equals" : "DIFFERS FROM",
                   finite && !zero ? "finite" : "NOT FINITE OR ZERO");
@@ -353,7 +437,8 @@ int main(int argc, char** argv) {
       t.selected_count = counts;
       reserve(SKV_OP_LANDMARK_TOPK, &t);
       if (value_type == SKV_BF16 && wanted("landmark_topk")) {
-        line("landmark_topk bf16", timer.median(flush, [&] { backend->landmark_topk(t); }), landmark_bytes, ceiling.memory);
+        line("landmark_topk bf16", timer.median(flush, [&] { backend->landmark_topk(t); }), landmark_bytes,
+             ceiling.memory);
         t.geometry.landmark_type = SKV_I8;
         line("landmark_topk i8", timer.median(flush, [&] { backend->landmark_topk(t); }), landmark_bytes / 2,
              ceiling.memory);
@@ -385,21 +470,29 @@ int main(int argc, char** argv) {
       // The plan of the same selection at 60 % resident.
       backend->cache_plan(c);
       backend->value_gather(g);
-      const std::int64_t misses = drop(s, layers[0], 0.6, step);
+      drop(s, layers[0], 0.6, step);
       const auto before_plan = [&] {
         restore(s, layers[0]);
         flush();
       };
       const double plan_us = timer.median(before_plan, [&] { backend->cache_plan(c); });
+      std::vector<std::int32_t> fetched(static_cast<std::size_t>(pairs));
+      backend->copy(fetched.data(), counts + pairs, fetched.size() * sizeof(fetched[0]));
+      backend->synchronize();
+      std::int64_t misses = 0;
+      for (const std::int32_t count : fetched) {
+        misses += count;
+      }
       if (wanted("cache_plan")) {
-        line("cache_plan 60 % resident", plan_us, static_cast<double>(pairs) * (kSlots * 8 + kSelect * 16), ceiling.memory);
+        line("cache_plan 60 % resident", plan_us, static_cast<double>(pairs) * (kSlots * 8 + kSelect * 16),
+             ceiling.memory);
       }
       if (wanted("value_gather")) {
-        for (const int blocks : {4, 8, 12, 16, 32}) {
+        for (const int blocks : {4, 8, 16}) {
           g.blocks = blocks;
           std::snprintf(name, sizeof(name), "value_gather %s, %d blocks", type_name, blocks);
-          line(name, timer.median(flush, [&] { backend->value_gather(g); }), static_cast<double>(misses * s.value_bytes()),
-               ceiling.link);
+          line(name, timer.median(flush, [&] { backend->value_gather(g); }),
+               static_cast<double>(misses * s.value_bytes()), ceiling.link);
         }
       }
       skv_sparse_attention_params a = {};
@@ -450,11 +543,31 @@ int main(int argc, char** argv) {
              static_cast<double>(pairs) * 4 * kSelect * kChunk * kRank * 2, ceiling.memory);
       }
 
+      if (wanted("stages")) {
+        StageTimes stages(backend->workspace_bytes(SKV_OP_DECODE_LAYER, &d));
+        d.layers = layers[0].table;
+        for (const double resident : {0.6, 0.83}) {
+          step += 2;
+          write_states(s);
+          d.groups = 1;
+          backend->decode_layer(d);
+          drop(s, layers[0], resident, step);
+          for (const int groups : {1, 0, 8}) {
+            if (groups == 8 && sessions == 1) {
+              continue;
+            }
+            d.groups = groups;
+            std::snprintf(name, sizeof(name), "stages %s, %.0f %% resident, groups %d", type_name, 100 * resident,
+                          groups);
+            stages.print(name, d, before_plan);
+          }
+        }
+      }
       if (wanted("decode_layer")) {
         for (const int landmark_type : {SKV_BF16, SKV_I8}) {
           d.geometry.landmark_type = landmark_type;
           for (const double resident : {0.6, 0.83}) {
-            for (const int groups : {0, 1, 2, 4, 8, 16}) {
+            for (const int groups : {0, 1, 4, 8}) {
               if (landmark_type == SKV_I8 && groups != 0) {
                 continue;
               }
@@ -473,17 +586,19 @@ int main(int argc, char** argv) {
                 flush();
               };
               const double link_bytes = static_cast<double>(missed * s.value_bytes()) / layer_count;
-              const double floor = std::max(link_bytes / ceiling.link,
-                                            (landmark_bytes / (landmark_type == SKV_I8 ? 2 : 1) + sparse_bytes) / ceiling.memory);
+              const double floor =
+                  std::max(link_bytes / ceiling.link,
+                           (landmark_bytes / (landmark_type == SKV_I8 ? 2 : 1) + sparse_bytes) / ceiling.memory);
               const double direct = timer.median(prepare, decode_all) / layer_count;
               backend->begin_graph();
               decode_all();
               const auto graph = backend->end_graph();
               const double replayed = timer.median(prepare, [&] { backend->launch_graph(*graph); }) / layer_count;
-              std::printf("decode_layer %-4s %.0f %% resident, %-4s landmarks, groups %2d: direct %7.1f us, graph %7.1f us, "
-                          "link %6.1f us, floor %6.1f us, %5.1f %%\n",
-                          type_name, 100 * resident, landmark_type == SKV_I8 ? "i8" : "bf16", groups, direct, replayed,
-                          link_bytes / ceiling.link, floor, 100 * floor / replayed);
+              std::printf(
+                  "decode_layer %-4s %.0f %% resident, %-4s landmarks, groups %2d: direct %7.1f us, graph %7.1f us, "
+                  "link %6.1f us, floor %6.1f us, %5.1f %%\n",
+                  type_name, 100 * resident, landmark_type == SKV_I8 ? "i8" : "bf16", groups, direct, replayed,
+                  link_bytes / ceiling.link, floor, 100 * floor / replayed);
               std::fflush(stdout);
             }
           }

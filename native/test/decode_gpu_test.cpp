@@ -11,8 +11,8 @@
 namespace {
 
 using fixture::Memory;
-using fixture::Shape;
 using fixture::ShadowSession;
+using fixture::Shape;
 using fixture::Tables;
 
 std::unique_ptr<skv::Backend> backend;
@@ -28,8 +28,8 @@ struct Batch {
   Batch(const Shape& s, const std::vector<Row>& rows) : shape(s) {
     std::int64_t longest = 1;
     for (const Row& row : rows) {
-      sessions.push_back(std::make_unique<ShadowSession>(*backend, shape, row.capacity_chunks,
-                                                         std::max(row.outliers, 1), generator));
+      sessions.push_back(
+          std::make_unique<ShadowSession>(*backend, shape, row.capacity_chunks, std::max(row.outliers, 1), generator));
       skv_session_state state = {};
       state.length = row.length;
       state.recent_begin = row.recent_begin;
@@ -146,10 +146,10 @@ void check_topk(Batch& b) {
               squares += x * x;
             }
             logit = (dot + radius_weight * norm * radius) / std::sqrt(s.head_dim);
-            tolerance = std::max(
-                tolerance, (6 * fixture::kSplitUnit * std::sqrt(squares) +
-                            6 * fixture::kF32Unit * std::sqrt(s.head_dim * squares)) / std::sqrt(s.head_dim) +
-                               16 * fixture::kF32Unit * (1 + std::fabs(logit)));
+            tolerance = std::max(tolerance, (6 * fixture::kSplitUnit * std::sqrt(squares) +
+                                             6 * fixture::kF32Unit * std::sqrt(s.head_dim * squares)) /
+                                                    std::sqrt(s.head_dim) +
+                                                16 * fixture::kF32Unit * (1 + std::fabs(logit)));
           }
           row.push_back(logit);
           most = std::max(most, logit);
@@ -182,7 +182,8 @@ void check_topk(Batch& b) {
         chosen.insert(c);
         for (int g = 0; g < s.group(); ++g) {
           mass += std::exp(logits[static_cast<std::size_t>(g)][static_cast<std::size_t>(c)] -
-                           log_sums[static_cast<std::size_t>(g)]) / s.group();
+                           log_sums[static_cast<std::size_t>(g)]) /
+                  s.group();
         }
       }
       double worst_in = INFINITY, best_out = -INFINITY;
@@ -317,8 +318,8 @@ void check_gather(Batch& b, int blocks) {
     for (std::size_t at = 0; at < which.size(); ++at) {
       if (which[at] >= 0) {
         const std::size_t head = at / static_cast<std::size_t>(s.slots);
-        const std::size_t chunk = head * static_cast<std::size_t>(session->layer().chunk_capacity) +
-                                  static_cast<std::size_t>(which[at]);
+        const std::size_t chunk =
+            head * static_cast<std::size_t>(session->layer().chunk_capacity) + static_cast<std::size_t>(which[at]);
         same &= std::memcmp(&content[at * bytes], session->value_bytes() + chunk * bytes, bytes) == 0;
       }
     }
@@ -380,7 +381,8 @@ void check_attention(const Batch& b, const std::vector<std::vector<std::int32_t>
       const auto pair = static_cast<std::size_t>(session) * s.key_value_heads + static_cast<std::size_t>(head);
       const auto tokens = attended(b, session, head, selections[pair]);
       for (int g = 0; g < s.group(); ++g) {
-        const auto at = static_cast<std::size_t>(session) * s.query_heads + static_cast<std::size_t>(head * s.group() + g);
+        const auto at =
+            static_cast<std::size_t>(session) * s.query_heads + static_cast<std::size_t>(head * s.group() + g);
         const auto expected = fixture::oracle_attention(queries[at], tokens, query_unit, weight_unit, output_unit);
         for (std::size_t e = 0; e < d; ++e) {
           const double error = std::fabs(output[at * d + e] - expected.output[e]);
@@ -501,9 +503,11 @@ void check_rerank(Batch& b) {
               squares += key[e] * key[e] * query[e] * query[e];
             }
             const double root = std::sqrt(static_cast<double>(s.head_dim));
-            tolerance = std::max(tolerance, 6 * std::sqrt((fixture::kBf16Unit * fixture::kBf16Unit +
-                                                           query_unit * query_unit) / 3 * squares) / root +
-                                                32 * fixture::kF32Unit * (1 + std::fabs(dot / root)));
+            tolerance = std::max(
+                tolerance,
+                6 * std::sqrt((fixture::kBf16Unit * fixture::kBf16Unit + query_unit * query_unit) / 3 * squares) /
+                        root +
+                    32 * fixture::kF32Unit * (1 + std::fabs(dot / root)));
             sum += std::exp(dot / root);
           }
           masses.push_back(std::log(sum));
@@ -516,8 +520,8 @@ void check_rerank(Batch& b) {
       double worst_in = INFINITY, best_out = -INFINITY;
       std::size_t next = 0;
       for (std::size_t i = 0; i < list.size(); ++i) {
-        const bool in = next < static_cast<std::size_t>(count) &&
-                        chosen[pair * static_cast<std::size_t>(keep) + next] == list[i];
+        const bool in =
+            next < static_cast<std::size_t>(count) && chosen[pair * static_cast<std::size_t>(keep) + next] == list[i];
         if (in) {
           ++next;
           worst_in = std::min(worst_in, best[i]);
@@ -630,6 +634,10 @@ void test_shapes() {
   longer.select = 1024;
   longer.slots = 2500;
   check_shape("large selection", longer, {{6000 * 8 + 5, 6000 * 8, 3, 6010}, {9 * 8 + 2, 8 * 8, 40, 20}});
+  longer.select = 256;
+  longer.slots = 512;
+  check_shape("one layer of a long context", longer,
+              {{15343 * 8 + 5, 15343 * 8, 3, 15350}, {9 * 8 + 2, 8 * 8, 40, 20}});
   longer.select = 24;
   longer.slots = 24;
   // More chunks than one block's shared memory holds scores of.
@@ -639,22 +647,25 @@ void test_shapes() {
 // Equal landmarks give equal scores: the lower ids win, and a crowd in one bin is told apart exactly.
 void test_ties() {
   std::printf("ties\n");
-  for (const int distinct : {1, 2, 3000}) {
+  // Rows of scores that are held in registers, in few and in many pieces, and one that is too long for that.
+  for (const auto& [chunks, distinct] : {std::pair{3000, 1}, std::pair{3000, 2}, std::pair{3000, 3000},
+                                         std::pair{12001, 2}, std::pair{12001, 3000}, std::pair{20003, 3000}}) {
     Shape s;
     s.key_value_heads = 2;
     s.query_heads = 8;
     s.select = 100;
     s.slots = 0;
-    Batch b(s, {{3001 * 8, 3000 * 8, 0, 3001}});
+    Batch b(s, {{8LL * chunks + 8, 8LL * chunks, 0, chunks + 1}});
     const auto d = static_cast<std::size_t>(s.head_dim);
     auto& session = *b.sessions[0];
     std::fill(session.radius.begin(), session.radius.end(), 0.0F);
     session.radius[5] = -1.0F;
     // The first query is a multiple of one axis; landmark c is (c % distinct) small steps along it.
     for (std::size_t c = 0; c < session.landmarks.size() / d; ++c) {
-      const auto in_head = c % 3001;
+      const auto in_head = c % (static_cast<std::size_t>(chunks) + 1);
       for (std::size_t e = 0; e < d; ++e) {
-        session.landmarks[c * d + e] = e == 0 ? fixture::to_bf16(static_cast<double>(in_head % static_cast<std::size_t>(distinct) % 256)) : 0;
+        session.landmarks[c * d + e] =
+            e == 0 ? fixture::to_bf16(static_cast<double>(in_head % static_cast<std::size_t>(distinct) % 256)) : 0;
       }
     }
     for (std::size_t i = 0; i < b.queries.size(); ++i) {
@@ -670,7 +681,7 @@ void test_ties() {
     const auto lists = read_selections(b);
     for (int head = 0; head < 2; ++head) {
       std::vector<std::pair<int, int>> order;  // (-value, id)
-      for (int c = 0; c < 3000; ++c) {
+      for (int c = 0; c < chunks; ++c) {
         if (head != 0 || c != 5) {
           order.emplace_back(-(c % distinct % 256), c);
         }
@@ -780,8 +791,8 @@ void test_generation() {
           key[e] = fixture::from_bf16(in.keys[(i * 2 + head) * d + e]);
         }
         b.tables->rotate(key.data(), position);
-        const auto row = (head * static_cast<std::size_t>(s.window) +
-                          static_cast<std::size_t>(position % s.window)) * d;
+        const auto row =
+            (head * static_cast<std::size_t>(s.window) + static_cast<std::size_t>(position % s.window)) * d;
         for (std::size_t e = 0; e < d; ++e) {
           b.sessions[i]->recent_keys[row + e] = fixture::to_bf16(key[e]);
           b.sessions[i]->recent_values[row + e] = in.values[(i * 2 + head) * d + e];
@@ -980,7 +991,8 @@ void test_dense() {
         for (std::int64_t t = 0; t < states[session].length; ++t) {
           fixture::OracleToken token = {std::vector<double>(d), std::vector<double>(d), false};
           const auto at = (head / static_cast<std::size_t>(group) * static_cast<std::size_t>(capacity) +
-                           static_cast<std::size_t>(t)) * d;
+                           static_cast<std::size_t>(t)) *
+                          d;
           for (std::size_t e = 0; e < d; ++e) {
             token.key[e] = fixture::from_bf16(keys[session][at + e]);
             token.value[e] = fixture::from_bf16(values[session][at + e]);
@@ -1008,12 +1020,14 @@ void test_dense() {
           const auto at = (session * static_cast<std::size_t>(s.query_heads) + head) * d;
           // These queries are bf16 numbers.
           verify(actual, session,
-                 {queries.begin() + static_cast<std::ptrdiff_t>(at), queries.begin() + static_cast<std::ptrdiff_t>(at + d)},
+                 {queries.begin() + static_cast<std::ptrdiff_t>(at),
+                  queries.begin() + static_cast<std::ptrdiff_t>(at + d)},
                  head, 0, fixture::kF32Unit, true);
         }
       }
       // A whole layer: the token at length - 1 is written, then attended.
-      std::vector<std::uint16_t> new_queries(queries.size()), new_keys(lengths.size() * 2 * d), new_values(new_keys.size());
+      std::vector<std::uint16_t> new_queries(queries.size()), new_keys(lengths.size() * 2 * d),
+          new_values(new_keys.size());
       for (auto* to : {&new_queries, &new_keys, &new_values}) {
         for (auto& x : *to) {
           x = fixture::to_bf16(normal(generator));
@@ -1066,7 +1080,8 @@ void test_dense() {
         for (std::size_t head = 0; head < static_cast<std::size_t>(s.query_heads); ++head) {
           std::vector<double> query(d);
           for (std::size_t e = 0; e < d; ++e) {
-            query[e] = fixture::from_bf16(new_queries[(session * static_cast<std::size_t>(s.query_heads) + head) * d + e]);
+            query[e] =
+                fixture::from_bf16(new_queries[(session * static_cast<std::size_t>(s.query_heads) + head) * d + e]);
           }
           if (position >= 0) {
             tables.rotate(query.data(), position);

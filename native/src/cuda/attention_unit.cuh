@@ -18,8 +18,6 @@ constexpr int kUnitTokens = 128;
 constexpr int kUnitThreads = 256;
 constexpr int kUnitWarps = kUnitThreads / 32;
 constexpr int kWarpTokens = kUnitTokens / kUnitWarps;
-constexpr int kUnitChunks = kUnitTokens / 8;  // at most
-constexpr int kMostChunk = 16;
 static_assert(kWarpTokens == 16, "a warp's keys are the rows of one tensor-core fragment");
 
 // What a block is told about its pair.
@@ -30,9 +28,9 @@ struct UnitPair {
 
 // Rows of a unit. A token that is not there has no key row.
 struct UnitRows {
-  const void* key[kUnitTokens];       // coefficients [r], or a rotated key [D]
-  const void* value[kUnitTokens];     // [D]
-  float value_scale[kUnitTokens];     // of e4m3 values
+  const void* key[kUnitTokens];    // coefficients [r], or a rotated key [D]
+  const void* value[kUnitTokens];  // [D]
+  float value_scale[kUnitTokens];  // of e4m3 values
   std::int64_t position[kUnitTokens];
 };
 
@@ -45,11 +43,15 @@ struct UnitLayout {
   int rows, scores, queries, probabilities, statistics, fine, base, basis, values, end;
 };
 
-__host__ __device__ inline int align_16(int bytes) { return (bytes + 15) / 16 * 16; }
-__host__ __device__ inline int whole_spans(int rank) { return (rank + 31) / 32; }
+__host__ __device__ inline int align_16(int bytes) {
+  return (bytes + 15) / 16 * 16;
+}
+__host__ __device__ inline int whole_spans(int rank) {
+  return (rank + 31) / 32;
+}
 
 // dim 0 stands for the path without tensor cores.
-__host__ __device__ inline UnitLayout unit_layout(int dim, int rank, bool with_values) {
+__host__ __device__ inline UnitLayout unit_layout(int dim, int rank, int chunk, int group, bool with_values) {
   UnitLayout l = {};
   int at = 0;
   const auto take = [&at](int bytes) {
@@ -58,7 +60,7 @@ __host__ __device__ inline UnitLayout unit_layout(int dim, int rank, bool with_v
     return begin;
   };
   l.rows = take(static_cast<int>(sizeof(UnitRows)));
-  l.scores = take(SKV_MAX_GROUP * kScoreStride * 4);
+  l.scores = take((group > 8 ? 16 : 8) * kScoreStride * 4);
   l.statistics = take(4 * SKV_MAX_GROUP * 4);
   if (dim == 0) {
     l.queries = take(SKV_MAX_GROUP * SKV_MAX_HEAD_DIM * 4);
@@ -66,8 +68,8 @@ __host__ __device__ inline UnitLayout unit_layout(int dim, int rank, bool with_v
   } else {
     l.queries = take(SKV_MAX_GROUP * (dim + kRowPadding) * 2);
     l.probabilities = take(SKV_MAX_GROUP * (kUnitTokens + kRowPadding) * 2);
-    l.fine = take(kMostChunk * (dim / 2 + 4) * 8);
-    l.base = take(kUnitChunks * (dim / 2) * 8);
+    l.fine = take(chunk * (dim / 2 + 4) * 8);
+    l.base = take(kUnitTokens / chunk * (dim / 2) * 8);
     l.basis = take(whole_spans(rank) * 32 * (dim + kRowPadding) * 2);
     if (with_values) {
       l.values = take(kUnitTokens * (dim + kRowPadding) * 2);
@@ -170,18 +172,23 @@ __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const s
 // Rotations of the unit's chunks [chunk][D/2] and of the places in a chunk [C][D/2 + 4]: a token's is their
 // complex product. Columns that do not rotate get (1, 0).
 template <int kHeadDim>
-__device__ inline void stage_rotations(const skv_rope& rope, int chunk, const UnitRows& rows, float2* base,
-                                       float2* fine) {
+__device__ inline void stage_chunk_rotations(const skv_rope& rope, int chunk, const UnitRows& rows, float2* base) {
   constexpr int kPairs = kHeadDim / 2;
   const int half = rope.rotary_dim / 2;
   for (int i = static_cast<int>(threadIdx.x); i < kUnitTokens / chunk * kPairs; i += kUnitThreads) {
     const int c = i / kPairs, pair = i % kPairs;
     base[i] = pair < half ? rotation(rope, rows.position[c * chunk], pair) : make_float2(1.0F, 0.0F);
   }
+}
+
+template <int kHeadDim>
+__device__ inline void stage_fine_rotations(const skv_rope& rope, int chunk, float2* fine) {
+  constexpr int kPairs = kHeadDim / 2;
+  const int half = rope.rotary_dim / 2;
   for (int i = static_cast<int>(threadIdx.x); i < chunk * kPairs; i += kUnitThreads) {
     const int token = i / kPairs, pair = i % kPairs;
-    fine[token * (kPairs + 4) + pair] = pair < half ? reinterpret_cast<const float2*>(rope.fine)[token * half + pair]
-                                                    : make_float2(1.0F, 0.0F);
+    fine[token * (kPairs + 4) + pair] =
+        pair < half ? reinterpret_cast<const float2*>(rope.fine)[token * half + pair] : make_float2(1.0F, 0.0F);
   }
 }
 
@@ -224,9 +231,8 @@ __device__ inline void write_scores(const float (&s)[2][4], const UnitRows& rows
       *reinterpret_cast<float2*>(scores + (row + 8) * kScoreStride + token) =
           make_float2(first ? s[n][2] * scale : -INFINITY, second ? s[n][3] * scale : -INFINITY);
     } else {
-      *reinterpret_cast<float2*>(scores + row * kScoreStride + token) =
-          make_float2(first ? (s[n][0] + s[n][2]) * scale : -INFINITY,
-                      second ? (s[n][1] + s[n][3]) * scale : -INFINITY);
+      *reinterpret_cast<float2*>(scores + row * kScoreStride + token) = make_float2(
+          first ? (s[n][0] + s[n][2]) * scale : -INFINITY, second ? (s[n][1] + s[n][3]) * scale : -INFINITY);
     }
   }
 }

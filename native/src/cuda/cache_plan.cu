@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kSelectThreads) cache_plan_kernel(const __grid
   extern __shared__ __align__(16) unsigned char shared[];
   auto& memory = *reinterpret_cast<PlanMemory*>(shared);
   auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(PlanMemory));
-  auto* const ids = reinterpret_cast<int*>(keys + plan_sorted_slots(p.geometry.slots));
+  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots));
   const int pair = static_cast<int>(blockIdx.x);
   const int session = pair / p.geometry.key_value_heads, head = pair % p.geometry.key_value_heads;
   const skv_session_state& state = p.states[session];
@@ -30,15 +30,16 @@ __global__ void __launch_bounds__(kSelectThreads) cache_plan_kernel(const __grid
   __syncthreads();
   const skv_shadow_layer& layer = p.layers[session];
   const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
-  const PlanRow row = {layer.slot_chunk + slot_row,    layer.slot_stamp + slot_row,
-                       p.selected_slot + selected_row, p.fetch_chunk + selected_row,
-                       p.fetch_slot + selected_row,    p.fetch_count + pair};
+  const PlanRow row = {layer.slot_chunk + slot_row,  layer.slot_stamp + slot_row, p.selected_slot + selected_row,
+                       p.fetch_chunk + selected_row, p.fetch_slot + selected_row, p.fetch_count + pair};
   plan_slots(ids, count, p.geometry.slots, state.step, row, memory, keys);
 }
 
 }  // namespace
 
-std::uint64_t cache_plan_workspace(const skv_cache_plan_params&, const DeviceTraits&) { return 0; }
+std::uint64_t cache_plan_workspace(const skv_cache_plan_params&, const DeviceTraits&) {
+  return 0;
+}
 
 void cache_plan(const skv_cache_plan_params& p, Launch& launch) {
   check_shadow_geometry(p.geometry, SKV_F32, "cache_plan");
@@ -54,9 +55,9 @@ void cache_plan(const skv_cache_plan_params& p, Launch& launch) {
   if (pairs.count == 0) {
     return;
   }
-  const std::size_t bytes = sizeof(PlanMemory) + static_cast<std::size_t>(plan_sorted_slots(p.geometry.slots)) * 8 +
+  const std::size_t bytes = sizeof(PlanMemory) + static_cast<std::size_t>(plan_key_places(p.geometry.slots)) * 8 +
                             static_cast<std::size_t>(p.select) * 4;
-  launch_kernel("cache plan", cache_plan_kernel, dim3(static_cast<unsigned>(pairs.count)), dim3(kSelectThreads), bytes,
+  launch_beside("cache plan", cache_plan_kernel, dim3(static_cast<unsigned>(pairs.count)), dim3(kSelectThreads), bytes,
                 launch.stream, p);
 }
 

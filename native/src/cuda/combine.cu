@@ -23,8 +23,8 @@ __device__ int written_splits(const CombineParams& q, std::int64_t length) {
   if (q.out.split_tokens == 0) {
     return q.partials.splits;
   }
-  return static_cast<int>(min((length + q.out.split_tokens - 1) / q.out.split_tokens,
-                              static_cast<std::int64_t>(q.partials.splits)));
+  return static_cast<int>(
+      min((length + q.out.split_tokens - 1) / q.out.split_tokens, static_cast<std::int64_t>(q.partials.splits)));
 }
 
 // Adds the parts of an attention in a fixed order. One block a query head.
@@ -144,7 +144,7 @@ void launch_combine(const CombineOutput& out, const AttentionPartials& partials,
                            geometry.key_value_heads,
                            geometry.head_dim,
                            group_size(geometry)};
-  launch_kernel("combining attention", combine_kernel, dim3(static_cast<unsigned>(pairs.count * q.group)),
+  launch_beside("combining attention", combine_kernel, dim3(static_cast<unsigned>(pairs.count * q.group)),
                 dim3(kCombineThreads), 0, stream, q);
 }
 

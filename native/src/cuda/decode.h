@@ -6,11 +6,42 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <functional>
 
 #include "cuda/launch.h"
 #include "shadowkv_types.h"
 
 namespace skv::cuda {
+
+// launch_kernel for kernels that run side by side on several streams. An SM splits its memory between L1 cache and
+// shared memory anew only when it is empty, so kernels that prefer different splits wait for each other: all ask for
+// the largest shared memory.
+template <class... Parameters, class... Arguments>
+void launch_beside(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                   cudaStream_t stream, Arguments&&... arguments) {
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  constexpr std::size_t kSharedWithoutAsking = 48 * 1024;
+  if (shared_bytes > kSharedWithoutAsking) {
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+          name);
+  }
+  cudaLaunchAttribute split = {};
+  split.id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  split.val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &split;
+  config.numAttrs = 1;
+  // Arguments are converted to the kernel's own types first: the driver copies raw bytes of those.
+  auto launch = [&](Parameters... converted) {
+    void* pointers[] = {static_cast<void*>(&converted)..., nullptr};
+    return cudaLaunchKernelExC(&config, function, pointers);
+  };
+  check(launch(std::forward<Arguments>(arguments)...), name);
+}
 
 // Pairs are numbered session * K + head.
 struct PairRange {
@@ -22,7 +53,9 @@ inline PairRange all_pairs(std::int32_t batch, const skv_geometry& geometry) {
   return {0, batch * geometry.key_value_heads};
 }
 
-inline int group_size(const skv_geometry& geometry) { return geometry.query_heads / geometry.key_value_heads; }
+inline int group_size(const skv_geometry& geometry) {
+  return geometry.query_heads / geometry.key_value_heads;
+}
 
 // Chunks selected for rerank may outnumber what attention takes.
 constexpr int kMaxShortlist = 4096;
@@ -34,9 +67,9 @@ void check_shadow_geometry(const skv_geometry& geometry, std::int32_t query_type
 // --- Selection --------------------------------------------------------------------------------
 
 struct SelectionScratch {
-  float* logits = nullptr;    // [B*K][G][chunk_stride]
-  float2* partials = nullptr; // [B*K][G][units]: largest logit and sum of exponentials of a unit of chunks
-  float* scores = nullptr;    // [B*K][chunk_stride], only when a row does not fit in shared memory
+  float* logits = nullptr;     // [B*K][G][chunk_stride]
+  float2* partials = nullptr;  // [B*K][G][units]: largest logit and sum of exponentials of a unit of chunks
+  float* scores = nullptr;     // [B*K][chunk_stride], only when a row does not fit in shared memory
   std::int64_t chunk_stride = 0;
   std::int64_t units = 0;
 };
@@ -89,11 +122,11 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const Attenti
 
 // Which splits of a pair hold anything is known from its length alone for dense caches; others fill all.
 struct CombineOutput {
-  void* output = nullptr;         // [B][H][D]
+  void* output = nullptr;  // [B][H][D]
   std::int32_t output_type = 0;
-  float* log_sum_exp = nullptr;   // [B][H] or null
+  float* log_sum_exp = nullptr;  // [B][H] or null
   const skv_session_state* states = nullptr;
-  int split_tokens = 0;           // dense: tokens of a split; 0: every split has been written
+  int split_tokens = 0;  // dense: tokens of a split; 0: every split has been written
   // Counters of a decode step; null when there are none.
   skv_decode_counters* counters = nullptr;
   const std::int32_t* selected_count = nullptr;
@@ -123,5 +156,9 @@ struct NewTokens {
 };
 
 void launch_new_tokens(const NewTokens& p, cudaStream_t stream);
+
+// decode_layer that tells of each stage after it has been launched: its name, its group, its stream. For measurements.
+using StageObserver = std::function<void(const char*, int, cudaStream_t)>;
+void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const StageObserver& launched);
 
 }  // namespace skv::cuda

@@ -1,21 +1,40 @@
 #include <algorithm>
+#include <array>
 
 #include "cuda/decode.h"
 
 namespace skv::cuda {
 namespace {
 
-// Parts of the batch that are pipelined when the caller does not say: enough that the link begins early and the
-// attention behind the last fetch is short, few enough that launches do not cost more than they hide.
-constexpr int kDefaultGroups = 8;
 constexpr int kMostGroups = 16;
 constexpr int kEventsPerGroup = 3;
 static_assert(kMostGroups * kEventsPerGroup + 2 <= Launch::kEvents);
 
-int pipelined_groups(const skv_decode_layer_params& p) {
+// The parts of the batch that are pipelined: group i is the pairs from bound[i] to bound[i + 1].
+struct Groups {
+  int count = 1;
+  std::array<int, kMostGroups + 1> bound = {};
+};
+
+Groups pipelined_groups(const skv_decode_layer_params& p) {
   const int pairs = all_pairs(p.batch, p.geometry).count;
-  const int groups = p.groups > 0 ? p.groups : std::min(p.batch, kDefaultGroups);
-  return std::clamp(groups, 1, std::max(1, std::min(pairs, kMostGroups)));
+  Groups groups;
+  if (p.groups > 0 || p.batch < 8) {
+    const int wanted = p.groups > 0 ? p.groups : p.batch;
+    groups.count = std::clamp(wanted, 1, std::max(1, std::min(pairs, kMostGroups)));
+    for (int i = 0; i <= groups.count; ++i) {
+      groups.bound[static_cast<std::size_t>(i)] = static_cast<int>(static_cast<std::int64_t>(pairs) * i / groups.count);
+    }
+    return groups;
+  }
+  // Small at both ends: the link begins early, and little attention is left behind the last fetch. Larger between,
+  // where only the number of launches counts.
+  constexpr std::array<int, 7> kEighths = {0, 1, 2, 4, 6, 7, 8};
+  groups.count = static_cast<int>(kEighths.size()) - 1;
+  for (std::size_t i = 0; i < kEighths.size(); ++i) {
+    groups.bound[i] = static_cast<int>(static_cast<std::int64_t>(pairs) * kEighths[i] / 8);
+  }
+  return groups;
 }
 
 skv_landmark_topk_params selection_of(const skv_decode_layer_params& p) {
@@ -48,8 +67,8 @@ skv_rerank_params rerank_of(const skv_decode_layer_params& p) {
 
 // The parts of the workspace, in one place for sizing and for taking.
 struct DecodeScratch {
-  float* queries = nullptr;           // [B][H][D] rotated
-  std::int32_t* selected = nullptr;   // [B][K][S], and so the three below
+  float* queries = nullptr;          // [B][H][D] rotated
+  std::int32_t* selected = nullptr;  // [B][K][S], and so the three below
   std::int32_t* selected_count = nullptr;
   PlanOutput plan;
   std::int32_t* shortlist = nullptr;  // [B][K][shortlist]
@@ -127,6 +146,10 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 // link, attention. What a group needs of the lane before it waits for that group alone, so that the link carries
 // the values of one group while the next is selected and the one before attends.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
+  decode_in_stages(p, launch, [](const char*, int, cudaStream_t) {});
+}
+
+void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const StageObserver& launched) {
   check_decode(p);
   launch.workspace.require(decode_layer_workspace(p, launch.traits), "decode_layer");
   if (p.batch == 0) {
@@ -150,6 +173,7 @@ void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   tokens.rope = p.rope;
   tokens.rotated_queries = s.queries;
   launch_new_tokens(tokens, launch.stream);
+  launched("new tokens", 0, launch.stream);
 
   skv_landmark_topk_params selection = selection_of(p);
   selection.queries = s.queries;
@@ -192,16 +216,17 @@ void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   attention.output = p.output;
 
   const PairRange all = all_pairs(p.batch, p.geometry);
-  const int groups = pipelined_groups(p);
-  const bool piped = groups > 1;
+  const Groups groups = pipelined_groups(p);
+  const bool piped = groups.count > 1;
   cudaStream_t const select_stream = piped ? launch.side[0] : launch.stream;
   cudaStream_t const gather_stream = piped ? launch.side[1] : launch.stream;
   cudaStream_t const attention_stream = piped ? launch.side[2] : launch.stream;
-  for (int group = 0; group < groups; ++group) {
-    const auto bound = [&](int i) { return static_cast<int>(static_cast<std::int64_t>(all.count) * i / groups); };
-    const PairRange pairs = {bound(group), bound(group + 1) - bound(group)};
+  for (int group = 0; group < groups.count; ++group) {
+    const int first = groups.bound[static_cast<std::size_t>(group)];
+    const PairRange pairs = {first, groups.bound[static_cast<std::size_t>(group) + 1] - first};
     const int event = group * kEventsPerGroup;
     launch_landmark_logits(selection, s.selection, launch.traits, pairs, launch.stream);
+    launched("logits", group, launch.stream);
     if (piped) {
       launch.order(launch.stream, select_stream, event);
     }
@@ -209,14 +234,17 @@ void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
     if (p.shortlist > 0) {
       launch_rerank(rerank, s.rerank, s.plan, pairs, select_stream);
     }
+    launched("select", group, select_stream);
     if (piped) {
       launch.order(select_stream, gather_stream, event + 1);
     }
     launch_value_gather(gather, pairs, gather_stream);
+    launched("gather", group, gather_stream);
     if (piped) {
       launch.order(gather_stream, attention_stream, event + 2);
     }
     launch_sparse_attention(attention, s.partials, pairs, attention_stream);
+    launched("attention", group, attention_stream);
   }
   if (piped) {
     launch.order(attention_stream, launch.stream, kMostGroups * kEventsPerGroup);
@@ -230,6 +258,7 @@ void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   out.fetch_count = s.plan.fetch_count;
   out.mass = s.mass;
   launch_combine(out, s.partials, p.geometry, all, launch.stream);
+  launched("combine", 0, launch.stream);
 }
 
 }  // namespace skv::cuda

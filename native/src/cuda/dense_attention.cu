@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(kUnitThreads) dense_attention_any_kernel(const
   }
   const std::int64_t end = min(length, begin + kSplitTokens);
   const skv_dense_layer& layer = p.layers[pair.session];
-  const UnitLayout layout = unit_layout(0, 0, true);
+  const UnitLayout layout = unit_layout(0, 0, 1, q.group, true);
   auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
   auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
   auto& statistics = *reinterpret_cast<Statistics*>(shared + layout.statistics);
@@ -369,7 +369,7 @@ void dense_attention(const skv_dense_attention_params& p, Launch& launch) {
       break;
     default:
       launch_kernel("dense attention", dense_attention_any_kernel, grid, dim3(kUnitThreads),
-                    static_cast<std::size_t>(unit_layout(0, 0, true).end), launch.stream, q);
+                    static_cast<std::size_t>(unit_layout(0, 0, 1, q.group, true).end), launch.stream, q);
   }
   CombineOutput out;
   out.output = p.output;

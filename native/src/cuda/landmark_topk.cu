@@ -26,8 +26,9 @@ struct LogitsParams {
 // What a session's row of the batch has in its index.
 __device__ int indexed_chunks(const skv_landmark_topk_params& p, int session) {
   const skv_session_state& state = p.states[session];
-  return state.length <= 0 ? 0 : static_cast<int>(min(static_cast<long long>(state.indexed_chunks),
-                                                      static_cast<long long>(p.max_chunks)));
+  return state.length <= 0 ? 0
+                           : static_cast<int>(min(static_cast<long long>(state.indexed_chunks),
+                                                  static_cast<long long>(p.max_chunks)));
 }
 
 // Four int8 as two pairs of f16, exactly: 0x6400 + byte is 1024 + byte.
@@ -81,8 +82,7 @@ __global__ void __launch_bounds__(kLogitThreads, kWide ? 2 : 4)
   const int pair = q.first_pair + static_cast<int>(blockIdx.y);
   const int session = pair / heads, head = pair % heads;
   const int chunks = indexed_chunks(p, session);
-  const std::int64_t first_unit =
-      (static_cast<std::int64_t>(blockIdx.x) * kLogitWarps + warp) * q.units_per_warp;
+  const std::int64_t first_unit = (static_cast<std::int64_t>(blockIdx.x) * kLogitWarps + warp) * q.units_per_warp;
   if (first_unit * kUnit >= chunks) {
     return;
   }
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kLogitThreads, kWide ? 2 : 4)
       return;
     }
     float logits[kUnit / kTile][kWide ? 4 : 2];
-    constexpr int kTogether = kWide ? 1 : 2;  // tiles whose loads are in flight together
+    constexpr int kTogether = kWide ? 1 : kInt8 ? 4 : 2;  // tiles whose loads are in flight together
 #pragma unroll
     for (int tiles = 0; tiles < kUnit / kTile; tiles += kTogether) {
       uint4 data[kTogether][kSpans];
@@ -278,8 +278,9 @@ __global__ void __launch_bounds__(kAnyThreads) landmark_logits_any_kernel(const 
   }
   const skv_shadow_layer& layer = p.layers[session];
   for (int i = thread; i < q.group * dim; i += kAnyThreads) {
-    queries[i / dim][i % dim] = load_element(
-        p.queries, p.query_type, (static_cast<std::int64_t>(session) * p.geometry.query_heads + head * q.group) * dim + i);
+    queries[i / dim][i % dim] =
+        load_element(p.queries, p.query_type,
+                     (static_cast<std::int64_t>(session) * p.geometry.query_heads + head * q.group) * dim + i);
   }
   __syncthreads();
   for (int g = warp; g < q.group; g += kAnyThreads / 32) {
@@ -344,28 +345,84 @@ struct alignas(16) SelectShared {
   SelectMemory select;
   PlanMemory plan;
   float log_sums[SKV_MAX_GROUP];
+  float2 unit_sums[kSelectWarps];
 };
 
 std::uint64_t select_fixed_bytes(std::int32_t select, std::int32_t slots) {
-  return sizeof(SelectShared) + static_cast<std::uint64_t>(plan_sorted_slots(slots)) * 8 +
+  return sizeof(SelectShared) + static_cast<std::uint64_t>(plan_key_places(slots)) * 8 +
          static_cast<std::uint64_t>((select + 3) / 4 * 4) * 4;
+}
+
+// Pieces of four scores that a thread holds in registers; 0: rows too long for that.
+int held_pieces(std::int64_t stride) {
+  const std::int64_t pieces = (stride + 4 * kSelectThreads - 1) / (4 * kSelectThreads);
+  return pieces <= 2 ? 2 : pieces <= SelectMemory::kMostPieces ? SelectMemory::kMostPieces : 0;
 }
 
 // Whether a row of scores fits beside everything else.
 bool scores_fit(const skv_landmark_topk_params& p, std::int64_t stride, const DeviceTraits& traits) {
-  return select_fixed_bytes(p.select, p.geometry.slots) + static_cast<std::uint64_t>(stride) * 4 <=
-         static_cast<std::uint64_t>(traits.shared_memory_per_block);
+  return held_pieces(stride) > 0 ||
+         select_fixed_bytes(p.select, p.geometry.slots) + static_cast<std::uint64_t>(stride) * 4 <=
+             static_cast<std::uint64_t>(traits.shared_memory_per_block);
+}
+
+// Log sum of the exponentials of a pair's logits for each head, to shared memory; ends with a barrier.
+// All warps take a share of the units: 32 / (G rounded up to a power of two) of them a head.
+__device__ void log_sums_of_units(const SelectParams& q, int pair, int units, SelectShared& memory) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  int heads = 1;
+  while (heads < q.group) {
+    heads *= 2;
+  }
+  const int shares = kSelectWarps / heads, head = warp / shares, share = warp % shares;
+  float largest = -INFINITY, sum = 0;
+  if (head < q.group) {
+    const float2* const partials =
+        q.scratch.partials + (static_cast<std::int64_t>(pair) * q.group + head) * q.scratch.units;
+    for (int i = share * 32 + lane; i < units; i += shares * 32) {
+      const float2 partial = partials[i];
+      const float next = fmaxf(largest, partial.x);
+      if (next > -INFINITY) {
+        sum = sum * exp2_fast((largest - next) * kLog2E) + partial.y * exp2_fast((partial.x - next) * kLog2E);
+        largest = next;
+      }
+    }
+  }
+  const auto reduce = [&](float most, float part, int width) {
+    float all = most;
+    for (int step = width / 2; step; step /= 2) {
+      all = fmaxf(all, __shfl_xor_sync(0xffffffffU, all, step));
+    }
+    part = most > -INFINITY ? part * exp2_fast((most - all) * kLog2E) : 0.0F;
+    for (int step = width / 2; step; step /= 2) {
+      part += __shfl_xor_sync(0xffffffffU, part, step);
+    }
+    return make_float2(all, part);
+  };
+  const float2 of_warp = reduce(largest, sum, 32);
+  if (lane == 0) {
+    memory.unit_sums[warp] = of_warp;
+  }
+  __syncthreads();
+  const float2 mine = memory.unit_sums[lane];
+  const float2 of_head = reduce(mine.x, mine.y, shares);
+  if (warp == 0 && lane % shares == 0 && lane / shares < q.group) {
+    memory.log_sums[lane / shares] = of_head.x > -INFINITY ? of_head.x + logf(of_head.y) : 0.0F;
+  }
+  __syncthreads();
 }
 
 // Selects the chunks of one pair from its logits and, when asked, plans its slots. One block a pair.
 //
 // logits [G][chunks], partials [G][units] -> selected [S], count, mass (+ slots and fetch list).
-// Floor: G * 4 bytes a chunk, which the kernel before has just left in the L2 cache; in practice a chain of
-// barriers over one SM's shared memory bounds it.
+// Floor: G * 4 bytes a chunk, which the kernel before has just left in the L2 cache; in practice a chain of loads and
+// barriers of one SM bounds it. Up to 16,384 chunks a thread holds its scores in registers (kPieces quads of them);
+// longer rows (kPieces = 0) go through shared memory, or scratch.
+template <int kPieces>
 __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const __grid_constant__ SelectParams q) {
   extern __shared__ __align__(16) unsigned char shared[];
   const skv_landmark_topk_params& p = q.p;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int thread = static_cast<int>(threadIdx.x);
   const int heads = p.geometry.key_value_heads;
   const int pair = q.first_pair + static_cast<int>(blockIdx.x);
   const int session = pair / heads, head = pair % heads;
@@ -385,33 +442,21 @@ __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const _
   }
   auto& memory = *reinterpret_cast<SelectShared*>(shared);
   auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(SelectShared));
-  auto* const ids = reinterpret_cast<int*>(keys + plan_sorted_slots(p.geometry.slots));
-  float* const scores = q.scratch.scores ? q.scratch.scores + pair * q.scratch.chunk_stride
-                                         : reinterpret_cast<float*>(ids + (p.select + 3) / 4 * 4);
-
-  const float* const logits = q.scratch.logits + static_cast<std::int64_t>(pair) * q.group * q.scratch.chunk_stride;
-  if (warp < q.group) {
-    const float2* const partials =
-        q.scratch.partials + (static_cast<std::int64_t>(pair) * q.group + warp) * q.scratch.units;
-    const int units = (chunks + kUnit - 1) / kUnit;
-    float largest = -INFINITY;
-    for (int i = lane; i < units; i += 32) {
-      largest = fmaxf(largest, partials[i].x);
-    }
-    largest = warp_max(largest);
-    float sum = 0;
-    for (int i = lane; i < units; i += 32) {
-      const float2 partial = partials[i];
-      sum += partial.x > -INFINITY ? partial.y * exp2_fast((partial.x - largest) * kLog2E) : 0.0F;
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) {
-      memory.log_sums[warp] = largest > -INFINITY ? largest + logf(sum) : 0.0F;
+  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots));
+  const skv_shadow_layer& layer = p.layers[session];
+  const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
+  if (planned) {
+    // The plan's first reads, on their way to the L2 cache while the selection is made.
+    for (int i = 32 * thread; i < p.geometry.slots; i += 32 * kSelectThreads) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(layer.slot_chunk + slot_row + i));
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(layer.slot_stamp + slot_row + i));
     }
   }
-  __syncthreads();
+
+  const float* const logits = q.scratch.logits + static_cast<std::int64_t>(pair) * q.group * q.scratch.chunk_stride;
+  log_sums_of_units(q, pair, (chunks + kUnit - 1) / kUnit, memory);
   // Rows are as long as a whole number of units and hold -infinity behind the last chunk.
-  for (int i = 4 * thread; i < chunks; i += 4 * kSelectThreads) {
+  const auto best_of_heads = [&](int i) {
     float4 best = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
 #pragma unroll 4
     for (int g = 0; g < q.group; ++g) {
@@ -423,10 +468,30 @@ __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const _
       best.z = fmaxf(best.z, x.z - log_sum + 0.0F);
       best.w = fmaxf(best.w, x.w - log_sum + 0.0F);
     }
-    *reinterpret_cast<float4*>(scores + i) = best;
+    return best;
+  };
+  int count;
+  if constexpr (kPieces > 0) {
+    float scores[4 * kPieces];
+#pragma unroll
+    for (int piece = 0; piece < kPieces; ++piece) {
+      const int i = 4 * (thread + kSelectThreads * piece);
+      const float4 best = i < chunks ? best_of_heads(i) : make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+      scores[4 * piece] = best.x;
+      scores[4 * piece + 1] = best.y;
+      scores[4 * piece + 2] = best.z;
+      scores[4 * piece + 3] = best.w;
+    }
+    count = select_best_held<kPieces>(scores, p.select, ids, memory.select);
+  } else {
+    float* const scores = q.scratch.scores ? q.scratch.scores + pair * q.scratch.chunk_stride
+                                           : reinterpret_cast<float*>(ids + (p.select + 3) / 4 * 4);
+    for (int i = 4 * thread; i < chunks; i += 4 * kSelectThreads) {
+      *reinterpret_cast<float4*>(scores + i) = best_of_heads(i);
+    }
+    __syncthreads();
+    count = select_best(scores, chunks, p.select, ids, memory.select);
   }
-  __syncthreads();
-  const int count = select_best(scores, chunks, p.select, ids, memory.select);
 
   std::int32_t* const selected = p.selected + static_cast<std::int64_t>(pair) * p.select;
   for (int i = thread; i < count; i += kSelectThreads) {
@@ -434,6 +499,13 @@ __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const _
   }
   if (thread == 0) {
     p.selected_count[pair] = count;
+  }
+  if (planned) {
+    const std::int64_t selected_row = static_cast<std::int64_t>(pair) * p.select;
+    const PlanRow row = {layer.slot_chunk + slot_row,         layer.slot_stamp + slot_row,
+                         q.plan.selected_slot + selected_row, q.plan.fetch_chunk + selected_row,
+                         q.plan.fetch_slot + selected_row,    q.plan.fetch_count + pair};
+    plan_slots(ids, count, p.geometry.slots, p.states[session].step, row, memory.plan, keys);
   }
   if (p.mass) {
     float mass = 0;
@@ -447,29 +519,22 @@ __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const _
       p.mass[pair] = mass / static_cast<float>(q.group);
     }
   }
-  if (planned) {
-    const skv_shadow_layer& layer = p.layers[session];
-    const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
-    const std::int64_t selected_row = static_cast<std::int64_t>(pair) * p.select;
-    const PlanRow row = {layer.slot_chunk + slot_row,         layer.slot_stamp + slot_row,
-                         q.plan.selected_slot + selected_row, q.plan.fetch_chunk + selected_row,
-                         q.plan.fetch_slot + selected_row,    q.plan.fetch_count + pair};
-    plan_slots(ids, count, p.geometry.slots, p.states[session].step, row, memory.plan, keys);
-  }
 }
 
-std::int64_t units_of(std::int64_t max_chunks) { return (max_chunks + kUnit - 1) / kUnit; }
+std::int64_t units_of(std::int64_t max_chunks) {
+  return (max_chunks + kUnit - 1) / kUnit;
+}
 
 template <int kHeadDim>
 void launch_tuned_logits(const LogitsParams& q, dim3 grid, cudaStream_t stream) {
   const bool wide = q.group > 8;
   const char* const name = "landmark logits";
   if (q.p.geometry.landmark_type == SKV_I8) {
-    wide ? launch_kernel(name, landmark_logits_kernel<kHeadDim, true, true>, grid, dim3(kLogitThreads), 0, stream, q)
-         : launch_kernel(name, landmark_logits_kernel<kHeadDim, true, false>, grid, dim3(kLogitThreads), 0, stream, q);
+    wide ? launch_beside(name, landmark_logits_kernel<kHeadDim, true, true>, grid, dim3(kLogitThreads), 0, stream, q)
+         : launch_beside(name, landmark_logits_kernel<kHeadDim, true, false>, grid, dim3(kLogitThreads), 0, stream, q);
   } else {
-    wide ? launch_kernel(name, landmark_logits_kernel<kHeadDim, false, true>, grid, dim3(kLogitThreads), 0, stream, q)
-         : launch_kernel(name, landmark_logits_kernel<kHeadDim, false, false>, grid, dim3(kLogitThreads), 0, stream, q);
+    wide ? launch_beside(name, landmark_logits_kernel<kHeadDim, false, true>, grid, dim3(kLogitThreads), 0, stream, q)
+         : launch_beside(name, landmark_logits_kernel<kHeadDim, false, false>, grid, dim3(kLogitThreads), 0, stream, q);
   }
 }
 
@@ -488,8 +553,8 @@ std::uint64_t selection_scratch_bytes(const skv_landmark_topk_params& p, const D
   const std::uint64_t units = static_cast<std::uint64_t>(units_of(p.max_chunks));
   const std::uint64_t group = static_cast<std::uint64_t>(group_size(p.geometry));
   const std::uint64_t stride = units * kUnit;
-  std::uint64_t bytes =
-      Workspace::align(pairs * group * stride * sizeof(float)) + Workspace::align(pairs * group * units * sizeof(float2));
+  std::uint64_t bytes = Workspace::align(pairs * group * stride * sizeof(float)) +
+                        Workspace::align(pairs * group * units * sizeof(float2));
   if (!scores_fit(p, static_cast<std::int64_t>(stride), traits)) {
     bytes += Workspace::align(pairs * stride * sizeof(float));
   }
@@ -503,7 +568,8 @@ SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const
   SelectionScratch scratch;
   scratch.units = units_of(p.max_chunks);
   scratch.chunk_stride = scratch.units * kUnit;
-  const auto units = static_cast<std::uint64_t>(scratch.units), stride = static_cast<std::uint64_t>(scratch.chunk_stride);
+  const auto units = static_cast<std::uint64_t>(scratch.units),
+             stride = static_cast<std::uint64_t>(scratch.chunk_stride);
   scratch.logits = workspace.take<float>(pairs * group * stride);
   scratch.partials = workspace.take<float2>(pairs * group * units);
   if (!scores_fit(p, scratch.chunk_stride, traits)) {
@@ -520,7 +586,7 @@ void launch_landmark_logits(const skv_landmark_topk_params& p, const SelectionSc
   LogitsParams q = {p, scratch, pairs.first, 1, group_size(p.geometry)};
   const int dim = p.geometry.head_dim;
   if (dim != 64 && dim != 96 && dim != 128) {
-    launch_kernel("landmark logits", landmark_logits_any_kernel,
+    launch_beside("landmark logits", landmark_logits_any_kernel,
                   dim3(static_cast<unsigned>(scratch.units), static_cast<unsigned>(pairs.count)), dim3(kAnyThreads), 0,
                   stream, q);
     return;
@@ -552,12 +618,16 @@ void launch_landmark_select(const skv_landmark_topk_params& p, const SelectionSc
                                           std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
   }
   const SelectParams q = {p, scratch, plan, pairs.first, group_size(p.geometry)};
+  const int pieces = held_pieces(scratch.chunk_stride);
   std::size_t bytes = select_fixed_bytes(p.select, p.geometry.slots);
-  if (!scratch.scores) {
+  if (pieces == 0 && !scratch.scores) {
     bytes += static_cast<std::size_t>(scratch.chunk_stride) * 4;
   }
-  launch_kernel("landmark selection", landmark_select_kernel, dim3(static_cast<unsigned>(pairs.count)),
-                dim3(kSelectThreads), bytes, stream, q);
+  launch_beside("landmark selection",
+                pieces == 0   ? landmark_select_kernel<0>
+                : pieces == 2 ? landmark_select_kernel<2>
+                              : landmark_select_kernel<SelectMemory::kMostPieces>,
+                dim3(static_cast<unsigned>(pairs.count)), dim3(kSelectThreads), bytes, stream, q);
 }
 
 std::uint64_t landmark_topk_workspace(const skv_landmark_topk_params& p, const DeviceTraits& traits) {

@@ -77,7 +77,7 @@ void launch_new_tokens(const NewTokens& p, cudaStream_t stream) {
   q.key_stride = p.key_stride ? p.key_stride : key_width;
   q.value_stride = p.value_stride ? p.value_stride : key_width;
   const auto heads = static_cast<unsigned>(p.geometry.query_heads + 2 * p.geometry.key_value_heads);
-  launch_kernel("new tokens", new_tokens_kernel, dim3(heads, static_cast<unsigned>(p.batch)), dim3(kTokenThreads), 0,
+  launch_beside("new tokens", new_tokens_kernel, dim3(heads, static_cast<unsigned>(p.batch)), dim3(kTokenThreads), 0,
                 stream, q);
 }
 

@@ -18,8 +18,6 @@ struct PlanRow {
   std::int32_t* fetch_count;
 };
 
-constexpr int kPlanKeysAlignment = 8;
-
 __host__ __device__ inline int plan_sorted_slots(int slots) {
   int sorted = 2;  // 16 bytes: what lies behind the keys is read and written in such pieces
   while (sorted < slots) {
@@ -28,12 +26,47 @@ __host__ __device__ inline int plan_sorted_slots(int slots) {
   return sorted;
 }
 
+// Entries of shared memory for the keys of a plan: up to one key a thread, two buffers to exchange keys through.
+__host__ __device__ inline int plan_key_places(int slots) {
+  const int sorted = plan_sorted_slots(slots);
+  return sorted <= kSelectThreads ? 2 * sorted : sorted;
+}
+
+// Sorts one key a thread, ascending, those of the first `sorted` threads: within warps by shuffles, across them through
+// two buffers in turn. Leaves them in keys[0..sorted). A power of two; to be called by all threads.
+__device__ inline void sort_keys_held(unsigned long long key, int sorted, unsigned long long* keys) {
+  const int thread = static_cast<int>(threadIdx.x);
+  int buffer = 0;
+  for (int width = 2; width <= sorted; width *= 2) {
+    for (int distance = width / 2; distance > 0; distance /= 2) {
+      unsigned long long other;
+      if (distance >= 32) {
+        if (thread < sorted) {
+          keys[buffer * sorted + thread] = key;
+        }
+        __syncthreads();
+        other = thread < sorted ? keys[buffer * sorted + (thread ^ distance)] : key;
+        buffer ^= 1;
+      } else {
+        other = __shfl_xor_sync(0xffffffffU, key, distance);
+      }
+      const bool smaller = ((thread & distance) == 0) == ((thread & width) == 0);
+      key = (other < key) == smaller ? other : key;
+    }
+  }
+  __syncthreads();
+  if (thread < sorted) {
+    keys[thread] = key;
+  }
+  __syncthreads();
+}
+
 struct alignas(16) PlanMemory {
   int where[SKV_MAX_SELECT];
   int totals[kSelectWarps];
 };
 
-// ids [count] ascending in shared memory, count <= slots. keys: plan_sorted_slots(slots) entries of shared memory.
+// ids [count] ascending in shared memory, count <= slots. keys: plan_key_places(slots) entries of shared memory.
 // Evicted slots are taken in the order of their last use, then of their number: that order is the key.
 // To be called by kSelectThreads threads, after a barrier behind ids.
 __device__ inline void plan_slots(const int* ids, int count, int slots, int step, const PlanRow& row, PlanMemory& m,
@@ -53,6 +86,7 @@ __device__ inline void plan_slots(const int* ids, int count, int slots, int step
   }
   __syncthreads();
   const int sorted = plan_sorted_slots(slots);
+  unsigned long long held = ~0ULL;
   for (int slot = thread; slot < sorted; slot += kSelectThreads) {
     unsigned long long key = ~0ULL;
     if (slot < slots) {
@@ -74,7 +108,11 @@ __device__ inline void plan_slots(const int* ids, int count, int slots, int step
         key = static_cast<unsigned long long>(stamp) << 32 | static_cast<unsigned>(slot);
       }
     }
-    keys[slot] = key;
+    if (sorted > kSelectThreads) {
+      keys[slot] = key;
+    } else {
+      held = key;
+    }
   }
   __syncthreads();
   // count <= SKV_MAX_SELECT = the number of threads: one place a thread.
@@ -87,7 +125,9 @@ __device__ inline void plan_slots(const int* ids, int count, int slots, int step
   __syncthreads();
   const int misses = warp_sum_int(m.totals[lane]);
   const int miss = warp_sum_int(lane < warp ? m.totals[lane] : 0) + __popc(missing & ((1U << lane) - 1U));
-  if (misses > 0) {
+  if (misses > 0 && sorted <= kSelectThreads) {
+    sort_keys_held(held, sorted, keys);
+  } else if (misses > 0) {
     for (int width = 2; width <= sorted; width *= 2) {
       for (int distance = width / 2; distance > 0; distance /= 2) {
         for (int i = thread; i < sorted / 2; i += kSelectThreads) {

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
   if (first >= count * g.chunk) {
     return;
   }
-  const UnitLayout layout = unit_layout(kHeadDim, g.rank, false);
+  const UnitLayout layout = unit_layout(kHeadDim, g.rank, g.chunk, q.group, false);
   auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
   auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
   if (threadIdx.x < kUnitTokens) {
@@ -93,7 +93,8 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
     Coefficients coefficients;
     begin_coefficients(rows, g.rank, coefficients);
     stage_basis<kHeadDim>(head_basis, g.rank, p.rope, basis);
-    stage_rotations<kHeadDim>(p.rope, g.chunk, rows, base, fine);
+    stage_fine_rotations<kHeadDim>(p.rope, g.chunk, fine);
+    stage_chunk_rotations<kHeadDim>(p.rope, g.chunk, rows, base);
     stage_queries<kHeadDim>(p.queries, p.query_type, pair, &p.rope, queries);
     __syncthreads();
     rebuilt_scores<kHeadDim>(rows, coefficients, g.rank, g.chunk, q.group, basis, base, fine, queries, scores);
@@ -109,7 +110,7 @@ struct alignas(16) RerankShared {
 };
 
 std::size_t rerank_select_bytes(const skv_rerank_params& p) {
-  return sizeof(RerankShared) + static_cast<std::size_t>(plan_sorted_slots(p.geometry.slots)) * 8 +
+  return sizeof(RerankShared) + static_cast<std::size_t>(plan_key_places(p.geometry.slots)) * 8 +
          static_cast<std::size_t>(p.select) * 4 + static_cast<std::size_t>(p.shortlist_stride) * 4;
 }
 
@@ -134,10 +135,9 @@ __global__ void __launch_bounds__(kSelectThreads) rerank_select_kernel(const __g
   }
   auto& memory = *reinterpret_cast<RerankShared*>(shared);
   auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(RerankShared));
-  auto* const ids = reinterpret_cast<int*>(keys + plan_sorted_slots(p.geometry.slots));
+  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots));
   auto* const scores = reinterpret_cast<float*>(ids + p.select);
-  const float* const masses =
-      q.scratch.chunk_mass + static_cast<std::int64_t>(pair) * q.group * p.shortlist_stride;
+  const float* const masses = q.scratch.chunk_mass + static_cast<std::int64_t>(pair) * q.group * p.shortlist_stride;
   if (warp < q.group) {
     const float* const mass = masses + static_cast<std::int64_t>(warp) * p.shortlist_stride;
     float largest = -INFINITY;
@@ -202,9 +202,9 @@ std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p) {
 }
 
 RerankScratch take_rerank_scratch(const skv_rerank_params& p, Workspace& workspace) {
-  return {workspace.take<float>(static_cast<std::uint64_t>(p.batch) *
-                                static_cast<std::uint64_t>(p.geometry.query_heads) *
-                                static_cast<std::uint64_t>(p.shortlist_stride))};
+  return {
+      workspace.take<float>(static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.query_heads) *
+                            static_cast<std::uint64_t>(p.shortlist_stride))};
 }
 
 void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan, PairRange pairs,
@@ -217,12 +217,12 @@ void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, con
                                           std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
   }
   const RerankParams q = {p, scratch, plan, pairs.first, group_size(p.geometry)};
-  const auto units =
-      (static_cast<std::int64_t>(p.shortlist_stride) * p.geometry.chunk + kUnitTokens - 1) / kUnitTokens;
+  const auto units = (static_cast<std::int64_t>(p.shortlist_stride) * p.geometry.chunk + kUnitTokens - 1) / kUnitTokens;
   const dim3 grid(static_cast<unsigned>(units), static_cast<unsigned>(pairs.count));
   const auto launch = [&](auto kernel, int dim) {
-    const auto bytes = static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, false).end);
-    launch_kernel("rerank masses", kernel, grid, dim3(kUnitThreads), bytes, stream, q);
+    const auto bytes =
+        static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, p.geometry.chunk, q.group, false).end);
+    launch_beside("rerank masses", kernel, grid, dim3(kUnitThreads), bytes, stream, q);
   };
   if (!unit_is_tuned(p.geometry, p.rope)) {
     launch(rerank_mass_kernel<0>, 0);
@@ -233,11 +233,13 @@ void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, con
   } else {
     launch(rerank_mass_kernel<128>, 128);
   }
-  launch_kernel("rerank selection", rerank_select_kernel, dim3(static_cast<unsigned>(pairs.count)),
+  launch_beside("rerank selection", rerank_select_kernel, dim3(static_cast<unsigned>(pairs.count)),
                 dim3(kSelectThreads), rerank_select_bytes(p), stream, q);
 }
 
-std::uint64_t rerank_workspace(const skv_rerank_params& p, const DeviceTraits&) { return rerank_scratch_bytes(p); }
+std::uint64_t rerank_workspace(const skv_rerank_params& p, const DeviceTraits&) {
+  return rerank_scratch_bytes(p);
+}
 
 void rerank(const skv_rerank_params& p, Launch& launch) {
   check_rerank(p);

@@ -19,6 +19,9 @@ int dense_splits(const skv_geometry& g) {
   return std::min(kMostDenseSplits, (g.window + kUnitTokens - 1) / kUnitTokens + kUsualOutlierUnits);
 }
 
+// Largest weight of an e4m3 value. Its half-precision sums stay far from overflow: they are accumulated in f32.
+constexpr float kByteWeight = 16384.0F;
+
 struct SparseParams {
   skv_sparse_attention_params p;
   AttentionPartials partials;
@@ -147,7 +150,7 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
     write_empty(q, pair_index);
     return;
   }
-  const UnitLayout layout = unit_layout(kHeadDim, g.rank, true);
+  const UnitLayout layout = unit_layout(kHeadDim, g.rank, g.chunk, q.group, true);
   auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
   auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
   auto* const queries = reinterpret_cast<__nv_bfloat16*>(shared + layout.queries);
@@ -176,6 +179,16 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
         dense_rows(p, pair, state, first, rows);
       }
     }
+    if (first == work.first) {
+      // Needs no rows: under way while those are looked up.
+      if (work.rebuilt) {
+        stage_basis<kHeadDim>(static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
+                                  static_cast<std::int64_t>(pair.head) * g.rank * kHeadDim,
+                              g.rank, p.rope, basis);
+        stage_fine_rotations<kHeadDim>(p.rope, g.chunk, fine);
+      }
+      stage_queries<kHeadDim>(p.queries, p.query_type, pair, work.rebuilt ? &p.rope : nullptr, queries);
+    }
     __syncthreads();
     Coefficients coefficients;
     if (work.rebuilt) {
@@ -191,14 +204,8 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
         *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
       }
     }
-    if (first == work.first) {
-      if (work.rebuilt) {
-        stage_basis<kHeadDim>(static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
-                                  static_cast<std::int64_t>(pair.head) * g.rank * kHeadDim,
-                              g.rank, p.rope, basis);
-        stage_rotations<kHeadDim>(p.rope, g.chunk, rows, base, fine);
-      }
-      stage_queries<kHeadDim>(p.queries, p.query_type, pair, work.rebuilt ? &p.rope : nullptr, queries);
+    if (work.rebuilt) {
+      stage_chunk_rotations<kHeadDim>(p.rope, g.chunk, rows, base);
     }
     __syncthreads();
     if (work.rebuilt) {
@@ -219,12 +226,13 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
     copy_async_wait_all();
     __syncthreads();
     // Weights go to the tensor cores in 16 bits: with G <= 8, 8 rows further down, also what their rounding left. For
-    // e4m3 values they carry the scale of the value, relative to the largest one, and are f16.
+    // e4m3 values they carry the scale of the value, relative to the largest one, and are f16: at most kByteWeight,
+    // so that small weights keep their digits too (f16 has none below 2^-24).
     const float unscale = bytes && statistics.largest_scale > 0 ? 1.0F / statistics.largest_scale : 0.0F;
     softmax_step(scores, q.group, statistics, [&](int head, int token, float weight) {
       std::uint16_t high, low;
       if (bytes) {
-        const float scaled = weight * (rows.value_scale[token] * unscale);
+        const float scaled = weight * kByteWeight * (rows.value_scale[token] * unscale);
         const __half h = __float2half_rn(scaled);
         high = __half_as_ushort(h);
         low = __half_as_ushort(__float2half_rn(scaled - __half2float(h)));
@@ -290,7 +298,7 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
 
   write_statistics(q, pair_index, statistics);
   const int row = lane / 4, quad_lane = lane % 4;
-  const float scale = bytes ? statistics.largest_scale : 1.0F;
+  const float scale = bytes ? statistics.largest_scale / kByteWeight : 1.0F;
 #pragma unroll
   for (int i = 0; i < kStripsPerWarp; ++i) {
     const int strip = warp + i * kUnitWarps;
@@ -331,7 +339,7 @@ __global__ void __launch_bounds__(kUnitThreads) sparse_attention_any_kernel(cons
     write_empty(q, pair_index);
     return;
   }
-  const UnitLayout layout = unit_layout(0, 0, true);
+  const UnitLayout layout = unit_layout(0, 0, g.chunk, q.group, true);
   auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
   auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
   auto& statistics = *reinterpret_cast<Statistics*>(shared + layout.statistics);
@@ -374,9 +382,9 @@ __global__ void __launch_bounds__(kUnitThreads) sparse_attention_any_kernel(cons
       for (int token = 0; token < kUnitTokens; ++token) {
         const void* const row = rows.value[token];
         if (row) {
-          const float value =
-              bytes ? f32_of_e4m3(static_cast<const std::uint8_t*>(row)[thread]) * rows.value_scale[token]
-                    : __bfloat162float(static_cast<const __nv_bfloat16*>(row)[thread]);
+          const float value = bytes
+                                  ? f32_of_e4m3(static_cast<const std::uint8_t*>(row)[thread]) * rows.value_scale[token]
+                                  : __bfloat162float(static_cast<const __nv_bfloat16*>(row)[thread]);
 #pragma unroll
           for (int head = 0; head < SKV_MAX_GROUP; ++head) {
             if (head < q.group) {
@@ -393,9 +401,9 @@ __global__ void __launch_bounds__(kUnitThreads) sparse_attention_any_kernel(cons
 #pragma unroll
     for (int head = 0; head < SKV_MAX_GROUP; ++head) {
       if (head < q.group) {
-        q.partials.sums[((static_cast<std::int64_t>(pair_index) * q.partials.splits + blockIdx.x) * q.group + head) *
-                            dim +
-                        thread] = sums[head];
+        q.partials
+            .sums[((static_cast<std::int64_t>(pair_index) * q.partials.splits + blockIdx.x) * q.group + head) * dim +
+                  thread] = sums[head];
       }
     }
   }
@@ -409,8 +417,8 @@ void check_sparse(const skv_sparse_attention_params& p) {
                                      " chunks, not " + std::to_string(p.select));
   }
   if (p.geometry.window < 1) {
-    throw Error(SKV_INVALID_ARGUMENT, "sparse_attention needs a recent window, not one of " +
-                                          std::to_string(p.geometry.window) + " tokens");
+    throw Error(SKV_INVALID_ARGUMENT,
+                "sparse_attention needs a recent window, not one of " + std::to_string(p.geometry.window) + " tokens");
   }
 }
 
@@ -429,8 +437,8 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const Attenti
   const dim3 grid(static_cast<unsigned>(partials.splits), static_cast<unsigned>(pairs.count));
   const char* const name = "sparse attention";
   const auto launch = [&](auto kernel, int dim) {
-    const auto bytes = static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, true).end);
-    launch_kernel(name, kernel, grid, dim3(kUnitThreads), bytes, stream, q);
+    const auto bytes = static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, p.geometry.chunk, q.group, true).end);
+    launch_beside(name, kernel, grid, dim3(kUnitThreads), bytes, stream, q);
   };
   if (!unit_is_tuned(p.geometry, p.rope)) {
     launch(sparse_attention_any_kernel, 0);

@@ -64,9 +64,8 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
           const std::int64_t chunk = p.fetch_chunk[at], slot = p.fetch_slot[at];
           const skv_shadow_layer& layer = p.layers[session];
           source[i] = static_cast<const uint4*>(layer.values) + (head * layer.chunk_capacity + chunk) * q.chunk_vectors;
-          target[i] =
-              static_cast<uint4*>(layer.slot_values) +
-              (static_cast<std::int64_t>(head) * p.geometry.slots + slot) * q.chunk_vectors;
+          target[i] = static_cast<uint4*>(layer.slot_values) +
+                      (static_cast<std::int64_t>(head) * p.geometry.slots + slot) * q.chunk_vectors;
           entries = i + 1;
         } else {
           source[i] = nullptr;
@@ -122,21 +121,23 @@ void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, cuda
   const char* const name = "value gather";
   switch (q.chunk_vectors) {
     case 32:
-      return launch_kernel(name, value_gather_kernel<1, 4>, grid, block, 0, stream, q);
+      return launch_beside(name, value_gather_kernel<1, 4>, grid, block, 0, stream, q);
     case 64:
-      return launch_kernel(name, value_gather_kernel<2, 4>, grid, block, 0, stream, q);
+      return launch_beside(name, value_gather_kernel<2, 4>, grid, block, 0, stream, q);
     case 96:
-      return launch_kernel(name, value_gather_kernel<3, 2>, grid, block, 0, stream, q);
+      return launch_beside(name, value_gather_kernel<3, 2>, grid, block, 0, stream, q);
     case 128:
-      return launch_kernel(name, value_gather_kernel<4, 2>, grid, block, 0, stream, q);
+      return launch_beside(name, value_gather_kernel<4, 2>, grid, block, 0, stream, q);
     case 256:
-      return launch_kernel(name, value_gather_kernel<8, 1>, grid, block, 0, stream, q);
+      return launch_beside(name, value_gather_kernel<8, 1>, grid, block, 0, stream, q);
     default:
-      return launch_kernel(name, value_gather_kernel<0, 1>, grid, block, 0, stream, q);
+      return launch_beside(name, value_gather_kernel<0, 1>, grid, block, 0, stream, q);
   }
 }
 
-std::uint64_t value_gather_workspace(const skv_value_gather_params&, const DeviceTraits&) { return 0; }
+std::uint64_t value_gather_workspace(const skv_value_gather_params&, const DeviceTraits&) {
+  return 0;
+}
 
 void value_gather(const skv_value_gather_params& p, Launch& launch) {
   check_shadow_geometry(p.geometry, SKV_F32, "value_gather");
