@@ -159,6 +159,8 @@ void launch_new_tokens(const NewTokens& p, cudaStream_t stream);
 
 // decode_layer that tells of each stage after it has been launched: its name, its group, its stream. For measurements.
 using StageObserver = std::function<void(const char*, int, cudaStream_t)>;
-void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const StageObserver& launched);
+// Visible in the library of the tests; the one that is shipped exports the ABI alone.
+[[gnu::visibility("default")]] void decode_in_stages(const skv_decode_layer_params& p, Launch& launch,
+                                                     const StageObserver& launched);
 
 }  // namespace skv::cuda
