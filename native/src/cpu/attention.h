@@ -1,0 +1,70 @@
+// What the operations of a decode step share: shapes that are taken, queries made ready, attention over dense rows,
+// and attention in parts. Parts are cut by position, never by thread, so that an answer does not depend on how many
+// threads there are or on what else is in the batch.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/attention_kernels.h"
+#include "cpu/execution.h"
+#include "shadowkv_types.h"
+
+namespace skv::cpu {
+
+// Throw UNSUPPORTED with the limits.
+void check_attention_geometry(const skv_geometry& geometry, std::int32_t query_type, const char* operation);
+void check_shadow_geometry(const skv_geometry& geometry, std::int32_t query_type, const char* operation);
+
+inline std::int32_t group_size(const skv_geometry& geometry) { return geometry.query_heads / geometry.key_value_heads; }
+inline std::int64_t head_pairs(const skv_geometry& geometry, std::int32_t batch) {
+  return static_cast<std::int64_t>(batch) * geometry.key_value_heads;
+}
+inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+inline std::int64_t score_stride(std::int64_t count) { return divide_up(count, kScoreMultiple) * kScoreMultiple; }
+
+// Queries [rows][D] of `type` as floats [rows][padded_dim(D)], times 1/sqrt(D).
+std::uint64_t prepared_query_bytes(const skv_geometry& geometry, std::int32_t batch);
+const float* prepare_queries(const skv_geometry& geometry, std::int32_t batch, std::int32_t type, const void* queries,
+                             Execution& execution);
+
+// Asks for bytes that will be read soon.
+inline void fetch_ahead(const void* address, std::int64_t bytes) {
+  constexpr std::int64_t kCacheLine = 64;
+  for (std::int64_t at = 0; at < bytes; at += kCacheLine) {
+    __builtin_prefetch(static_cast<const char*>(address) + at);
+  }
+}
+
+// Tokens whose scores are held at once: their keys and values stay in the nearest cache meanwhile.
+constexpr std::int64_t kBlockTokens = 64;
+
+// One query head group against `count` keys and values that lie as they are: [count][D] of one type.
+void attend_rows(const AttentionKernels& kernels, std::int32_t type, const float* queries, std::int32_t group,
+                 std::int32_t dim, const void* keys, const void* values, std::int64_t count, const RunningSoftmax& softmax,
+                 float* sums);
+
+// Sums of all (session, key/value head) pairs, each in the same number of parts.
+class AttentionParts {
+ public:
+  static std::uint64_t bytes(std::int64_t pairs, std::int64_t parts, std::int32_t group, std::int32_t dim);
+  AttentionParts(std::int64_t pairs, std::int64_t parts, std::int32_t group, std::int32_t dim, Workspace& workspace);
+
+  // Empties a part; it must be done for each of those that are combined.
+  RunningSoftmax begin(std::int64_t pair, std::int64_t part) const;
+  float* sums(std::int64_t pair, std::int64_t part) const {
+    return sums_ + (pair * parts_ + part) * group_ * padded_dim(dim_);
+  }
+
+  // output [group][D] and log_sum_exp [group] of the first `used` parts, added in their order. No parts: zero and -infinity.
+  void combine(std::int64_t pair, std::int64_t used, std::int32_t output_type, void* output, float* log_sum_exp,
+               const ExecutionTraits& traits) const;
+
+ private:
+  std::int64_t parts_;
+  std::int32_t group_, dim_;
+  float* largest_;
+  float* sum_;
+  float* sums_;
+};
+
+}  // namespace skv::cpu

@@ -1,0 +1,82 @@
+// The inner loops of attention, once an instruction set, behind one table. All sums are fp32. What a row's result
+// is does not depend on the rows beside it.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/execution.h"
+#include "shadowkv_types.h"
+
+namespace skv::cpu {
+
+// Queries and sums of a head, as the kernels want them: [rows][padded_dim(D)] floats, zero behind D.
+constexpr std::int64_t kDimMultiple = 32;
+constexpr std::int64_t padded_dim(std::int64_t dim) { return (dim + kDimMultiple - 1) / kDimMultiple * kDimMultiple; }
+
+// Rows of scores are a multiple of this many floats apart.
+constexpr std::int64_t kScoreMultiple = 16;
+
+// Kernels over rows of one element type.
+struct RowKernels {
+  // scores[g][t] = queries[g] . rows[t], for g < group, t < count. rows [count][dim], dense. While it works
+  // it asks for `ahead` [count][dim], if not null.
+  void (*score)(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
+                std::int64_t score_stride, const void* ahead);
+  // sums[g] += sum over t of weights[g][t] * rows[t].
+  void (*accumulate)(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count,
+                     int dim, float* sums, const void* ahead);
+};
+
+// A softmax that has seen some of its keys: for each of `group` queries the largest score and the sum of e^(score - largest).
+struct RunningSoftmax {
+  float* largest;  // [group], -infinity at first
+  float* sum;      // [group], 0 at first
+};
+
+// Queries of consecutive tokens that share keys and values, and the sums of their attention. A query is a column;
+// columns come in tiles that a product keeps in registers.
+struct PrefillTile {
+  static constexpr std::int64_t kColumns = 128;
+  static constexpr std::int64_t kKeys = 64;  // keys whose scores are held at once
+
+  std::int32_t storage_type;
+  int dim;
+  const void* keys;    // [..][dim], row = position
+  const void* values;  // [..][dim]
+  const float* queries;              // [kColumns][padded_dim(dim)], times 1/sqrt(D); zero where there is no query
+  const std::int32_t* last_key;      // [kColumns]: last position that a query sees
+  std::int64_t unmasked_keys, key_count;  // every query sees the first; none sees one behind the second
+  float* output;       // [kColumns][padded_dim(dim)]
+  void* scratch;       // prefill_scratch_bytes(dim)
+};
+
+struct AttentionKernels {
+  // By SKV_ type: F32, BF16, F16, F8_E4M3, I8.
+  RowKernels rows[5];
+
+  // Turns scores [group][score_stride] of `count` more keys into weights against the new largest score, and brings
+  // softmax and sums [group][padded_dim(dim)] to it. Writes behind count, up to a multiple of kScoreMultiple.
+  void (*soften)(float* scores, std::int64_t score_stride, int group, std::int64_t count, const RunningSoftmax& softmax,
+                 float* sums, int dim);
+
+  // Largest of count values, and sum of e^(value - largest); -infinity and 0 of none. -infinity adds nothing.
+  void (*log_sum)(const float* values, std::int64_t count, float* largest, float* sum);
+
+  // Rebuilt keys: the basis of a head [rank][dim] brought into the order that rebuild() reads, and
+  // keys [tokens][padded_dim(dim)] = coefficients . basis, tokens a multiple of 8.
+  std::uint64_t (*packed_basis_bytes)(std::int32_t type, int rank, int dim);
+  std::uint64_t (*packed_coefficients_bytes)(std::int32_t type, int rank, std::int64_t tokens);
+  void (*pack_basis)(std::int32_t type, const void* basis, int rank, int dim, void* packed);
+  void (*pack_coefficients)(std::int32_t type, const void* rows, int rank, std::int64_t tokens, void* packed);
+  void (*rebuild)(std::int32_t type, const void* packed_coefficients, const void* packed_basis, int rank, int dim,
+                  std::int64_t tokens, float* keys);
+  // Rotates keys[t], a row of padded_dim(dim) floats, to position + t.
+  void (*rotate)(const skv_rope& rope, std::int64_t position, std::int64_t tokens, int dim, float* keys);
+
+  std::uint64_t (*prefill_scratch_bytes)(int dim);
+  void (*prefill)(const PrefillTile& tile);
+};
+
+const AttentionKernels& attention_kernels(InstructionSet set);
+
+}  // namespace skv::cpu

@@ -1,0 +1,260 @@
+// Small matrix products out of the nearest cache, rebuilt keys and their rotation; included by one file an
+// instruction set.
+#pragma once
+
+#include "cpu/attention_kernels.h"
+#include "cpu/vector.h"
+
+namespace skv::cpu {
+namespace {
+
+// A tile of the product stays in registers: kProductRows x kProductVectors accumulators, of 16 registers or 32.
+constexpr int kProductRows = kLanes == 16 ? 8 : 4;
+constexpr int kProductVectors = 2;
+constexpr int kProductColumns = kProductVectors * kLanes;
+static_assert(kDimMultiple % kProductColumns == 0);
+
+// out[i][c] = sum over k of a[i * a_row + k * a_step] * b[k * kProductColumns + c], plus, when scale is given,
+// scale[c] * out[i][c].
+template <bool kScaled>
+inline void product_tile(const float* a, std::int64_t a_row, std::int64_t a_step, const float* b, std::int64_t inner,
+                         float* out, std::int64_t out_stride, const float* scale) {
+  Vector tile[kProductRows][kProductVectors] = {};
+  if constexpr (kScaled) {
+    for (int c = 0; c < kProductVectors; ++c) {
+      const Vector factor = load(scale + c * kLanes);
+      for (int i = 0; i < kProductRows; ++i) {
+        tile[i][c] = load(out + i * out_stride + c * kLanes) * factor;
+      }
+    }
+  }
+  for (std::int64_t k = 0; k < inner; ++k) {
+    Vector row[kProductVectors];
+    for (int c = 0; c < kProductVectors; ++c) {
+      row[c] = load(b + k * kProductColumns + c * kLanes);
+    }
+    for (int i = 0; i < kProductRows; ++i) {
+      const Vector factor = broadcast(a[i * a_row + k * a_step]);
+      for (int c = 0; c < kProductVectors; ++c) {
+        tile[i][c] = factor * row[c] + tile[i][c];
+      }
+    }
+  }
+  for (int i = 0; i < kProductRows; ++i) {
+    for (int c = 0; c < kProductVectors; ++c) {
+      store(out + i * out_stride + c * kLanes, tile[i][c]);
+    }
+  }
+}
+
+// --- Rebuilt keys -----------------------------------------------------------------------------
+
+// The packed basis is cut into tiles of kProductColumns columns, each [rank][kProductColumns], zero behind dim.
+
+std::int64_t column_tiles(int dim) { return (dim + kProductColumns - 1) / kProductColumns; }
+
+#if defined(__AVX512BF16__)
+// Products of bf16 numbers are exact in fp32, so the pairwise dot product loses nothing and does two at once.
+// Tiles are [ceil(rank/2)][kProductColumns][2], coefficients [tokens][ceil(rank/2)][2].
+constexpr std::int64_t pairs_of(int rank) { return (rank + 1) / 2; }
+
+void pack_basis_pairs(const BFloat16* basis, int rank, int dim, BFloat16* packed) {
+  const BFloat16 zero = {0};
+  for (std::int64_t tile = 0; tile < column_tiles(dim); ++tile) {
+    const std::int64_t first = tile * kProductColumns;
+    const bool whole = first + kProductColumns <= dim;
+    for (std::int64_t pair = 0; pair < pairs_of(rank); ++pair) {
+      const BFloat16* const even = basis + 2 * pair * dim + first;
+      const bool has_odd = 2 * pair + 1 < rank;
+      if (whole && has_odd) {
+        const __m512i low = _mm512_loadu_si512(even), high = _mm512_loadu_si512(even + dim);
+        for (int half = 0; half < 2; ++half) {
+          const __m256i low_half = half == 0 ? _mm512_castsi512_si256(low) : _mm512_extracti64x4_epi64(low, 1);
+          const __m256i high_half = half == 0 ? _mm512_castsi512_si256(high) : _mm512_extracti64x4_epi64(high, 1);
+          _mm512_storeu_si512(packed + half * kProductColumns, _mm512_or_si512(_mm512_cvtepu16_epi32(low_half),
+                                                                  _mm512_slli_epi32(_mm512_cvtepu16_epi32(high_half), 16)));
+        }
+      } else {
+        for (int c = 0; c < kProductColumns; ++c) {
+          const bool inside = first + c < dim;
+          packed[2 * c] = inside ? even[c] : zero;
+          packed[2 * c + 1] = inside && has_odd ? even[dim + c] : zero;
+        }
+      }
+      packed += 2 * kProductColumns;
+    }
+  }
+}
+
+void pack_coefficient_pairs(const BFloat16* rows, int rank, std::int64_t tokens, BFloat16* packed) {
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    BFloat16* const to = packed + t * 2 * pairs_of(rank);
+    to[2 * pairs_of(rank) - 1] = {0};
+    std::memcpy(to, rows + t * rank, static_cast<std::size_t>(rank) * sizeof(BFloat16));
+  }
+}
+
+void rebuild_pairs(const BFloat16* coefficients, const BFloat16* basis, int rank, int dim, std::int64_t tokens, float* keys) {
+  const std::int64_t pairs = pairs_of(rank), width = padded_dim(dim);
+  for (std::int64_t tile = 0; tile < column_tiles(dim); ++tile) {
+    const BFloat16* const columns = basis + tile * pairs * 2 * kProductColumns;
+    for (std::int64_t t = 0; t < tokens; t += kProductRows) {
+      const BFloat16* const rows = coefficients + t * 2 * pairs;
+      __m512 sums[kProductRows][kProductVectors];
+      for (auto& row : sums) {
+        for (auto& sum : row) {
+          sum = _mm512_setzero_ps();
+        }
+      }
+      for (std::int64_t pair = 0; pair < pairs; ++pair) {
+        __m512bh column[kProductVectors];
+        for (int c = 0; c < kProductVectors; ++c) {
+          column[c] = (__m512bh)_mm512_loadu_si512(columns + (pair * kProductVectors + c) * 2 * kLanes);
+        }
+        for (int i = 0; i < kProductRows; ++i) {
+          std::int32_t both;
+          std::memcpy(&both, rows + (i * pairs + pair) * 2, sizeof(both));
+          const __m512bh factor = (__m512bh)_mm512_set1_epi32(both);
+          for (int c = 0; c < kProductVectors; ++c) {
+            sums[i][c] = _mm512_dpbf16_ps(sums[i][c], factor, column[c]);
+          }
+        }
+      }
+      for (int i = 0; i < kProductRows; ++i) {
+        for (int c = 0; c < kProductVectors; ++c) {
+          store(keys + (t + i) * width + tile * kProductColumns + c * kLanes, sums[i][c]);
+        }
+      }
+    }
+  }
+}
+constexpr bool kPairs = true;
+#else
+constexpr bool kPairs = false;
+#endif
+
+bool in_pairs(std::int32_t type) { return kPairs && type == SKV_BF16; }
+
+std::uint64_t packed_basis_bytes(std::int32_t type, int rank, int dim) {
+  const std::int64_t columns = column_tiles(dim) * kProductColumns;
+  return static_cast<std::uint64_t>(in_pairs(type) ? (rank + 1) / 2 * 2 * columns * 2 : rank * columns * 4);
+}
+
+std::uint64_t packed_coefficients_bytes(std::int32_t type, int rank, std::int64_t tokens) {
+  return static_cast<std::uint64_t>(in_pairs(type) ? (rank + 1) / 2 * 2 * tokens * 2 : rank * tokens * 4);
+}
+
+template <class T>
+void widen_all(const T* from, std::int64_t count, float* to) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    store(to + i, load(from + i));
+  }
+  if (i < count) {
+    const Vector last = load_first(from + i, static_cast<int>(count - i));
+    std::memcpy(to + i, &last, static_cast<std::size_t>(count - i) * sizeof(float));
+  }
+}
+
+template <class T>
+void pack_basis_floats(const T* basis, int rank, int dim, float* packed) {
+  for (std::int64_t tile = 0; tile < column_tiles(dim); ++tile) {
+    const std::int64_t first = tile * kProductColumns;
+    const std::int64_t columns = dim - first < kProductColumns ? dim - first : kProductColumns;
+    for (std::int64_t k = 0; k < rank; ++k) {
+      widen_all(basis + k * dim + first, columns, packed);
+      for (std::int64_t c = columns; c < kProductColumns; ++c) {
+        packed[c] = 0;
+      }
+      packed += kProductColumns;
+    }
+  }
+}
+
+// Calls work(rows of their C++ type).
+template <class Work>
+void with_rows(std::int32_t type, const void* rows, Work&& work) {
+  if (type == SKV_BF16) {
+    work(static_cast<const BFloat16*>(rows));
+  } else if (type == SKV_F16) {
+    work(static_cast<const Float16*>(rows));
+  } else {
+    work(static_cast<const float*>(rows));
+  }
+}
+
+void pack_basis(std::int32_t type, const void* basis, int rank, int dim, void* packed) {
+#if defined(__AVX512BF16__)
+  if (in_pairs(type)) {
+    pack_basis_pairs(static_cast<const BFloat16*>(basis), rank, dim, static_cast<BFloat16*>(packed));
+    return;
+  }
+#endif
+  with_rows(type, basis, [&](const auto* rows) { pack_basis_floats(rows, rank, dim, static_cast<float*>(packed)); });
+}
+
+void pack_coefficients(std::int32_t type, const void* coefficients, int rank, std::int64_t tokens, void* packed) {
+#if defined(__AVX512BF16__)
+  if (in_pairs(type)) {
+    pack_coefficient_pairs(static_cast<const BFloat16*>(coefficients), rank, tokens, static_cast<BFloat16*>(packed));
+    return;
+  }
+#endif
+  with_rows(type, coefficients, [&](const auto* rows) { widen_all(rows, rank * tokens, static_cast<float*>(packed)); });
+}
+
+void rebuild(std::int32_t type, const void* coefficients, const void* basis, int rank, int dim, std::int64_t tokens,
+             float* keys) {
+#if defined(__AVX512BF16__)
+  if (in_pairs(type)) {
+    rebuild_pairs(static_cast<const BFloat16*>(coefficients), static_cast<const BFloat16*>(basis), rank, dim, tokens, keys);
+    return;
+  }
+#else
+  (void)type;
+#endif
+  const std::int64_t width = padded_dim(dim);
+  for (std::int64_t tile = 0; tile < column_tiles(dim); ++tile) {
+    const float* const columns = static_cast<const float*>(basis) + tile * rank * kProductColumns;
+    for (std::int64_t t = 0; t < tokens; t += kProductRows) {
+      product_tile<false>(static_cast<const float*>(coefficients) + t * rank, rank, 1, columns, rank,
+                          keys + t * width + tile * kProductColumns, width, nullptr);
+    }
+  }
+}
+
+// --- Rotation ---------------------------------------------------------------------------------
+
+void rotate(const skv_rope& rope, std::int64_t position, std::int64_t tokens, int dim, float* keys) {
+  const int half = rope.rotary_dim / 2;
+  const std::int64_t width = padded_dim(dim);
+  float cosine[SKV_MAX_HEAD_DIM / 2], sine[SKV_MAX_HEAD_DIM / 2];
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::int64_t at = position + t;
+    const float* __restrict__ const coarse = rope.coarse + at / rope.fine_rows * rope.rotary_dim;
+    const float* __restrict__ const fine = rope.fine + at % rope.fine_rows * rope.rotary_dim;
+    for (int i = 0; i < half; ++i) {
+      cosine[i] = coarse[2 * i] * fine[2 * i] - coarse[2 * i + 1] * fine[2 * i + 1];
+      sine[i] = coarse[2 * i] * fine[2 * i + 1] + coarse[2 * i + 1] * fine[2 * i];
+    }
+    float* const key = keys + t * width;
+    if (rope.pairing == SKV_HALF_SPLIT) {
+      float* __restrict__ const first = key;
+      float* __restrict__ const second = key + half;
+      for (int i = 0; i < half; ++i) {
+        const float x = first[i], y = second[i];
+        first[i] = x * cosine[i] - y * sine[i];
+        second[i] = y * cosine[i] + x * sine[i];
+      }
+    } else {
+      for (int i = 0; i < half; ++i) {
+        const float x = key[2 * i], y = key[2 * i + 1];
+        key[2 * i] = x * cosine[i] - y * sine[i];
+        key[2 * i + 1] = y * cosine[i] + x * sine[i];
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace skv::cpu

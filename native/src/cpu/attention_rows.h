@@ -1,0 +1,235 @@
+// Scores, softmax and weighted sums of rows; included by one file an instruction set.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+
+#include "cpu/attention_kernels.h"
+#include "cpu/vector.h"
+
+namespace skv::cpu {
+namespace {
+
+// Accumulators, loaded rows and a query must fit in 16 registers (32 with AVX-512).
+constexpr int kQueryTile = kLanes == 16 ? 4 : 2;
+constexpr int kTokenTile = 4;
+constexpr int kColumnTile = 4;
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+constexpr std::int64_t kCacheLine = 64;
+
+inline void ask_for(const void* begin, std::int64_t offset, std::int64_t bytes) {
+  for (std::int64_t at = 0; at < bytes; at += kCacheLine) {
+    __builtin_prefetch(static_cast<const char*>(begin) + offset + at);
+  }
+}
+
+template <class T, int kQueries, int kTokens>
+inline void score_tile(const float* queries, std::int64_t query_stride, const T* rows, int dim, float* scores,
+                       std::int64_t score_stride) {
+  Vector sums[kQueries][kTokenTile] = {};
+  const auto add = [&](int at, auto&& load_row) {
+    Vector row[kTokens];
+    for (int t = 0; t < kTokens; ++t) {
+      row[t] = load_row(rows + static_cast<std::int64_t>(t) * dim + at);
+    }
+    for (int g = 0; g < kQueries; ++g) {
+      const Vector query = load(queries + g * query_stride + at);
+      for (int t = 0; t < kTokens; ++t) {
+        sums[g][t] = query * row[t] + sums[g][t];
+      }
+    }
+  };
+  const int whole = dim - rest_of_vector(dim);
+  for (int at = 0; at < whole; at += kLanes) {
+    add(at, [](const T* p) { return load(p); });
+  }
+  if (whole < dim) {
+    const int rest = dim - whole;
+    add(whole, [rest](const T* p) { return load_first(p, rest); });
+  }
+  for (int g = 0; g < kQueries; ++g) {
+    const Sums of = sums_of(sums[g][0], sums[g][1], sums[g][2], sums[g][3]);
+    std::memcpy(scores + g * score_stride, of.at, kTokens * sizeof(float));
+  }
+}
+
+template <class T, int kQueries>
+void score_queries(const float* queries, std::int64_t query_stride, const T* rows, std::int64_t count, int dim, float* scores,
+                   std::int64_t score_stride, const void* ahead) {
+  const std::int64_t row_bytes = dim * static_cast<std::int64_t>(sizeof(T));
+  std::int64_t t = 0;
+  for (; t + kTokenTile <= count; t += kTokenTile) {
+    if (ahead != nullptr) {
+      ask_for(ahead, t * row_bytes, kTokenTile * row_bytes);
+    }
+    score_tile<T, kQueries, kTokenTile>(queries, query_stride, rows + t * dim, dim, scores + t, score_stride);
+  }
+  for (; t < count; ++t) {
+    score_tile<T, kQueries, 1>(queries, query_stride, rows + t * dim, dim, scores + t, score_stride);
+  }
+}
+
+// Calls work(number, first) for tiles of queries that cover [0, group); the number is a constant.
+template <class Work>
+inline void over_queries(int group, Work&& work) {
+  int g = 0;
+  for (; g + kQueryTile <= group; g += kQueryTile) {
+    work(std::integral_constant<int, kQueryTile>{}, g);
+  }
+  const int left = group - g;
+  if constexpr (kQueryTile > 2) {
+    if (left == 3) {
+      work(std::integral_constant<int, 3>{}, g);
+    } else if (left == 2) {
+      work(std::integral_constant<int, 2>{}, g);
+    }
+  }
+  if (left == 1) {
+    work(std::integral_constant<int, 1>{}, g);
+  }
+}
+
+template <class T>
+void score(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
+           std::int64_t score_stride, const void* ahead) {
+  const std::int64_t query_stride = padded_dim(dim);
+  over_queries(group, [&](auto number, int g) {
+    score_queries<T, number>(queries + g * query_stride, query_stride, static_cast<const T*>(rows), count, dim,
+                             scores + g * score_stride, score_stride, g == 0 ? ahead : nullptr);
+  });
+}
+
+// A tile of sums stays in registers while all rows pass.
+template <class T, int kQueries, int kColumns>
+inline void accumulate_tile(const float* weights, std::int64_t weight_stride, const T* rows, std::int64_t count, int dim,
+                            int width, float* sums, std::int64_t sum_stride) {
+  Vector tile[kQueries][kColumns];
+  for (int g = 0; g < kQueries; ++g) {
+    for (int c = 0; c < kColumns; ++c) {
+      tile[g][c] = load(sums + g * sum_stride + c * kLanes);
+    }
+  }
+  const auto add = [&](std::int64_t t, auto&& load_row) {
+    Vector row[kColumns];
+    for (int c = 0; c < kColumns; ++c) {
+      row[c] = load_row(rows + t * dim + c * kLanes);
+    }
+    for (int g = 0; g < kQueries; ++g) {
+      const Vector weight = broadcast(weights[g * weight_stride + t]);
+      for (int c = 0; c < kColumns; ++c) {
+        tile[g][c] = weight * row[c] + tile[g][c];
+      }
+    }
+  };
+  if (width == kColumns * kLanes) {
+    for (std::int64_t t = 0; t < count; ++t) {
+      add(t, [](const T* p) { return load(p); });
+    }
+  } else {
+    for (std::int64_t t = 0; t < count; ++t) {
+      add(t, [width](const T* p) { return load_first(p, width); });
+    }
+  }
+  for (int g = 0; g < kQueries; ++g) {
+    for (int c = 0; c < kColumns; ++c) {
+      store(sums + g * sum_stride + c * kLanes, tile[g][c]);
+    }
+  }
+}
+
+template <class T>
+void accumulate(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count, int dim,
+                float* sums, const void* ahead) {
+  const std::int64_t sum_stride = padded_dim(dim);
+  const T* const typed = static_cast<const T*>(rows);
+  if (ahead != nullptr) {
+    ask_for(ahead, 0, count * dim * static_cast<std::int64_t>(sizeof(T)));
+  }
+  over_queries(group, [&](auto number, int g) {
+    const float* const w = weights + g * weight_stride;
+    float* const s = sums + g * sum_stride;
+    int at = 0;
+    for (; at + kColumnTile * kLanes <= dim; at += kColumnTile * kLanes) {
+      accumulate_tile<T, number, kColumnTile>(w, weight_stride, typed + at, count, dim, kColumnTile * kLanes, s + at,
+                                              sum_stride);
+    }
+    for (; at + 2 * kLanes <= dim; at += 2 * kLanes) {
+      accumulate_tile<T, number, 2>(w, weight_stride, typed + at, count, dim, 2 * kLanes, s + at, sum_stride);
+    }
+    for (; at < dim; at += kLanes) {
+      const int width = dim - at < kLanes ? dim - at : kLanes;
+      accumulate_tile<T, number, 1>(w, weight_stride, typed + at, count, dim, width, s + at, sum_stride);
+    }
+  });
+}
+
+template <class T>
+constexpr RowKernels row_kernels() {
+  return {score<T>, accumulate<T>};
+}
+
+// Vectors of values behind which -infinity stands.
+template <class Visit>
+inline void over_values(const float* values, std::int64_t count, Visit&& visit) {
+  std::int64_t t = 0;
+  for (; t + kLanes <= count; t += kLanes) {
+    visit(load(values + t));
+  }
+  if (t < count) {
+    float last[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      last[i] = t + i < count ? values[t + i] : kNothing;
+    }
+    visit(load(last));
+  }
+}
+
+inline float largest_value(const float* values, std::int64_t count) {
+  Vector largest_so_far = broadcast(kNothing);
+  over_values(values, count, [&](Vector x) { largest_so_far = largest(x, largest_so_far); });
+  return largest_of(largest_so_far);
+}
+
+void soften(float* scores, std::int64_t score_stride, int group, std::int64_t count, const RunningSoftmax& softmax,
+            float* sums, int dim) {
+  const std::int64_t width = padded_dim(dim);
+  for (int g = 0; g < group; ++g) {
+    float* const row = scores + g * score_stride;
+    const float before = softmax.largest[g];
+    const float here = largest_value(row, count);
+    const float now = here > before ? here : before;
+    if (now > before) {
+      // Nothing before: the factor would be of infinities when now is one as well; 0 is what it means.
+      const float factor = before == kNothing ? 0.0F : exponential(broadcast(before - now))[0];
+      softmax.sum[g] *= factor;
+      softmax.largest[g] = now;
+      for (std::int64_t d = 0; d < width; d += kLanes) {
+        store(sums + g * width + d, load(sums + g * width + d) * factor);
+      }
+    }
+    const std::int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
+    for (std::int64_t t = count; t < padded; ++t) {
+      row[t] = kNothing;
+    }
+    const float base = now == kNothing ? 0.0F : now;
+    Vector sum = {};
+    for (std::int64_t t = 0; t < padded; t += kLanes) {
+      const Vector weight = exponential(load(row + t) - base);
+      store(row + t, weight);
+      sum += weight;
+    }
+    softmax.sum[g] += sum_of(sum);
+  }
+}
+
+void log_sum(const float* values, std::int64_t count, float* largest_out, float* sum_out) {
+  const float at_most = largest_value(values, count);
+  const float base = at_most == kNothing ? 0.0F : at_most;
+  Vector sum = {};
+  over_values(values, count, [&](Vector x) { sum += exponential(x - base); });
+  *largest_out = at_most;
+  *sum_out = sum_of(sum);
+}
+
+}  // namespace
+}  // namespace skv::cpu

@@ -1,0 +1,87 @@
+#include <algorithm>
+#include <string>
+
+#include "cpu/attention.h"
+
+namespace skv::cpu {
+namespace {
+
+// A slot that may be given away, ordered by its last use, then by its number.
+struct Candidate {
+  std::int32_t stamp, slot;
+  bool operator<(const Candidate& other) const {
+    return stamp != other.stamp ? stamp < other.stamp : slot < other.slot;
+  }
+};
+
+constexpr std::int32_t kNowhere = -1;
+
+}  // namespace
+
+std::uint64_t cache_plan_workspace(const skv_cache_plan_params& p, const ExecutionTraits& traits) {
+  return static_cast<std::uint64_t>(traits.threads) *
+         Workspace::bytes_of<Candidate>(static_cast<std::uint64_t>(p.geometry.slots));
+}
+
+// A few thousand integers a head: nothing beside the rest of a step.
+void cache_plan(const skv_cache_plan_params& p, Execution& execution) {
+  const skv_geometry& g = p.geometry;
+  const std::int64_t heads = g.key_value_heads, slots = g.slots;
+  if (slots != 0 && slots < p.select) {
+    throw Error(SKV_INVALID_ARGUMENT, "cache_plan: " + std::to_string(slots) + " slots cannot hold the " +
+                                          std::to_string(p.select) + " chunks of a selection");
+  }
+  execution.workspace.require(cache_plan_workspace(p, execution.traits()), "cache_plan");
+  const std::uint64_t thread_slots = Workspace::bytes_of<Candidate>(static_cast<std::uint64_t>(slots)) / sizeof(Candidate);
+  Candidate* const memory = slots == 0 ? nullptr
+                                       : execution.workspace.take<Candidate>(static_cast<std::uint64_t>(execution.pool.threads()) *
+                                                                             thread_slots);
+
+  execution.pool.parallel_for(head_pairs(g, p.batch), [&](std::int64_t pair, int thread) {
+    const skv_session_state& state = p.states[pair / heads];
+    const std::int32_t count = state.length == 0 ? 0 : p.selected_count[pair];
+    const std::int32_t* const selected = p.selected + pair * p.select;
+    std::int32_t* const selected_slot = p.selected_slot + pair * p.select;
+    p.fetch_count[pair] = 0;
+    if (slots == 0) {
+      std::copy(selected, selected + count, selected_slot);
+      return;
+    }
+    const skv_shadow_layer& layer = p.layers[pair / heads];
+    std::int32_t* const slot_chunk = layer.slot_chunk + pair % heads * slots;
+    std::int32_t* const slot_stamp = layer.slot_stamp + pair % heads * slots;
+    Candidate* const candidates = memory + static_cast<std::uint64_t>(thread) * thread_slots;
+    std::fill(selected_slot, selected_slot + count, kNowhere);
+    std::int64_t others = 0;
+    std::int32_t resident = 0;
+    for (std::int32_t slot = 0; slot < slots; ++slot) {
+      const std::int32_t* const found = std::lower_bound(selected, selected + count, slot_chunk[slot]);
+      const std::int64_t at = found - selected;
+      if (at < count && *found == slot_chunk[slot] && selected_slot[at] == kNowhere) {
+        selected_slot[at] = slot;
+        slot_stamp[slot] = state.step;
+        ++resident;
+      } else {
+        candidates[others++] = {slot_stamp[slot], slot};
+      }
+    }
+    const std::int32_t misses = count - resident;
+    std::partial_sort(candidates, candidates + misses, candidates + others);
+    std::int32_t fetched = 0;
+    for (std::int32_t i = 0; i < count; ++i) {
+      if (selected_slot[i] != kNowhere) {
+        continue;
+      }
+      const std::int32_t slot = candidates[fetched].slot;
+      selected_slot[i] = slot;
+      slot_chunk[slot] = selected[i];
+      slot_stamp[slot] = state.step;
+      p.fetch_chunk[pair * p.select + fetched] = selected[i];
+      p.fetch_slot[pair * p.select + fetched] = slot;
+      ++fetched;
+    }
+    p.fetch_count[pair] = fetched;
+  });
+}
+
+}  // namespace skv::cpu

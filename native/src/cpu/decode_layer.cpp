@@ -1,0 +1,213 @@
+#include <algorithm>
+#include <string>
+
+#include "cpu/attention.h"
+#include "cpu/new_tokens.h"
+
+namespace skv::cpu {
+namespace {
+
+// What one stage of the step leaves for the next.
+struct Between {
+  float* queries;                   // [B][H][D] rotated
+  std::int32_t* shortlist;          // [B][K][shortlist], with rerank
+  std::int32_t* shortlist_count;    // [B][K]
+  std::int32_t* selected;           // [B][K][S], and the same of the following
+  std::int32_t* slot;
+  std::int32_t* fetch_chunk;
+  std::int32_t* fetch_slot;
+  std::int32_t* selected_count;     // [B][K]
+  std::int32_t* fetch_count;        // [B][K]
+  float* mass;                      // [B][K]
+};
+
+bool reranks(const skv_decode_layer_params& p) { return p.shortlist > p.select; }
+
+std::uint64_t query_count(const skv_decode_layer_params& p) {
+  return static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.query_heads) *
+         static_cast<std::uint64_t>(p.geometry.head_dim);
+}
+
+std::uint64_t between_bytes(const skv_decode_layer_params& p) {
+  const std::uint64_t pairs = static_cast<std::uint64_t>(head_pairs(p.geometry, p.batch));
+  const std::uint64_t list = Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(p.select));
+  const std::uint64_t counts = Workspace::bytes_of<std::int32_t>(pairs);
+  return Workspace::bytes_of<float>(query_count(p)) +
+         (reranks(p) ? Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(p.shortlist)) + counts : 0) +
+         4 * list + 2 * counts + Workspace::bytes_of<float>(pairs);
+}
+
+Between take_between(const skv_decode_layer_params& p, Workspace& workspace) {
+  const std::uint64_t pairs = static_cast<std::uint64_t>(head_pairs(p.geometry, p.batch));
+  const std::uint64_t list = pairs * static_cast<std::uint64_t>(p.select);
+  Between b{};
+  b.queries = workspace.take<float>(query_count(p));
+  if (reranks(p)) {
+    b.shortlist = workspace.take<std::int32_t>(pairs * static_cast<std::uint64_t>(p.shortlist));
+    b.shortlist_count = workspace.take<std::int32_t>(pairs);
+  }
+  b.selected = workspace.take<std::int32_t>(list);
+  b.slot = workspace.take<std::int32_t>(list);
+  b.fetch_chunk = workspace.take<std::int32_t>(list);
+  b.fetch_slot = workspace.take<std::int32_t>(list);
+  b.selected_count = workspace.take<std::int32_t>(pairs);
+  b.fetch_count = workspace.take<std::int32_t>(pairs);
+  b.mass = workspace.take<float>(pairs);
+  return b;
+}
+
+skv_landmark_topk_params topk_of(const skv_decode_layer_params& p, const Between& b) {
+  skv_landmark_topk_params topk{};
+  topk.struct_size = sizeof(topk);
+  topk.query_type = SKV_F32;
+  topk.geometry = p.geometry;
+  topk.batch = p.batch;
+  topk.queries = b.queries;
+  topk.layers = p.layers;
+  topk.states = p.states;
+  topk.radius_weight = p.radius_weight;
+  topk.select = reranks(p) ? p.shortlist : p.select;
+  topk.max_chunks = p.max_chunks;
+  topk.selected = reranks(p) ? b.shortlist : b.selected;
+  topk.selected_count = reranks(p) ? b.shortlist_count : b.selected_count;
+  topk.mass = p.counters == nullptr ? nullptr : b.mass;
+  return topk;
+}
+
+skv_rerank_params rerank_of(const skv_decode_layer_params& p, const Between& b) {
+  skv_rerank_params rerank{};
+  rerank.struct_size = sizeof(rerank);
+  rerank.query_type = SKV_F32;
+  rerank.geometry = p.geometry;
+  rerank.batch = p.batch;
+  rerank.queries = b.queries;
+  rerank.layers = p.layers;
+  rerank.states = p.states;
+  rerank.rope = p.rope;
+  rerank.shortlist_stride = p.shortlist;
+  rerank.shortlist = b.shortlist;
+  rerank.shortlist_count = b.shortlist_count;
+  rerank.select = p.select;
+  rerank.selected = b.selected;
+  rerank.selected_count = b.selected_count;
+  return rerank;
+}
+
+skv_cache_plan_params plan_of(const skv_decode_layer_params& p, const Between& b) {
+  skv_cache_plan_params plan{};
+  plan.struct_size = sizeof(plan);
+  plan.geometry = p.geometry;
+  plan.batch = p.batch;
+  plan.layers = p.layers;
+  plan.states = p.states;
+  plan.select = p.select;
+  plan.selected = b.selected;
+  plan.selected_count = b.selected_count;
+  plan.selected_slot = b.slot;
+  plan.fetch_chunk = b.fetch_chunk;
+  plan.fetch_slot = b.fetch_slot;
+  plan.fetch_count = b.fetch_count;
+  return plan;
+}
+
+skv_value_gather_params gather_of(const skv_decode_layer_params& p, const Between& b) {
+  skv_value_gather_params gather{};
+  gather.struct_size = sizeof(gather);
+  gather.geometry = p.geometry;
+  gather.batch = p.batch;
+  gather.layers = p.layers;
+  gather.select = p.select;
+  gather.fetch_chunk = b.fetch_chunk;
+  gather.fetch_slot = b.fetch_slot;
+  gather.fetch_count = b.fetch_count;
+  return gather;
+}
+
+skv_sparse_attention_params attention_of(const skv_decode_layer_params& p, const Between& b) {
+  skv_sparse_attention_params attention{};
+  attention.struct_size = sizeof(attention);
+  attention.query_type = SKV_F32;
+  attention.output_type = p.input_type;
+  attention.geometry = p.geometry;
+  attention.batch = p.batch;
+  attention.queries = b.queries;
+  attention.layers = p.layers;
+  attention.states = p.states;
+  attention.rope = p.rope;
+  attention.select = p.select;
+  attention.selected = b.selected;
+  attention.selected_slot = b.slot;
+  attention.selected_count = b.selected_count;
+  attention.output = p.output;
+  return attention;
+}
+
+void count(const skv_decode_layer_params& p, const Between& b) {
+  const std::int64_t heads = p.geometry.key_value_heads;
+  for (std::int64_t session = 0; session < p.batch; ++session) {
+    skv_decode_counters& counters = p.counters[session];
+    for (std::int64_t pair = session * heads; pair < (session + 1) * heads; ++pair) {
+      counters.selected += b.selected_count[pair];
+      counters.fetched += b.fetch_count[pair];
+      counters.mass += static_cast<double>(b.mass[pair]);
+    }
+  }
+}
+
+}  // namespace
+
+std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const ExecutionTraits& traits) {
+  const Between none{};
+  std::uint64_t stage = landmark_topk_workspace(topk_of(p, none), traits);
+  if (reranks(p)) {
+    stage = std::max(stage, rerank_workspace(rerank_of(p, none), traits));
+  }
+  stage = std::max(stage, cache_plan_workspace(plan_of(p, none), traits));
+  stage = std::max(stage, sparse_attention_workspace(attention_of(p, none), traits));
+  return between_bytes(p) + stage;
+}
+
+// One layer of a decode step, stage by stage over the whole batch; each stage spreads over all threads.
+void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
+  check_shadow_geometry(p.geometry, p.input_type, "decode_layer");
+  execution.workspace.require(decode_layer_workspace(p, execution.traits()), "decode_layer");
+  for (std::int32_t session = 0; session < p.batch; ++session) {
+    const skv_session_state& state = p.states[session];
+    if (state.length > 0 && state.length - state.recent_begin > p.geometry.window) {
+      throw Error(SKV_INVALID_ARGUMENT, "decode_layer: session " + std::to_string(session) + " has " +
+                                            std::to_string(state.length - state.recent_begin) +
+                                            " recent tokens, its window holds " + std::to_string(p.geometry.window));
+    }
+  }
+  const Between between = take_between(p, execution.workspace);
+  const NewTokens tokens = {p.input_type,   p.geometry,     p.batch,  p.queries, p.keys,         p.values, p.query_stride,
+                            p.key_stride,   p.value_stride, p.states, p.rope,    between.queries};
+  add_new_tokens(
+      tokens, execution,
+      [](const void* context, std::int64_t session) -> TokenPlace {
+        const auto& step = *static_cast<const skv_decode_layer_params*>(context);
+        const skv_shadow_layer& layer = step.layers[session];
+        return {layer.recent_keys, layer.recent_values, step.geometry.window,
+                (step.states[session].length - 1) % step.geometry.window};
+      },
+      &p);
+  // Stages use the same scratch memory one after the other.
+  const auto run = [&execution](auto operation, const auto& params) {
+    Execution stage = execution;
+    operation(params, stage);
+  };
+  run(landmark_topk, topk_of(p, between));
+  if (reranks(p)) {
+    run(rerank, rerank_of(p, between));
+  }
+  run(cache_plan, plan_of(p, between));
+  if (p.geometry.slots != 0) {
+    run(value_gather, gather_of(p, between));
+  }
+  run(sparse_attention, attention_of(p, between));
+  if (p.counters != nullptr) {
+    count(p, between);
+  }
+}
+
+}  // namespace skv::cpu

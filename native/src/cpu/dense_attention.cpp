@@ -1,0 +1,67 @@
+#include <string>
+
+#include "cpu/attention.h"
+#include "cpu/elements.h"
+
+namespace skv::cpu {
+namespace {
+
+// Tokens of a part: at 128 bf16 dimensions half a megabyte of keys and values, some tens of microseconds.
+constexpr std::int64_t kPartTokens = 1024;
+
+}  // namespace
+
+std::uint64_t dense_attention_workspace(const skv_dense_attention_params& p, const ExecutionTraits&) {
+  const skv_geometry& g = p.geometry;
+  return prepared_query_bytes(g, p.batch) + AttentionParts::bytes(head_pairs(g, p.batch), divide_up(p.max_length, kPartTokens),
+                                                                  group_size(g), g.head_dim);
+}
+
+// Exact decode attention, keys and values [K][capacity][D] a session, queries [B][H][D].
+//
+// Every key and value is read once: B * K * length * D * 2 elements, which bounds it from a few thousand tokens on, as
+// long as the G dot products and G sums of a row keep pace: 2 * G * D multiply-adds for 4 * D bytes of bf16.
+// Queries of a group share each loaded row; the values of a block are asked for while its keys are scored.
+void dense_attention(const skv_dense_attention_params& p, Execution& execution) {
+  const skv_geometry& g = p.geometry;
+  check_attention_geometry(g, p.query_type, "dense_attention");
+  check_attention_geometry(g, p.output_type, "dense_attention");
+  execution.workspace.require(dense_attention_workspace(p, execution.traits()), "dense_attention");
+  for (std::int32_t b = 0; b < p.batch; ++b) {
+    if (p.states[b].length > p.max_length || p.states[b].length > p.layers[b].capacity) {
+      throw Error(SKV_INVALID_ARGUMENT, "dense_attention: session " + std::to_string(b) + " has " +
+                                            std::to_string(p.states[b].length) + " tokens, max_length is " +
+                                            std::to_string(p.max_length) + " and its capacity " +
+                                            std::to_string(p.layers[b].capacity));
+    }
+  }
+  Workspace& workspace = execution.workspace;
+  const std::int32_t group = group_size(g), dim = g.head_dim;
+  const std::int64_t heads = g.key_value_heads, pairs = head_pairs(g, p.batch);
+  const std::int64_t parts = divide_up(p.max_length, kPartTokens);
+  const float* const queries = prepare_queries(g, p.batch, p.query_type, p.queries, execution);
+  const AttentionParts sums(pairs, parts, group, dim, workspace);
+  const AttentionKernels& kernels = attention_kernels(execution.set);
+
+  execution.pool.parallel_for(pairs * parts, [&](std::int64_t unit) {
+    const std::int64_t pair = unit / parts, part = unit % parts, head = pair % heads;
+    const skv_dense_layer& layer = p.layers[pair / heads];
+    const std::int64_t first = part * kPartTokens;
+    const std::int64_t left = p.states[pair / heads].length - first;
+    if (left <= 0) {
+      return;
+    }
+    const std::int64_t at = (head * layer.capacity + first) * dim;
+    attend_rows(kernels, g.storage_type, queries + pair * group * padded_dim(dim), group, dim,
+                element_at(static_cast<const void*>(layer.keys), g.storage_type, at),
+                element_at(static_cast<const void*>(layer.values), g.storage_type, at),
+                left < kPartTokens ? left : kPartTokens, sums.begin(pair, part), sums.sums(pair, part));
+  });
+  execution.pool.parallel_for(pairs, [&](std::int64_t pair) {
+    sums.combine(pair, divide_up(p.states[pair / heads].length, kPartTokens), p.output_type,
+                 element_at(p.output, p.output_type, pair * group * dim),
+                 p.log_sum_exp == nullptr ? nullptr : p.log_sum_exp + pair * group, execution.traits());
+  });
+}
+
+}  // namespace skv::cpu

@@ -1,0 +1,197 @@
+// Vectors of floats as wide as the including file may use, for kernels that are compiled once an instruction
+// set. Everything is in an unnamed namespace: the same names mean other code in every such file.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/elements.h"
+
+#if defined(__AVX2__)
+// gcc 12 takes the deliberately undefined registers of its own header for mistakes.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+namespace skv::cpu {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int kVectorBytes = kLanes * 4;
+
+// May lie anywhere a float may.
+typedef float Vector __attribute__((vector_size(kVectorBytes)));
+typedef std::int32_t IntVector __attribute__((vector_size(kVectorBytes)));
+typedef float LooseVector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+
+inline Vector broadcast(float x) { return Vector{} + x; }
+inline Vector largest(Vector a, Vector b) { return a > b ? a : b; }
+inline Vector load(const float* p) { return *reinterpret_cast<const LooseVector*>(p); }
+inline void store(float* p, Vector x) { *reinterpret_cast<LooseVector*>(p) = x; }
+
+// --- Elements, widened ------------------------------------------------------------------------
+
+#if defined(__AVX512F__)
+inline Vector load(const BFloat16* p) {
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+inline Vector load(const Float16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline IntVector load_bytes(const Float8* p) {
+  return reinterpret_cast<IntVector>(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+inline Vector load(const std::int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+#elif defined(__AVX2__)
+inline Vector load(const BFloat16* p) {
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+}
+inline Vector load(const Float16* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline IntVector load_bytes(const Float8* p) {
+  return reinterpret_cast<IntVector>(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline Vector load(const std::int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+#else
+inline Vector load(const BFloat16* p) {
+  IntVector bits;
+  for (int i = 0; i < kLanes; ++i) {
+    bits[i] = static_cast<std::int32_t>(static_cast<std::uint32_t>(p[i].bits) << 16);
+  }
+  return reinterpret_cast<Vector>(bits);
+}
+inline Vector load(const Float16* p) {
+  Vector x;
+  for (int i = 0; i < kLanes; ++i) {
+    x[i] = to_float(p[i]);
+  }
+  return x;
+}
+inline IntVector load_bytes(const Float8* p) {
+  IntVector x;
+  for (int i = 0; i < kLanes; ++i) {
+    x[i] = p[i].bits;
+  }
+  return x;
+}
+inline Vector load(const std::int8_t* p) {
+  Vector x;
+  for (int i = 0; i < kLanes; ++i) {
+    x[i] = static_cast<float>(p[i]);
+  }
+  return x;
+}
+#endif
+
+// e4m3's exponent and mantissa in the float's place are off by a factor of 2^120, for subnormals as well.
+inline Vector load(const Float8* p) {
+  const IntVector bits = load_bytes(p);
+  const IntVector magnitude = bits & 0x7f;
+  const IntVector sign = (bits & 0x80) << 24;
+  const IntVector value = reinterpret_cast<IntVector>(reinterpret_cast<Vector>(magnitude << 20) * 0x1p120F);
+  const IntVector nan = IntVector{} + 0x7fc00000;
+  return reinterpret_cast<Vector>((magnitude == 0x7f ? nan : value) | sign);
+}
+
+// The first `count` < kLanes elements; the other lanes are zero. Reads nothing behind them.
+template <class T>
+inline Vector load_first(const T* p, int count) {
+  T padded[kLanes] = {};
+  for (int i = 0; i < count; ++i) {
+    padded[i] = p[i];
+  }
+  return load(padded);
+}
+
+// --- Across lanes -----------------------------------------------------------------------------
+
+struct Sums {
+  float at[4];
+};
+
+// The sums of four vectors. Each comes out the same in whichever place it stands.
+#if defined(__AVX512F__)
+inline Sums sums_of(Vector a, Vector b, Vector c, Vector d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  Sums sums;
+  _mm_storeu_ps(sums.at, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  return sums;
+}
+#elif defined(__AVX2__)
+inline Sums sums_of(Vector a, Vector b, Vector c, Vector d) {
+  const __m256 ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+  const __m256 cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+  const __m256 abcd = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  Sums sums;
+  _mm_storeu_ps(sums.at, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+  return sums;
+}
+#else
+inline Sums sums_of(Vector a, Vector b, Vector c, Vector d) {
+  const auto sum = [](Vector x) { return (x[0] + x[2]) + (x[1] + x[3]); };
+  return {{sum(a), sum(b), sum(c), sum(d)}};
+}
+#endif
+
+inline float sum_of(Vector x) { return sums_of(x, Vector{}, Vector{}, Vector{}).at[0]; }
+
+inline float largest_of(Vector x) {
+  float largest = x[0];
+  for (int i = 1; i < kLanes; ++i) {
+    largest = x[i] > largest ? x[i] : largest;
+  }
+  return largest;
+}
+
+// --- Exponential ------------------------------------------------------------------------------
+
+// e^x for x <= 88, to about one unit in the last place: 2^n times the Taylor polynomial of the rest, which is at
+// most ln(2)/2 in magnitude, where degree 7 is exact to 2^-27. Below the smallest normal number: 0. NaN stays NaN.
+inline Vector exponential(Vector x) {
+  constexpr float kLog2E = 1.44269504088896341F;
+  constexpr float kLn2High = 0.693359375F, kLn2Low = -2.12194440e-4F;
+  constexpr float kRoundToInteger = 12582912.0F;  // 1.5 * 2^23: the integer is in the low bits of the sum
+  constexpr float kSmallest = -87.3365F;
+  const Vector clamped = x < kSmallest ? broadcast(kSmallest) : x;
+  const Vector shifted = clamped * kLog2E + kRoundToInteger;
+  const Vector n = shifted - kRoundToInteger;
+  const Vector r = (clamped - n * kLn2High) - n * kLn2Low;
+  Vector p = r * (1.0F / 5040.0F) + (1.0F / 720.0F);
+  p = p * r + (1.0F / 120.0F);
+  p = p * r + (1.0F / 24.0F);
+  p = p * r + (1.0F / 6.0F);
+  p = p * r + 0.5F;
+  p = p * r + 1.0F;
+  p = p * r + 1.0F;
+  // A product, not a sum of exponents: NaN times anything is NaN.
+  constexpr std::int32_t kExponentOfOne = 127;
+  const Vector scaled = p * reinterpret_cast<Vector>((reinterpret_cast<IntVector>(shifted) + kExponentOfOne) << 23);
+  return x < kSmallest ? Vector{} : scaled;
+}
+
+inline int full_vectors(int count) { return count / kLanes; }
+inline int rest_of_vector(int count) { return count % kLanes; }
+
+}  // namespace
+}  // namespace skv::cpu
