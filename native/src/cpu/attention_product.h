@@ -51,7 +51,8 @@ inline void product_tile(const float* a, std::int64_t a_row, std::int64_t a_step
 
 // The packed basis is cut into tiles of kProductColumns columns, each [rank][kProductColumns], zero behind dim.
 
-std::int64_t column_tiles(int dim) { return (dim + kProductColumns - 1) / kProductColumns; }
+// Up to padded_dim(dim): the scores of rebuilt keys go over whole padded rows, which must hold zeros there.
+std::int64_t column_tiles(int dim) { return padded_dim(dim) / kProductColumns; }
 
 #if defined(__AVX512BF16__)
 // Products of bf16 numbers are exact in fp32, so the pairwise dot product loses nothing and does two at once.
@@ -160,9 +161,12 @@ template <class T>
 void pack_basis_floats(const T* basis, int rank, int dim, float* packed) {
   for (std::int64_t tile = 0; tile < column_tiles(dim); ++tile) {
     const std::int64_t first = tile * kProductColumns;
-    const std::int64_t columns = dim - first < kProductColumns ? dim - first : kProductColumns;
+    const std::int64_t left = first < dim ? dim - first : 0;
+    const std::int64_t columns = left < kProductColumns ? left : kProductColumns;
     for (std::int64_t k = 0; k < rank; ++k) {
-      widen_all(basis + k * dim + first, columns, packed);
+      if (columns > 0) {
+        widen_all(basis + k * dim + first, columns, packed);
+      }
       for (std::int64_t c = columns; c < kProductColumns; ++c) {
         packed[c] = 0;
       }
