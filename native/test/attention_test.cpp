@@ -14,8 +14,8 @@ std::mt19937_64 generator;
 int instruction_set = 1;
 
 template <class Params>
-void run(void (*operation)(const Params&, Execution&), std::uint64_t (*workspace)(const Params&, const ExecutionTraits&), const Params& p,
-         int threads = 2) {
+void run(void (*operation)(const Params&, Execution&),
+         std::uint64_t (*workspace)(const Params&, const ExecutionTraits&), const Params& p, int threads = 2) {
   check::Bench bench(threads, instruction_set);
   Execution execution = bench.with(workspace(p, bench.traits()));
   operation(p, execution);
@@ -31,7 +31,10 @@ struct Heads {
 
 struct DenseSession {
   DenseSession(const Heads& h, std::int64_t length, std::int64_t room)
-      : length(length), capacity(length + room), keys(h.storage, h.heads * (length + room) * h.dim), values(h.storage, keys.count()) {
+      : length(length),
+        capacity(length + room),
+        keys(h.storage, h.heads * (length + room) * h.dim),
+        values(h.storage, keys.count()) {
     keys.fill(generator);
     values.fill(generator);
   }
@@ -48,7 +51,9 @@ struct DenseSession {
 
 struct DenseBatch {
   DenseBatch(const Heads& h, const std::vector<std::int64_t>& lengths)
-      : heads(h), queries(h.input, static_cast<std::int64_t>(lengths.size()) * h.query_heads() * h.dim), output(h.input, queries.count()) {
+      : heads(h),
+        queries(h.input, static_cast<std::int64_t>(lengths.size()) * h.query_heads() * h.dim),
+        output(h.input, queries.count()) {
     queries.fill(generator, 1.5);
     for (const std::int64_t length : lengths) {
       sessions.push_back(std::make_unique<DenseSession>(h, length, 3));
@@ -88,8 +93,9 @@ void check_row(const Array& output, std::int64_t first, const Attention& expecte
     const double want = expected.output[d];
     const double allowed = output_tolerance(output.type(), want, expected.tolerance[d]);
     if (!check::near(output[first + static_cast<std::int64_t>(d)], want, allowed)) {
-      std::fprintf(stderr, "%s, set %d, G%d K%d D%d types %d %d: element %d of row %lld: %.9g, expected %.9g within %.3g\n", what,
-                   instruction_set, h.group, h.heads, h.dim, h.storage, h.input, static_cast<int>(d),
+      std::fprintf(stderr,
+                   "%s, set %d, G%d K%d D%d types %d %d: element %d of row %lld: %.9g, expected %.9g within %.3g\n",
+                   what, instruction_set, h.group, h.heads, h.dim, h.storage, h.input, static_cast<int>(d),
                    static_cast<long long>(first / h.dim), output[first + static_cast<std::int64_t>(d)], want, allowed);
       CHECK(false);
       return;
@@ -163,10 +169,12 @@ void check_dense_layer(const Heads& h, int pairing) {
     const DenseSession& s = *b.sessions[static_cast<std::size_t>(session)];
     for (int head = 0; head < h.heads; ++head) {
       if (s.length > 0) {
-        const std::vector<double> key = rope.rotate(row(keys, session * p.key_stride + head * h.dim, h.dim), s.length - 1);
+        const std::vector<double> key =
+            rope.rotate(row(keys, session * p.key_stride + head * h.dim, h.dim), s.length - 1);
         for (int d = 0; d < h.dim; ++d) {
           const std::int64_t at = (head * s.capacity + s.length - 1) * h.dim + d;
-          CHECK_NEAR(s.keys[at], key[static_cast<std::size_t>(d)], check::tolerance(h.storage, key[static_cast<std::size_t>(d)], 12, 6));
+          CHECK_NEAR(s.keys[at], key[static_cast<std::size_t>(d)],
+                     check::tolerance(h.storage, key[static_cast<std::size_t>(d)], 12, 6));
           const double value = values[session * p.value_stride + head * h.dim + d];
           CHECK_NEAR(s.values[at], value, check::tolerance(h.storage, value, 0, 0));
         }
@@ -176,7 +184,9 @@ void check_dense_layer(const Heads& h, int pairing) {
         const std::int64_t at = session * h.query_heads() + head * h.group + g;
         const std::vector<double> raw = row(b.queries, at * h.dim, h.dim);
         constexpr double kRotation = 16;
-        check_row(b.output, at * h.dim, attention(s.length > 0 ? rope.rotate(raw, s.length - 1) : raw, tokens, 4 * kRotation * kUnit), "dense layer", h);
+        check_row(b.output, at * h.dim,
+                  attention(s.length > 0 ? rope.rotate(raw, s.length - 1) : raw, tokens, 4 * kRotation * kUnit),
+                  "dense layer", h);
       }
     }
   }
@@ -214,7 +224,8 @@ void check_prefill(const Heads& h, std::int64_t count, std::int64_t first_positi
     for (std::int64_t t = 0; t < count; t += count < 40 ? 1 : 1 + static_cast<std::int64_t>(generator() % 23)) {
       const std::vector<Token> tokens(all.begin(), all.begin() + first_position + t + 1);
       for (int g = 0; g < h.group; ++g) {
-        const std::int64_t in = t * stride + (head * h.group + g) * h.dim, out = (t * h.query_heads() + head * h.group + g) * h.dim;
+        const std::int64_t in = t * stride + (head * h.group + g) * h.dim,
+                           out = (t * h.query_heads() + head * h.group + g) * h.dim;
         check_row(output, out, attention(row(queries, in, h.dim), tokens), "prefill", h);
       }
     }
@@ -259,10 +270,11 @@ void check_nan() {
 int main() {
   generator = check::fresh_generator();
   for (instruction_set = 1; instruction_set <= static_cast<int>(skv::cpu::best_instruction_set()); ++instruction_set) {
-    const Heads shapes[] = {{4, 2, 128, SKV_BF16, SKV_F32}, {1, 3, 64, SKV_F32, SKV_F32},   {7, 1, 128, SKV_BF16, SKV_BF16},
-                            {8, 1, 96, SKV_F16, SKV_F32},   {16, 1, 64, SKV_BF16, SKV_F16}, {2, 32, 16, SKV_F32, SKV_BF16},
-                            {3, 2, 256, SKV_BF16, SKV_F32}, {5, 1, 2, SKV_F32, SKV_F32},    {6, 2, 70, SKV_F16, SKV_F32},
-                            {2, 2, 80, SKV_F32, SKV_F32}};
+    const Heads shapes[] = {{4, 2, 128, SKV_BF16, SKV_F32},  {1, 3, 64, SKV_F32, SKV_F32},
+                            {7, 1, 128, SKV_BF16, SKV_BF16}, {8, 1, 96, SKV_F16, SKV_F32},
+                            {16, 1, 64, SKV_BF16, SKV_F16},  {2, 32, 16, SKV_F32, SKV_BF16},
+                            {3, 2, 256, SKV_BF16, SKV_F32},  {5, 1, 2, SKV_F32, SKV_F32},
+                            {6, 2, 70, SKV_F16, SKV_F32},    {2, 2, 80, SKV_F32, SKV_F32}};
     int number = 0;
     for (const Heads& h : shapes) {
       check_dense(h);

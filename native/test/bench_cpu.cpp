@@ -1,5 +1,6 @@
-// Times of the CPU's decode path on one layer of an 8B Llama, and of its prefill on the small checkpoint's shape, beside
-// what the machine's memory and arithmetic allow. Run by hand: bench_cpu [threads] [tokens] [batch] [instruction set].
+// Times of the CPU's decode path on one layer of an 8B Llama, and of its prefill on the small checkpoint's shape,
+// beside what the machine's memory and arithmetic allow. Run by hand: bench_cpu [threads] [tokens] [batch] [instruction
+// set].
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -40,9 +41,10 @@ class Buffer {
  public:
   explicit Buffer(std::int64_t count)
       : count_(count),
-        memory_(static_cast<T*>(std::aligned_alloc(kAlignment, (static_cast<std::size_t>(count) * sizeof(T) + kAlignment - 1) /
-                                                                   kAlignment * kAlignment)),
-                &std::free) {
+        memory_(
+            static_cast<T*>(std::aligned_alloc(
+                kAlignment, (static_cast<std::size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment)),
+            &std::free) {
     if (!memory_) {
       std::fprintf(stderr, "no memory for %lld elements\n", static_cast<long long>(count));
       std::exit(1);
@@ -98,24 +100,24 @@ Machine measure(ThreadPool& pool) {
   constexpr int kRepeats = 10;
   Machine machine;
   machine.read = kBytes / best_seconds(kRepeats, [&] {
-    pool.parallel_for(kBytes / kPiece, [&](std::int64_t piece) {
-      typedef std::uint64_t Words __attribute__((vector_size(64)));
-      Words sum[4] = {};
-      const Words* const words = reinterpret_cast<const Words*>(from.data() + piece * (kPiece / 8));
-      for (std::int64_t i = 0; i < kPiece / 64; i += 4) {
-        for (int j = 0; j < 4; ++j) {
-          sum[j] += words[i + j];
-        }
-      }
-      const Words all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-      sums[static_cast<std::size_t>(piece)] = all[0] + all[7];
-    });
-  });
+                   pool.parallel_for(kBytes / kPiece, [&](std::int64_t piece) {
+                     typedef std::uint64_t Words __attribute__((vector_size(64)));
+                     Words sum[4] = {};
+                     const Words* const words = reinterpret_cast<const Words*>(from.data() + piece * (kPiece / 8));
+                     for (std::int64_t i = 0; i < kPiece / 64; i += 4) {
+                       for (int j = 0; j < 4; ++j) {
+                         sum[j] += words[i + j];
+                       }
+                     }
+                     const Words all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+                     sums[static_cast<std::size_t>(piece)] = all[0] + all[7];
+                   });
+                 });
   machine.copy = 2.0 * kBytes / best_seconds(kRepeats, [&] {
-    pool.parallel_for(kBytes / kPiece, [&](std::int64_t piece) {
-      std::memcpy(to.data() + piece * (kPiece / 8), from.data() + piece * (kPiece / 8), kPiece);
-    });
-  });
+                   pool.parallel_for(kBytes / kPiece, [&](std::int64_t piece) {
+                     std::memcpy(to.data() + piece * (kPiece / 8), from.data() + piece * (kPiece / 8), kPiece);
+                   });
+                 });
   if (sums[1] == 0 || to[7] != from[7]) {
     std::printf("memory does not hold what was written\n");
     std::exit(1);
@@ -127,8 +129,10 @@ struct Rope {
   Buffer<float> coarse, fine;
   skv_rope table;
   Rope(int dim, std::int64_t positions)
-      : coarse((positions / kFineRows + 1) * dim), fine(kFineRows * dim),
-        table{coarse.data(), fine.data(), static_cast<std::int32_t>(positions / kFineRows + 1), kFineRows, dim, SKV_HALF_SPLIT, 1.0F} {
+      : coarse((positions / kFineRows + 1) * dim),
+        fine(kFineRows * dim),
+        table{coarse.data(),  fine.data(), static_cast<std::int32_t>(positions / kFineRows + 1), kFineRows, dim,
+              SKV_HALF_SPLIT, 1.0F} {
     for (int i = 0; i < dim / 2; ++i) {
       const double frequency = std::pow(500000.0, -2.0 * i / dim);
       for (std::int64_t row = 0; row < table.coarse_rows; ++row) {
@@ -229,9 +233,10 @@ double shadow(Runner& runner, ThreadPool& pool, const Machine& machine, std::int
   constexpr int kSelect = 256, kOutliers = 48, kChunk = 8, kRank = 160, kWindow = 64;
   const skv_geometry g = {32, 8, 128, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, 0};
   const std::int64_t chunks = tokens / kChunk, indexed = chunks - 4;
-  Buffer<Half> coefficients(batch * tokens * kRank), basis(batch * 8 * kRank * 128), landmarks(batch * 8 * chunks * 128),
-      outlier_keys(batch * 8 * kOutliers * kChunk * 128), outlier_values(batch * 8 * kOutliers * kChunk * 128),
-      recent_keys(batch * 8 * kWindow * 128), recent_values(batch * 8 * kWindow * 128), values(batch * 8 * tokens * 128);
+  Buffer<Half> coefficients(batch * tokens * kRank), basis(batch * 8 * kRank * 128),
+      landmarks(batch * 8 * chunks * 128), outlier_keys(batch * 8 * kOutliers * kChunk * 128),
+      outlier_values(batch * 8 * kOutliers * kChunk * 128), recent_keys(batch * 8 * kWindow * 128),
+      recent_values(batch * 8 * kWindow * 128), values(batch * 8 * tokens * 128);
   Buffer<float> radius(batch * 8 * chunks);
   fill(pool, coefficients, 11, 1.0F);
   fill(pool, basis, 12, 0.08F);
@@ -246,7 +251,8 @@ double shadow(Runner& runner, ThreadPool& pool, const Machine& machine, std::int
     radius[i] = static_cast<float>(random() % 1000) * 1e-3F;
   }
   const Rope rope(128, tokens + 1);
-  Buffer<float> queries(batch * 32 * 128), output(batch * 32 * 128), new_keys(batch * 8 * 128), new_values(batch * 8 * 128);
+  Buffer<float> queries(batch * 32 * 128), output(batch * 32 * 128), new_keys(batch * 8 * 128),
+      new_values(batch * 8 * 128);
   fill(queries, 3, 1.0F);
   fill(new_keys, 4, 1.0F);
   fill(new_values, 5, 1.0F);
@@ -266,7 +272,8 @@ double shadow(Runner& runner, ThreadPool& pool, const Machine& machine, std::int
     layer.chunk_capacity = chunks;
     layer.outlier_capacity = kOutliers;
     layers.push_back(layer);
-    states[static_cast<std::size_t>(b)] = {indexed * kChunk + 33, indexed * kChunk, static_cast<std::int32_t>(indexed), kOutliers, 1, 0};
+    states[static_cast<std::size_t>(b)] = {
+        indexed * kChunk + 33, indexed * kChunk, static_cast<std::int32_t>(indexed), kOutliers, 1, 0};
   }
   skv_decode_layer_params p{};
   p.input_type = SKV_F32;
@@ -303,8 +310,9 @@ double shadow(Runner& runner, ThreadPool& pool, const Machine& machine, std::int
   topk.max_chunks = chunks;
   topk.selected = selected.data();
   topk.selected_count = counts.data();
-  report("  of which landmark_topk", runner.time(kRepeats, topk, skv::cpu::landmark_topk, skv::cpu::landmark_topk_workspace),
-         landmark_bytes, 0, machine);
+  report("  of which landmark_topk",
+         runner.time(kRepeats, topk, skv::cpu::landmark_topk, skv::cpu::landmark_topk_workspace), landmark_bytes, 0,
+         machine);
   skv_sparse_attention_params sparse{};
   sparse.query_type = sparse.output_type = SKV_F32;
   sparse.geometry = g;
@@ -318,7 +326,8 @@ double shadow(Runner& runner, ThreadPool& pool, const Machine& machine, std::int
   sparse.selected_count = counts.data();
   sparse.output = output.data();
   report("  of which sparse_attention",
-         runner.time(kRepeats, sparse, skv::cpu::sparse_attention, skv::cpu::sparse_attention_workspace), kept_bytes, rebuild, machine);
+         runner.time(kRepeats, sparse, skv::cpu::sparse_attention, skv::cpu::sparse_attention_workspace), kept_bytes,
+         rebuild, machine);
   return seconds;
 }
 
@@ -339,8 +348,8 @@ void prefill(Runner& runner, const Machine& machine, std::int64_t tokens) {
   p.output = output.data();
   const double seconds = runner.time(2, p, skv::cpu::prefill_attention, skv::cpu::prefill_attention_workspace);
   require_finite(output, "prefill_attention");
-  report("prefill 8/4 heads x 64, f32", seconds, 0, 4.0 * 64 * 8 * static_cast<double>(tokens) * static_cast<double>(tokens + 1) / 2,
-         machine);
+  report("prefill 8/4 heads x 64, f32", seconds, 0,
+         4.0 * 64 * 8 * static_cast<double>(tokens) * static_cast<double>(tokens + 1) / 2, machine);
 }
 
 }  // namespace

@@ -26,25 +26,35 @@ struct Shape {
   double rope_scale = 1;
 
   int query_heads() const { return group * heads; }
-  skv_geometry geometry() const { return {query_heads(), heads, dim, chunk, rank, storage, value, landmark, window, slots}; }
+  skv_geometry geometry() const {
+    return {query_heads(), heads, dim, chunk, rank, storage, value, landmark, window, slots};
+  }
   std::string name() const {
     char text[160];
-    std::snprintf(text, sizeof(text), "G%d K%d D%d C%d r%d storage %d values %d landmarks %d queries %d outputs %d slots %d", group,
-                  heads, dim, chunk, rank, storage, value, landmark, query, output, slots);
+    std::snprintf(text, sizeof(text),
+                  "G%d K%d D%d C%d r%d storage %d values %d landmarks %d queries %d outputs %d slots %d", group, heads,
+                  dim, chunk, rank, storage, value, landmark, query, output, slots);
     return text;
   }
 };
 
 struct Session {
   Session(const Shape& s, std::int64_t length, std::int64_t recent_begin, int outlier_count, std::mt19937_64& random)
-      : shape(s), capacity(recent_begin / s.chunk + 3), outlier_capacity(outlier_count + 2),
-        coefficients(s.storage, capacity * s.chunk * s.rank), basis(s.storage, static_cast<std::int64_t>(s.heads) * s.rank * s.dim),
-        landmarks(s.landmark, s.heads * capacity * s.dim), outlier_keys(s.storage, s.heads * outlier_capacity * s.chunk * s.dim),
+      : shape(s),
+        capacity(recent_begin / s.chunk + 3),
+        outlier_capacity(outlier_count + 2),
+        coefficients(s.storage, capacity * s.chunk * s.rank),
+        basis(s.storage, static_cast<std::int64_t>(s.heads) * s.rank * s.dim),
+        landmarks(s.landmark, s.heads * capacity * s.dim),
+        outlier_keys(s.storage, s.heads * outlier_capacity * s.chunk * s.dim),
         outlier_values(s.storage, s.heads * outlier_capacity * s.chunk * s.dim),
         recent_keys(s.storage, static_cast<std::int64_t>(s.heads) * s.window * s.dim),
         recent_values(s.storage, static_cast<std::int64_t>(s.heads) * s.window * s.dim),
-        values(s.value, s.heads * capacity * s.chunk * s.dim), slot_values(s.value, static_cast<std::int64_t>(s.heads) * s.slots * s.chunk * s.dim),
-        landmark_scales(SKV_F32, s.heads * capacity), radius(SKV_F32, s.heads * capacity), value_scales(SKV_F32, s.heads * capacity) {
+        values(s.value, s.heads * capacity * s.chunk * s.dim),
+        slot_values(s.value, static_cast<std::int64_t>(s.heads) * s.slots * s.chunk * s.dim),
+        landmark_scales(SKV_F32, s.heads * capacity),
+        radius(SKV_F32, s.heads * capacity),
+        value_scales(SKV_F32, s.heads * capacity) {
     std::normal_distribution<double> normal;
     std::uniform_real_distribution<double> uniform;
     // Coefficients of a falling spectrum, as keys have.
@@ -91,7 +101,9 @@ struct Session {
   }
   Session(const Session&) = delete;
 
-  bool indexed(int head, std::int64_t chunk) const { return chunk < state.indexed_chunks && radius[head * capacity + chunk] >= 0; }
+  bool indexed(int head, std::int64_t chunk) const {
+    return chunk < state.indexed_chunks && radius[head * capacity + chunk] >= 0;
+  }
 
   Shape shape;
   std::int64_t capacity;
@@ -129,8 +141,8 @@ inline Token rebuilt_token(const Session& s, const check::RopeTables& rope, int 
     }
   }
   token.key = rope.rotate(key, position);
-  // A sum of `rank` products; then the rotation: tables rounded, their product, two terms, each a few roundings of a pair as
-  // long as its two elements together.
+  // A sum of `rank` products; then the rotation: tables rounded, their product, two terms, each a few roundings of a
+  // pair as long as its two elements together.
   const double most = *std::max_element(size.begin(), size.end());
   constexpr double kRotation = 16;
   token.error.assign(key.size(), 2 * std::max(1.0, rope.scale) * (shape.rank + kRotation) * kUnit * most);
@@ -145,17 +157,21 @@ inline Token rebuilt_token(const Session& s, const check::RopeTables& rope, int 
 }
 
 inline Token stored_token(const Array& keys, const Array& values, std::int64_t index, int dim) {
-  return {row(keys, index * dim, dim), std::vector<double>(static_cast<std::size_t>(dim), 0.0), row(values, index * dim, dim)};
+  return {row(keys, index * dim, dim), std::vector<double>(static_cast<std::size_t>(dim), 0.0),
+          row(values, index * dim, dim)};
 }
 
 // The dense tokens of a session: outliers and recent window.
 inline std::vector<Token> dense_tokens(const Session& s, int head) {
   std::vector<Token> tokens;
   for (std::int64_t t = 0; t < static_cast<std::int64_t>(s.state.outliers) * s.shape.chunk; ++t) {
-    tokens.push_back(stored_token(s.outlier_keys, s.outlier_values, static_cast<std::int64_t>(head) * s.outlier_capacity * s.shape.chunk + t, s.shape.dim));
+    tokens.push_back(stored_token(s.outlier_keys, s.outlier_values,
+                                  static_cast<std::int64_t>(head) * s.outlier_capacity * s.shape.chunk + t,
+                                  s.shape.dim));
   }
   for (std::int64_t p = s.state.recent_begin; p < s.state.length; ++p) {
-    tokens.push_back(stored_token(s.recent_keys, s.recent_values, static_cast<std::int64_t>(head) * s.shape.window + p % s.shape.window, s.shape.dim));
+    tokens.push_back(stored_token(s.recent_keys, s.recent_values,
+                                  static_cast<std::int64_t>(head) * s.shape.window + p % s.shape.window, s.shape.dim));
   }
   return tokens;
 }
@@ -180,7 +196,8 @@ inline Attention attention(const std::vector<double>& query, const std::vector<T
     for (std::size_t d = 0; d < dim; ++d) {
       dot += query[d] * token.key[d];
       // The scaled query, the product and each addition round.
-      error += std::fabs(query[d]) * (token.error[d] + std::fabs(token.key[d]) * ((static_cast<double>(dim) + 4) * kUnit + query_error));
+      error += std::fabs(query[d]) *
+               (token.error[d] + std::fabs(token.key[d]) * ((static_cast<double>(dim) + 4) * kUnit + query_error));
     }
     scores.push_back(dot / root);
     off = std::max(off, error / root);
@@ -196,10 +213,11 @@ inline Attention attention(const std::vector<double>& query, const std::vector<T
       size[d] += weight * std::fabs(tokens[t].value[d]);
     }
   }
-  // Each weight errs by its score's error, twice (above and below the line), an exponential's few roundings, also of the
-  // difference to the largest, and the sums.
+  // Each weight errs by its score's error, twice (above and below the line), an exponential's few roundings, also of
+  // the difference to the largest, and the sums.
   constexpr double kExponential = 16;
-  const double relative = 2 * std::expm1(off) + (static_cast<double>(tokens.size()) + kExponential + 2 * std::fabs(largest)) * kUnit;
+  const double relative =
+      2 * std::expm1(off) + (static_cast<double>(tokens.size()) + kExponential + 2 * std::fabs(largest)) * kUnit;
   for (std::size_t d = 0; d < dim; ++d) {
     result.output[d] /= sum;
     result.tolerance[d] = 2 * relative * size[d] / sum;
@@ -210,7 +228,8 @@ inline Attention attention(const std::vector<double>& query, const std::vector<T
 }
 
 inline double output_tolerance(int type, double expected, double tolerance) {
-  return tolerance * (1 + check::roundoff(type)) + check::roundoff(type) * std::fabs(expected) + check::smallest_step(type);
+  return tolerance * (1 + check::roundoff(type)) + check::roundoff(type) * std::fabs(expected) +
+         check::smallest_step(type);
 }
 
 }  // namespace decode

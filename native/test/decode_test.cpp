@@ -1,5 +1,5 @@
-// The CPU's decode path against definitions in double precision, on every instruction set of this processor; and that an
-// answer depends on nothing but its session.
+// The CPU's decode path against definitions in double precision, on every instruction set of this processor; and that
+// an answer depends on nothing but its session.
 #include <cstdio>
 
 #include "check.h"
@@ -16,8 +16,8 @@ int instruction_set = 1;
 int thread_count = 2;
 
 template <class Params>
-void run(void (*operation)(const Params&, Execution&), std::uint64_t (*workspace)(const Params&, const ExecutionTraits&), const Params& p,
-         int threads = 0) {
+void run(void (*operation)(const Params&, Execution&),
+         std::uint64_t (*workspace)(const Params&, const ExecutionTraits&), const Params& p, int threads = 0) {
   check::Bench bench(threads > 0 ? threads : thread_count, instruction_set);
   Execution execution = bench.with(workspace(p, bench.traits()));
   operation(p, execution);
@@ -33,7 +33,8 @@ struct Batch {
   };
 
   Batch(const Shape& s, const std::vector<Row>& rows)
-      : shape(s), queries(s.query, static_cast<std::int64_t>(rows.size()) * s.query_heads() * s.dim),
+      : shape(s),
+        queries(s.query, static_cast<std::int64_t>(rows.size()) * s.query_heads() * s.dim),
         rope(s.rotary, s.pairing, 4096, 10000, s.rope_scale) {
     for (const Row& row : rows) {
       sessions.push_back(std::make_unique<Session>(s, row.length, row.recent_begin, row.outliers, generator));
@@ -65,7 +66,9 @@ struct Batch {
     return row(queries, (static_cast<std::int64_t>(session) * shape.query_heads() + head) * shape.dim, shape.dim);
   }
   std::int32_t size() const { return static_cast<std::int32_t>(sessions.size()); }
-  std::size_t pair(std::size_t session, int head) const { return session * static_cast<std::size_t>(shape.heads) + static_cast<std::size_t>(head); }
+  std::size_t pair(std::size_t session, int head) const {
+    return session * static_cast<std::size_t>(shape.heads) + static_cast<std::size_t>(head);
+  }
 
   // A random selection of indexed chunks, at most `select`.
   void select_at_random() {
@@ -165,7 +168,8 @@ skv_sparse_attention_params attention_of(Batch& b, Array& output, std::vector<fl
 }
 
 // The selection holds the best of scores [candidates] but for chunks that are as good within tolerance.
-void check_best(const std::vector<std::int32_t>& chosen, const std::vector<double>& scores, int select, double tolerance) {
+void check_best(const std::vector<std::int32_t>& chosen, const std::vector<double>& scores, int select,
+                double tolerance) {
   constexpr double kNever = -std::numeric_limits<double>::infinity();
   const auto eligible = std::count_if(scores.begin(), scores.end(), [](double x) { return x > kNever; });
   CHECK_EQUAL(static_cast<std::int64_t>(chosen.size()), std::min<std::int64_t>(eligible, select));
@@ -213,13 +217,15 @@ void check_topk(Batch& b, float radius_weight) {
             double dot = 0, size = 0;
             const double scale = s.landmark == SKV_I8 ? from.landmark_scales[head * from.capacity + c] : 1.0;
             for (int d = 0; d < s.dim; ++d) {
-              const double term = query[static_cast<std::size_t>(d)] * from.landmarks[(head * from.capacity + c) * s.dim + d] * scale;
+              const double term =
+                  query[static_cast<std::size_t>(d)] * from.landmarks[(head * from.capacity + c) * s.dim + d] * scale;
               dot += term;
               size += std::fabs(term);
             }
             const double extra = static_cast<double>(radius_weight) * norm * from.radius[head * from.capacity + c];
             logit = (dot + extra) / std::sqrt(s.dim);
-            tolerance = std::max(tolerance, ((s.dim + 6) * size + 8 * extra) * kUnit / std::sqrt(s.dim) + 4 * kUnit * std::fabs(logit));
+            tolerance = std::max(
+                tolerance, ((s.dim + 6) * size + 8 * extra) * kUnit / std::sqrt(s.dim) + 4 * kUnit * std::fabs(logit));
           }
           logits.push_back(logit);
           most = std::max(most, logit);
@@ -257,12 +263,14 @@ void check_sparse(Batch& b, const char* what) {
         tokens = dense_tokens(*b.sessions[session], head);
         for (const std::int32_t c : b.chosen(session, head)) {
           for (int t = 0; t < s.chunk; ++t) {
-            tokens.push_back(rebuilt_token(*b.sessions[session], b.rope, head, static_cast<std::int64_t>(c) * s.chunk + t));
+            tokens.push_back(
+                rebuilt_token(*b.sessions[session], b.rope, head, static_cast<std::int64_t>(c) * s.chunk + t));
           }
         }
       }
       for (int g = 0; g < s.group; ++g) {
-        const std::size_t at = session * static_cast<std::size_t>(s.query_heads()) + static_cast<std::size_t>(head * s.group + g);
+        const std::size_t at =
+            session * static_cast<std::size_t>(s.query_heads()) + static_cast<std::size_t>(head * s.group + g);
         const Attention expected = attention(b.query(session, head * s.group + g), tokens);
         for (int d = 0; d < s.dim; ++d) {
           const double want = expected.output[static_cast<std::size_t>(d)];
@@ -366,7 +374,8 @@ void check_rerank(Batch& b, int shortlist) {
   for (std::size_t session = 0; session < b.sessions.size(); ++session) {
     for (int head = 0; head < s.heads; ++head) {
       const Session& from = *b.sessions[session];
-      std::vector<double> scores(static_cast<std::size_t>(from.state.indexed_chunks), -std::numeric_limits<double>::infinity());
+      std::vector<double> scores(static_cast<std::size_t>(from.state.indexed_chunks),
+                                 -std::numeric_limits<double>::infinity());
       double tolerance = 0;
       const std::size_t pair = b.pair(session, head);
       for (int g = 0; g < s.group; ++g) {
@@ -375,7 +384,12 @@ void check_rerank(Batch& b, int shortlist) {
         for (std::int32_t i = 0; i < list_count[pair]; ++i) {
           std::vector<Token> tokens;
           for (int t = 0; t < s.chunk; ++t) {
-            tokens.push_back(rebuilt_token(from, b.rope, head, static_cast<std::int64_t>(list[pair * static_cast<std::size_t>(shortlist) + static_cast<std::size_t>(i)]) * s.chunk + t));
+            tokens.push_back(
+                rebuilt_token(from, b.rope, head,
+                              static_cast<std::int64_t>(
+                                  list[pair * static_cast<std::size_t>(shortlist) + static_cast<std::size_t>(i)]) *
+                                      s.chunk +
+                                  t));
           }
           const Attention chunk = attention(query, tokens);
           sums.push_back(chunk.log_sum_exp);
@@ -416,7 +430,8 @@ void fill_slots(Batch& b, double share) {
           session->slot_chunk[at] = ids.back();
           ids.pop_back();
           std::memcpy(session->slot_values.as<char>() + static_cast<std::int64_t>(at) * bytes,
-                      session->values.as<char>() + (head * session->capacity + session->slot_chunk[at]) * bytes, static_cast<std::size_t>(bytes));
+                      session->values.as<char>() + (head * session->capacity + session->slot_chunk[at]) * bytes,
+                      static_cast<std::size_t>(bytes));
         }
       }
     }
@@ -425,10 +440,10 @@ void fill_slots(Batch& b, double share) {
 
 std::vector<Batch::Row> rows_of(const Shape& s) {
   const std::int64_t w = s.window, c = s.chunk;
-  return {{0, 0, 0},                                  // idle
-          {w - 3, 0, 0},                              // nothing indexed
-          {37 * c + w - 1, 37 * c, 3},                // the window wraps
-          {5 * c + 1, 5 * c, 1},                      // one recent token; fewer indexed than selected
+  return {{0, 0, 0},                    // idle
+          {w - 3, 0, 0},                // nothing indexed
+          {37 * c + w - 1, 37 * c, 3},  // the window wraps
+          {5 * c + 1, 5 * c, 1},        // one recent token; fewer indexed than selected
           {150 * c + w / 2 + 5, 150 * c, 7}};
 }
 
@@ -464,7 +479,8 @@ void check_ties(int type) {
   Session& session = *b.sessions[0];
   const auto copy_chunk = [&](int head, std::int64_t to, std::int64_t from) {
     for (int d = 0; d < s.dim; ++d) {
-      session.landmarks.set((head * session.capacity + to) * s.dim + d, session.landmarks[(head * session.capacity + from) * s.dim + d]);
+      session.landmarks.set((head * session.capacity + to) * s.dim + d,
+                            session.landmarks[(head * session.capacity + from) * s.dim + d]);
     }
     session.radius.set(head * session.capacity + to, 0.25);
   };
@@ -504,7 +520,9 @@ void check_ties(int type) {
 struct Layer {
   explicit Layer(Batch& b)
       : keys(b.shape.query, static_cast<std::int64_t>(b.sessions.size()) * b.shape.heads * b.shape.dim + 5),
-        values(b.shape.query, keys.count()), output(b.shape.query, b.queries.count()), counters(b.sessions.size()) {
+        values(b.shape.query, keys.count()),
+        output(b.shape.query, b.queries.count()),
+        counters(b.sessions.size()) {
     keys.fill(generator);
     values.fill(generator);
   }
@@ -544,7 +562,8 @@ void check_layer(Shape s, int shortlist) {
     std::int64_t indexed = 0;
     for (int head = 0; head < s.heads; ++head) {
       std::vector<Token> tokens;
-      const std::int64_t position = at.state.length - 1, kv = (static_cast<std::int64_t>(session) * s.heads + head) * s.dim;
+      const std::int64_t position = at.state.length - 1,
+                         kv = (static_cast<std::int64_t>(session) * s.heads + head) * s.dim;
       if (at.state.length > 0) {
         // The new token is where the window keeps it, rotated and rounded once.
         const std::int64_t place = (static_cast<std::int64_t>(head) * s.window + position % s.window) * s.dim;
@@ -552,7 +571,8 @@ void check_layer(Shape s, int shortlist) {
         for (int d = 0; d < s.dim; ++d) {
           CHECK_NEAR(at.recent_keys[place + d], key[static_cast<std::size_t>(d)],
                      check::tolerance(s.storage, key[static_cast<std::size_t>(d)], 12, 6));
-          CHECK_NEAR(at.recent_values[place + d], layer.values[kv + d], check::tolerance(s.storage, layer.values[kv + d], 0, 0));
+          CHECK_NEAR(at.recent_values[place + d], layer.values[kv + d],
+                     check::tolerance(s.storage, layer.values[kv + d], 0, 0));
         }
         tokens = dense_tokens(at, head);
         for (std::int64_t t = 0; t < at.state.recent_begin; ++t) {
@@ -571,7 +591,8 @@ void check_layer(Shape s, int shortlist) {
         for (int d = 0; d < s.dim; ++d) {
           const double want = expected.output[static_cast<std::size_t>(d)];
           const double allowed = output_tolerance(s.output, want, expected.tolerance[static_cast<std::size_t>(d)]);
-          const double got = layer.output[(static_cast<std::int64_t>(session) * s.query_heads() + head * s.group + g) * s.dim + d];
+          const double got =
+              layer.output[(static_cast<std::int64_t>(session) * s.query_heads() + head * s.group + g) * s.dim + d];
           good = check::near(got, want, allowed) && good;
           worst = std::max(worst, std::fabs(got - want) / allowed);
         }
@@ -605,7 +626,8 @@ void check_one_answer(const Shape& s) {
     RUN(decode_layer, p, threads);
     CHECK(first == layer.output);
   }
-  const std::int64_t queries = static_cast<std::int64_t>(s.query_heads()) * s.dim, keys = static_cast<std::int64_t>(s.heads) * s.dim;
+  const std::int64_t queries = static_cast<std::int64_t>(s.query_heads()) * s.dim,
+                     keys = static_cast<std::int64_t>(s.heads) * s.dim;
   for (std::int64_t session = 0; session < b.size(); ++session) {
     auto alone = p;
     alone.batch = 1;
@@ -621,8 +643,9 @@ void check_one_answer(const Shape& s) {
     RUN(decode_layer, alone);
     for (std::int64_t i = 0; i < queries; ++i) {
       if (!CHECK(output[i] == first[session * queries + i])) {
-        std::fprintf(stderr, "  set %d, %s, session %d, element %d: %.9g, in the batch %.9g\n", instruction_set, s.name().c_str(),
-                     static_cast<int>(session), static_cast<int>(i), output[i], first[session * queries + i]);
+        std::fprintf(stderr, "  set %d, %s, session %d, element %d: %.9g, in the batch %.9g\n", instruction_set,
+                     s.name().c_str(), static_cast<int>(session), static_cast<int>(i), output[i],
+                     first[session * queries + i]);
         return;
       }
     }

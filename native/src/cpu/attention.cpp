@@ -15,7 +15,9 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
   throw Error(SKV_UNSUPPORTED, std::string(operation) + " on the CPU: " + what);
 }
 
-bool is_float(std::int32_t type) { return type == SKV_F32 || type == SKV_BF16 || type == SKV_F16; }
+bool is_float(std::int32_t type) {
+  return type == SKV_F32 || type == SKV_BF16 || type == SKV_F16;
+}
 
 }  // namespace
 
@@ -34,8 +36,7 @@ void check_attention_geometry(const skv_geometry& g, std::int32_t query_type, co
     refuse(operation, "there are 1 to " + std::to_string(SKV_MAX_KEY_VALUE_HEADS) + " key/value heads, not " +
                           std::to_string(g.key_value_heads));
   }
-  if (g.query_heads < g.key_value_heads || g.query_heads % g.key_value_heads != 0 ||
-      group_size(g) > SKV_MAX_GROUP) {
+  if (g.query_heads < g.key_value_heads || g.query_heads % g.key_value_heads != 0 || group_size(g) > SKV_MAX_GROUP) {
     refuse(operation, "query heads are 1 to " + std::to_string(SKV_MAX_GROUP) + " times the key/value heads, not " +
                           std::to_string(g.query_heads) + " to " + std::to_string(g.key_value_heads));
   }
@@ -47,8 +48,8 @@ void check_shadow_geometry(const skv_geometry& g, std::int32_t query_type, const
     refuse(operation, "a chunk has 8 or 16 tokens, not " + std::to_string(g.chunk));
   }
   if (g.rank < SKV_MIN_RANK || g.rank > SKV_MAX_RANK) {
-    refuse(operation, "the rank is " + std::to_string(SKV_MIN_RANK) + " to " + std::to_string(SKV_MAX_RANK) +
-                          ", not " + std::to_string(g.rank));
+    refuse(operation, "the rank is " + std::to_string(SKV_MIN_RANK) + " to " + std::to_string(SKV_MAX_RANK) + ", not " +
+                          std::to_string(g.rank));
   }
   if (g.value_type != g.storage_type && g.value_type != SKV_F8_E4M3) {
     refuse(operation, "values are of the storage type or F8_E4M3, not type " + std::to_string(g.value_type));
@@ -92,8 +93,8 @@ const float* prepare_queries(const skv_geometry& g, std::int32_t batch, std::int
 }
 
 void attend_rows(const AttentionKernels& kernels, std::int32_t type, const float* queries, std::int32_t group,
-                 std::int32_t dim, const void* keys, const void* values, std::int64_t count, const RunningSoftmax& softmax,
-                 float* sums) {
+                 std::int32_t dim, const void* keys, const void* values, std::int64_t count,
+                 const RunningSoftmax& softmax, float* sums) {
   const RowKernels& rows = kernels.rows[type];
   alignas(64) float scores[SKV_MAX_GROUP * kBlockTokens];
   for (std::int64_t t = 0; t < count; t += kBlockTokens) {

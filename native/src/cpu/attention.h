@@ -15,12 +15,18 @@ namespace skv::cpu {
 void check_attention_geometry(const skv_geometry& geometry, std::int32_t query_type, const char* operation);
 void check_shadow_geometry(const skv_geometry& geometry, std::int32_t query_type, const char* operation);
 
-inline std::int32_t group_size(const skv_geometry& geometry) { return geometry.query_heads / geometry.key_value_heads; }
+inline std::int32_t group_size(const skv_geometry& geometry) {
+  return geometry.query_heads / geometry.key_value_heads;
+}
 inline std::int64_t head_pairs(const skv_geometry& geometry, std::int32_t batch) {
   return static_cast<std::int64_t>(batch) * geometry.key_value_heads;
 }
-inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-inline std::int64_t score_stride(std::int64_t count) { return divide_up(count, kScoreMultiple) * kScoreMultiple; }
+inline std::int64_t divide_up(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+inline std::int64_t score_stride(std::int64_t count) {
+  return divide_up(count, kScoreMultiple) * kScoreMultiple;
+}
 
 // Queries [rows][D] of `type` as floats [rows][padded_dim(D)], times 1/sqrt(D).
 std::uint64_t prepared_query_bytes(const skv_geometry& geometry, std::int32_t batch);
@@ -40,8 +46,8 @@ constexpr std::int64_t kBlockTokens = 64;
 
 // One query head group against `count` keys and values that lie as they are: [count][D] of one type.
 void attend_rows(const AttentionKernels& kernels, std::int32_t type, const float* queries, std::int32_t group,
-                 std::int32_t dim, const void* keys, const void* values, std::int64_t count, const RunningSoftmax& softmax,
-                 float* sums);
+                 std::int32_t dim, const void* keys, const void* values, std::int64_t count,
+                 const RunningSoftmax& softmax, float* sums);
 
 // Sums of all (session, key/value head) pairs, each in the same number of parts.
 class AttentionParts {
@@ -55,7 +61,8 @@ class AttentionParts {
     return sums_ + (pair * parts_ + part) * group_ * padded_dim(dim_);
   }
 
-  // output [group][D] and log_sum_exp [group] of the first `used` parts, added in their order. No parts: zero and -infinity.
+  // output [group][D] and log_sum_exp [group] of the first `used` parts, added in their order. No parts: zero and
+  // -infinity.
   void combine(std::int64_t pair, std::int64_t used, std::int32_t output_type, void* output, float* log_sum_exp,
                const ExecutionTraits& traits) const;
 

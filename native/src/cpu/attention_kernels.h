@@ -11,7 +11,9 @@ namespace skv::cpu {
 
 // Queries and sums of a head, as the kernels want them: [rows][padded_dim(D)] floats, zero behind D.
 constexpr std::int64_t kDimMultiple = 32;
-constexpr std::int64_t padded_dim(std::int64_t dim) { return (dim + kDimMultiple - 1) / kDimMultiple * kDimMultiple; }
+constexpr std::int64_t padded_dim(std::int64_t dim) {
+  return (dim + kDimMultiple - 1) / kDimMultiple * kDimMultiple;
+}
 
 // Rows of scores are a multiple of this many floats apart.
 constexpr std::int64_t kScoreMultiple = 16;
@@ -27,7 +29,8 @@ struct RowKernels {
                      int dim, float* sums, const void* ahead);
 };
 
-// A softmax that has seen some of its keys: for each of `group` queries the largest score and the sum of e^(score - largest).
+// A softmax that has seen some of its keys: for each of `group` queries the largest score and the sum of e^(score -
+// largest).
 struct RunningSoftmax {
   float* largest;  // [group], -infinity at first
   float* sum;      // [group], 0 at first
@@ -41,13 +44,13 @@ struct PrefillTile {
 
   std::int32_t storage_type;
   int dim;
-  const void* keys;    // [..][dim], row = position
-  const void* values;  // [..][dim]
-  const float* queries;              // [kColumns][padded_dim(dim)], times 1/sqrt(D); zero where there is no query
-  const std::int32_t* last_key;      // [kColumns]: last position that a query sees
+  const void* keys;                       // [..][dim], row = position
+  const void* values;                     // [..][dim]
+  const float* queries;                   // [kColumns][padded_dim(dim)], times 1/sqrt(D); zero where there is no query
+  const std::int32_t* last_key;           // [kColumns]: last position that a query sees
   std::int64_t unmasked_keys, key_count;  // every query sees the first; none sees one behind the second
-  float* output;       // [kColumns][padded_dim(dim)]
-  void* scratch;       // prefill_scratch_bytes(dim)
+  float* output;                          // [kColumns][padded_dim(dim)]
+  void* scratch;                          // prefill_scratch_bytes(dim)
 };
 
 struct AttentionKernels {

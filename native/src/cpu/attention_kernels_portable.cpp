@@ -5,18 +5,17 @@
 namespace skv::cpu::portable {
 
 extern const AttentionKernels kAttentionKernels;
-const AttentionKernels kAttentionKernels = {
-    {row_kernels<float>(), row_kernels<BFloat16>(), row_kernels<Float16>(), row_kernels<Float8>(),
-     row_kernels<std::int8_t>()},
-    soften,
-    log_sum,
-    packed_basis_bytes,
-    packed_coefficients_bytes,
-    pack_basis,
-    pack_coefficients,
-    rebuild,
-    rotate,
-    prefill_scratch_bytes,
-    prefill};
+const AttentionKernels kAttentionKernels = {{row_kernels<float>(), row_kernels<BFloat16>(), row_kernels<Float16>(),
+                                             row_kernels<Float8>(), row_kernels<std::int8_t>()},
+                                            soften,
+                                            log_sum,
+                                            packed_basis_bytes,
+                                            packed_coefficients_bytes,
+                                            pack_basis,
+                                            pack_coefficients,
+                                            rebuild,
+                                            rotate,
+                                            prefill_scratch_bytes,
+                                            prefill};
 
 }  // namespace skv::cpu::portable

@@ -17,22 +17,22 @@ static_assert(kDimMultiple % kProductRows == 0);
 // Everything is transposed, a query a column: the keys and values then serve as they lie, one element at a time,
 // and the softmax needs nothing across lanes.
 struct PrefillScratch {
-  float* queries;    // [tiles][dim][kProductColumns]
-  float* sums;       // [tiles][padded_dim(dim)][kProductColumns]
-  float* weights;    // [kKeys][kProductColumns]
-  float* keys;       // [kKeys][padded_dim(dim)], where they cannot be used in place
+  float* queries;  // [tiles][dim][kProductColumns]
+  float* sums;     // [tiles][padded_dim(dim)][kProductColumns]
+  float* weights;  // [kKeys][kProductColumns]
+  float* keys;     // [kKeys][padded_dim(dim)], where they cannot be used in place
   float* values;
-  float* largest;    // [kColumns]
-  float* sum;        // [kColumns]
-  float* factor;     // [kProductColumns]
+  float* largest;  // [kColumns]
+  float* sum;      // [kColumns]
+  float* factor;   // [kProductColumns]
 };
 
 std::uint64_t prefill_scratch_bytes(int dim) {
   const std::uint64_t width = static_cast<std::uint64_t>(padded_dim(dim));
   return 2 * Workspace::bytes_of<float>(width * PrefillTile::kColumns) +
          Workspace::bytes_of<float>(PrefillTile::kKeys * kProductColumns) +
-         2 * Workspace::bytes_of<float>(width * PrefillTile::kKeys) + 2 * Workspace::bytes_of<float>(PrefillTile::kColumns) +
-         Workspace::bytes_of<float>(kProductColumns);
+         2 * Workspace::bytes_of<float>(width * PrefillTile::kKeys) +
+         2 * Workspace::bytes_of<float>(PrefillTile::kColumns) + Workspace::bytes_of<float>(kProductColumns);
 }
 
 PrefillScratch prefill_scratch(void* memory, int dim) {
@@ -67,8 +67,8 @@ void widen_rows(std::int32_t type, const void* rows, std::int64_t first, std::in
 }
 
 // weights [kKeys][kProductColumns]: scores in, e^(score - largest) out.
-inline void soften_columns(float* weights, float* largest_so_far, float* sum, float* factor, bool masked, std::int64_t first_key,
-                           const std::int32_t* last_key) {
+inline void soften_columns(float* weights, float* largest_so_far, float* sum, float* factor, bool masked,
+                           std::int64_t first_key, const std::int32_t* last_key) {
   for (int c = 0; c < kProductColumns; c += kLanes) {
     const Vector before = load(largest_so_far + c);
     Vector now = before;
@@ -133,8 +133,8 @@ void prefill(const PrefillTile& p) {
     for (std::int64_t tile = 0; tile < kPrefillTiles; ++tile) {
       const std::int64_t column = tile * kProductColumns;
       for (std::int64_t t = 0; t < PrefillTile::kKeys; t += kProductRows) {
-        product_tile<false>(keys + t * stride, stride, 1, s.queries + column * dim, dim, s.weights + t * kProductColumns,
-                            kProductColumns, nullptr);
+        product_tile<false>(keys + t * stride, stride, 1, s.queries + column * dim, dim,
+                            s.weights + t * kProductColumns, kProductColumns, nullptr);
       }
       soften_columns(s.weights, s.largest + column, s.sum + column, s.factor, masked, first, p.last_key + column);
       for (std::int64_t d = 0; d < sum_rows; d += kProductRows) {

@@ -21,8 +21,10 @@ inline void product_tile(const float* a, std::int64_t a_row, std::int64_t a_step
                          float* out, std::int64_t out_stride, const float* scale) {
   Vector tile[kProductRows][kProductVectors] = {};
   if constexpr (kScaled) {
+#pragma GCC unroll 8
     for (int c = 0; c < kProductVectors; ++c) {
       const Vector factor = load(scale + c * kLanes);
+#pragma GCC unroll 8
       for (int i = 0; i < kProductRows; ++i) {
         tile[i][c] = load(out + i * out_stride + c * kLanes) * factor;
       }
@@ -30,17 +32,22 @@ inline void product_tile(const float* a, std::int64_t a_row, std::int64_t a_step
   }
   for (std::int64_t k = 0; k < inner; ++k) {
     Vector row[kProductVectors];
+#pragma GCC unroll 8
     for (int c = 0; c < kProductVectors; ++c) {
       row[c] = load(b + k * kProductColumns + c * kLanes);
     }
+#pragma GCC unroll 8
     for (int i = 0; i < kProductRows; ++i) {
       const Vector factor = broadcast(a[i * a_row + k * a_step]);
+#pragma GCC unroll 8
       for (int c = 0; c < kProductVectors; ++c) {
         tile[i][c] = factor * row[c] + tile[i][c];
       }
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < kProductRows; ++i) {
+#pragma GCC unroll 8
     for (int c = 0; c < kProductVectors; ++c) {
       store(out + i * out_stride + c * kLanes, tile[i][c]);
     }
@@ -52,12 +59,16 @@ inline void product_tile(const float* a, std::int64_t a_row, std::int64_t a_step
 // The packed basis is cut into tiles of kProductColumns columns, each [rank][kProductColumns], zero behind dim.
 
 // Up to padded_dim(dim): the scores of rebuilt keys go over whole padded rows, which must hold zeros there.
-std::int64_t column_tiles(int dim) { return padded_dim(dim) / kProductColumns; }
+std::int64_t column_tiles(int dim) {
+  return padded_dim(dim) / kProductColumns;
+}
 
 #if defined(__AVX512BF16__)
 // Products of bf16 numbers are exact in fp32, so the pairwise dot product loses nothing and does two at once.
 // Tiles are [ceil(rank/2)][kProductColumns][2], coefficients [tokens][ceil(rank/2)][2].
-constexpr std::int64_t pairs_of(int rank) { return (rank + 1) / 2; }
+constexpr std::int64_t pairs_of(int rank) {
+  return (rank + 1) / 2;
+}
 
 void pack_basis_pairs(const BFloat16* basis, int rank, int dim, BFloat16* packed) {
   const BFloat16 zero = {0};
@@ -72,8 +83,9 @@ void pack_basis_pairs(const BFloat16* basis, int rank, int dim, BFloat16* packed
         for (int half = 0; half < 2; ++half) {
           const __m256i low_half = half == 0 ? _mm512_castsi512_si256(low) : _mm512_extracti64x4_epi64(low, 1);
           const __m256i high_half = half == 0 ? _mm512_castsi512_si256(high) : _mm512_extracti64x4_epi64(high, 1);
-          _mm512_storeu_si512(packed + half * kProductColumns, _mm512_or_si512(_mm512_cvtepu16_epi32(low_half),
-                                                                  _mm512_slli_epi32(_mm512_cvtepu16_epi32(high_half), 16)));
+          _mm512_storeu_si512(packed + half * kProductColumns,
+                              _mm512_or_si512(_mm512_cvtepu16_epi32(low_half),
+                                              _mm512_slli_epi32(_mm512_cvtepu16_epi32(high_half), 16)));
         }
       } else {
         for (int c = 0; c < kProductColumns; ++c) {
@@ -95,33 +107,41 @@ void pack_coefficient_pairs(const BFloat16* rows, int rank, std::int64_t tokens,
   }
 }
 
-void rebuild_pairs(const BFloat16* coefficients, const BFloat16* basis, int rank, int dim, std::int64_t tokens, float* keys) {
+void rebuild_pairs(const BFloat16* coefficients, const BFloat16* basis, int rank, int dim, std::int64_t tokens,
+                   float* keys) {
   const std::int64_t pairs = pairs_of(rank), width = padded_dim(dim);
   for (std::int64_t tile = 0; tile < column_tiles(dim); ++tile) {
     const BFloat16* const columns = basis + tile * pairs * 2 * kProductColumns;
     for (std::int64_t t = 0; t < tokens; t += kProductRows) {
       const BFloat16* const rows = coefficients + t * 2 * pairs;
       __m512 sums[kProductRows][kProductVectors];
+#pragma GCC unroll 8
       for (auto& row : sums) {
+#pragma GCC unroll 8
         for (auto& sum : row) {
           sum = _mm512_setzero_ps();
         }
       }
       for (std::int64_t pair = 0; pair < pairs; ++pair) {
         __m512bh column[kProductVectors];
+#pragma GCC unroll 8
         for (int c = 0; c < kProductVectors; ++c) {
           column[c] = (__m512bh)_mm512_loadu_si512(columns + (pair * kProductVectors + c) * 2 * kLanes);
         }
+#pragma GCC unroll 8
         for (int i = 0; i < kProductRows; ++i) {
           std::int32_t both;
           std::memcpy(&both, rows + (i * pairs + pair) * 2, sizeof(both));
           const __m512bh factor = (__m512bh)_mm512_set1_epi32(both);
+#pragma GCC unroll 8
           for (int c = 0; c < kProductVectors; ++c) {
             sums[i][c] = _mm512_dpbf16_ps(sums[i][c], factor, column[c]);
           }
         }
       }
+#pragma GCC unroll 8
       for (int i = 0; i < kProductRows; ++i) {
+#pragma GCC unroll 8
         for (int c = 0; c < kProductVectors; ++c) {
           store(keys + (t + i) * width + tile * kProductColumns + c * kLanes, sums[i][c]);
         }
@@ -134,7 +154,9 @@ constexpr bool kPairs = true;
 constexpr bool kPairs = false;
 #endif
 
-bool in_pairs(std::int32_t type) { return kPairs && type == SKV_BF16; }
+bool in_pairs(std::int32_t type) {
+  return kPairs && type == SKV_BF16;
+}
 
 std::uint64_t packed_basis_bytes(std::int32_t type, int rank, int dim) {
   const std::int64_t columns = column_tiles(dim) * kProductColumns;
@@ -211,7 +233,8 @@ void rebuild(std::int32_t type, const void* coefficients, const void* basis, int
              float* keys) {
 #if defined(__AVX512BF16__)
   if (in_pairs(type)) {
-    rebuild_pairs(static_cast<const BFloat16*>(coefficients), static_cast<const BFloat16*>(basis), rank, dim, tokens, keys);
+    rebuild_pairs(static_cast<const BFloat16*>(coefficients), static_cast<const BFloat16*>(basis), rank, dim, tokens,
+                  keys);
     return;
   }
 #else

@@ -29,11 +29,14 @@ inline void score_tile(const float* queries, std::int64_t query_stride, const T*
   Vector sums[kQueries][kTokenTile] = {};
   const auto add = [&](int at, auto&& load_row) {
     Vector row[kTokens];
+#pragma GCC unroll 8
     for (int t = 0; t < kTokens; ++t) {
       row[t] = load_row(rows + static_cast<std::int64_t>(t) * dim + at);
     }
+#pragma GCC unroll 8
     for (int g = 0; g < kQueries; ++g) {
       const Vector query = load(queries + g * query_stride + at);
+#pragma GCC unroll 8
       for (int t = 0; t < kTokens; ++t) {
         sums[g][t] = query * row[t] + sums[g][t];
       }
@@ -47,6 +50,7 @@ inline void score_tile(const float* queries, std::int64_t query_stride, const T*
     const int rest = dim - whole;
     add(whole, [rest](const T* p) { return load_first(p, rest); });
   }
+#pragma GCC unroll 8
   for (int g = 0; g < kQueries; ++g) {
     const Sums of = sums_of(sums[g][0], sums[g][1], sums[g][2], sums[g][3]);
     std::memcpy(scores + g * score_stride, of.at, kTokens * sizeof(float));
@@ -54,8 +58,8 @@ inline void score_tile(const float* queries, std::int64_t query_stride, const T*
 }
 
 template <class T, int kQueries>
-void score_queries(const float* queries, std::int64_t query_stride, const T* rows, std::int64_t count, int dim, float* scores,
-                   std::int64_t score_stride, const void* ahead) {
+void score_queries(const float* queries, std::int64_t query_stride, const T* rows, std::int64_t count, int dim,
+                   float* scores, std::int64_t score_stride, const void* ahead) {
   const std::int64_t row_bytes = dim * static_cast<std::int64_t>(sizeof(T));
   std::int64_t t = 0;
   for (; t + kTokenTile <= count; t += kTokenTile) {
@@ -101,21 +105,26 @@ void score(const float* queries, int group, const void* rows, std::int64_t count
 
 // A tile of sums stays in registers while all rows pass.
 template <class T, int kQueries, int kColumns>
-inline void accumulate_tile(const float* weights, std::int64_t weight_stride, const T* rows, std::int64_t count, int dim,
-                            int width, float* sums, std::int64_t sum_stride) {
+inline void accumulate_tile(const float* weights, std::int64_t weight_stride, const T* rows, std::int64_t count,
+                            int dim, int width, float* sums, std::int64_t sum_stride) {
   Vector tile[kQueries][kColumns];
+#pragma GCC unroll 8
   for (int g = 0; g < kQueries; ++g) {
+#pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
       tile[g][c] = load(sums + g * sum_stride + c * kLanes);
     }
   }
   const auto add = [&](std::int64_t t, auto&& load_row) {
     Vector row[kColumns];
+#pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
       row[c] = load_row(rows + t * dim + c * kLanes);
     }
+#pragma GCC unroll 8
     for (int g = 0; g < kQueries; ++g) {
       const Vector weight = broadcast(weights[g * weight_stride + t]);
+#pragma GCC unroll 8
       for (int c = 0; c < kColumns; ++c) {
         tile[g][c] = weight * row[c] + tile[g][c];
       }
@@ -130,7 +139,9 @@ inline void accumulate_tile(const float* weights, std::int64_t weight_stride, co
       add(t, [width](const T* p) { return load_first(p, width); });
     }
   }
+#pragma GCC unroll 8
   for (int g = 0; g < kQueries; ++g) {
+#pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
       store(sums + g * sum_stride + c * kLanes, tile[g][c]);
     }
@@ -138,8 +149,8 @@ inline void accumulate_tile(const float* weights, std::int64_t weight_stride, co
 }
 
 template <class T>
-void accumulate(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count, int dim,
-                float* sums, const void* ahead) {
+void accumulate(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count,
+                int dim, float* sums, const void* ahead) {
   const std::int64_t sum_stride = padded_dim(dim);
   const T* const typed = static_cast<const T*>(rows);
   if (ahead != nullptr) {

@@ -32,10 +32,12 @@ void cache_plan(const skv_cache_plan_params& p, Execution& execution) {
                                           std::to_string(p.select) + " chunks of a selection");
   }
   execution.workspace.require(cache_plan_workspace(p, execution.traits()), "cache_plan");
-  const std::uint64_t thread_slots = Workspace::bytes_of<Candidate>(static_cast<std::uint64_t>(slots)) / sizeof(Candidate);
-  Candidate* const memory = slots == 0 ? nullptr
-                                       : execution.workspace.take<Candidate>(static_cast<std::uint64_t>(execution.pool.threads()) *
-                                                                             thread_slots);
+  const std::uint64_t thread_slots =
+      Workspace::bytes_of<Candidate>(static_cast<std::uint64_t>(slots)) / sizeof(Candidate);
+  Candidate* const memory =
+      slots == 0
+          ? nullptr
+          : execution.workspace.take<Candidate>(static_cast<std::uint64_t>(execution.pool.threads()) * thread_slots);
 
   execution.pool.parallel_for(head_pairs(g, p.batch), [&](std::int64_t pair, int thread) {
     const skv_session_state& state = p.states[pair / heads];

@@ -9,19 +9,21 @@ namespace {
 
 // What one stage of the step leaves for the next.
 struct Between {
-  float* queries;                   // [B][H][D] rotated
-  std::int32_t* shortlist;          // [B][K][shortlist], with rerank
-  std::int32_t* shortlist_count;    // [B][K]
-  std::int32_t* selected;           // [B][K][S], and the same of the following
+  float* queries;                 // [B][H][D] rotated
+  std::int32_t* shortlist;        // [B][K][shortlist], with rerank
+  std::int32_t* shortlist_count;  // [B][K]
+  std::int32_t* selected;         // [B][K][S], and the same of the following
   std::int32_t* slot;
   std::int32_t* fetch_chunk;
   std::int32_t* fetch_slot;
-  std::int32_t* selected_count;     // [B][K]
-  std::int32_t* fetch_count;        // [B][K]
-  float* mass;                      // [B][K]
+  std::int32_t* selected_count;  // [B][K]
+  std::int32_t* fetch_count;     // [B][K]
+  float* mass;                   // [B][K]
 };
 
-bool reranks(const skv_decode_layer_params& p) { return p.shortlist > p.select; }
+bool reranks(const skv_decode_layer_params& p) {
+  return p.shortlist > p.select;
+}
 
 std::uint64_t query_count(const skv_decode_layer_params& p) {
   return static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.query_heads) *
@@ -33,7 +35,8 @@ std::uint64_t between_bytes(const skv_decode_layer_params& p) {
   const std::uint64_t list = Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(p.select));
   const std::uint64_t counts = Workspace::bytes_of<std::int32_t>(pairs);
   return Workspace::bytes_of<float>(query_count(p)) +
-         (reranks(p) ? Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(p.shortlist)) + counts : 0) +
+         (reranks(p) ? Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(p.shortlist)) + counts
+                     : 0) +
          4 * list + 2 * counts + Workspace::bytes_of<float>(pairs);
 }
 
@@ -180,8 +183,8 @@ void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
     }
   }
   const Between between = take_between(p, execution.workspace);
-  const NewTokens tokens = {p.input_type,   p.geometry,     p.batch,  p.queries, p.keys,         p.values, p.query_stride,
-                            p.key_stride,   p.value_stride, p.states, p.rope,    between.queries};
+  const NewTokens tokens = {p.input_type,   p.geometry,   p.batch,        p.queries, p.keys, p.values,
+                            p.query_stride, p.key_stride, p.value_stride, p.states,  p.rope, between.queries};
   add_new_tokens(
       tokens, execution,
       [](const void* context, std::int64_t session) -> TokenPlace {

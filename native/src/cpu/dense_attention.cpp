@@ -13,8 +13,8 @@ constexpr std::int64_t kPartTokens = 1024;
 
 std::uint64_t dense_attention_workspace(const skv_dense_attention_params& p, const ExecutionTraits&) {
   const skv_geometry& g = p.geometry;
-  return prepared_query_bytes(g, p.batch) + AttentionParts::bytes(head_pairs(g, p.batch), divide_up(p.max_length, kPartTokens),
-                                                                  group_size(g), g.head_dim);
+  return prepared_query_bytes(g, p.batch) +
+         AttentionParts::bytes(head_pairs(g, p.batch), divide_up(p.max_length, kPartTokens), group_size(g), g.head_dim);
 }
 
 // Exact decode attention, keys and values [K][capacity][D] a session, queries [B][H][D].

@@ -43,8 +43,8 @@ void dense_decode_layer(const skv_dense_decode_layer_params& p, Execution& execu
     }
   }
   float* const queries = execution.workspace.take<float>(query_count(p));
-  const NewTokens tokens = {p.input_type,   p.geometry,     p.batch,  p.queries, p.keys, p.values, p.query_stride,
-                            p.key_stride,   p.value_stride, p.states, p.rope,    queries};
+  const NewTokens tokens = {p.input_type,   p.geometry,   p.batch,        p.queries, p.keys, p.values,
+                            p.query_stride, p.key_stride, p.value_stride, p.states,  p.rope, queries};
   add_new_tokens(
       tokens, execution,
       [](const void* context, std::int64_t session) -> TokenPlace {

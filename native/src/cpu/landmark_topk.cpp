@@ -20,7 +20,8 @@ struct Shape {
 };
 
 Shape shape_of(const skv_landmark_topk_params& p) {
-  return {head_pairs(p.geometry, p.batch), divide_up(p.max_chunks, kUnitChunks), score_stride(p.max_chunks), group_size(p.geometry)};
+  return {head_pairs(p.geometry, p.batch), divide_up(p.max_chunks, kUnitChunks), score_stride(p.max_chunks),
+          group_size(p.geometry)};
 }
 
 }  // namespace
@@ -45,9 +46,10 @@ void landmark_topk(const skv_landmark_topk_params& p, Execution& execution) {
   for (std::int32_t b = 0; b < p.batch; ++b) {
     const std::int64_t chunks = p.states[b].indexed_chunks;
     if (p.states[b].length > 0 && (chunks > p.max_chunks || chunks > p.layers[b].chunk_capacity)) {
-      throw Error(SKV_INVALID_ARGUMENT, "landmark_topk: session " + std::to_string(b) + " has " + std::to_string(chunks) +
-                                            " indexed chunks, max_chunks is " + std::to_string(p.max_chunks) +
-                                            " and its capacity " + std::to_string(p.layers[b].chunk_capacity));
+      throw Error(SKV_INVALID_ARGUMENT, "landmark_topk: session " + std::to_string(b) + " has " +
+                                            std::to_string(chunks) + " indexed chunks, max_chunks is " +
+                                            std::to_string(p.max_chunks) + " and its capacity " +
+                                            std::to_string(p.layers[b].chunk_capacity));
     }
   }
   Workspace& workspace = execution.workspace;
@@ -61,7 +63,8 @@ void landmark_topk(const skv_landmark_topk_params& p, Execution& execution) {
   Workspace per_thread = workspace;
   const std::uint64_t thread_bytes = Workspace::bytes_of<std::uint32_t>(static_cast<std::uint64_t>(s.stride)) +
                                      Workspace::bytes_of<float>(static_cast<std::uint64_t>(p.select));
-  std::byte* const thread_memory = per_thread.take<std::byte>(thread_bytes * static_cast<std::uint64_t>(traits.threads));
+  std::byte* const thread_memory =
+      per_thread.take<std::byte>(thread_bytes * static_cast<std::uint64_t>(traits.threads));
   const AttentionKernels& kernels = attention_kernels(execution.set);
   const auto indexed = [&](std::int64_t pair) -> std::int64_t {
     const skv_session_state& state = p.states[pair / heads];
@@ -79,8 +82,8 @@ void landmark_topk(const skv_landmark_topk_params& p, Execution& execution) {
     const float* const query = queries + pair * group * width;
     float* const rows = logits + pair * group * s.stride + first;
     kernels.rows[g.landmark_type].score(
-        query, group, element_at(static_cast<const void*>(layer.landmarks), g.landmark_type, at * dim), count, dim, rows, s.stride,
-        nullptr);
+        query, group, element_at(static_cast<const void*>(layer.landmarks), g.landmark_type, at * dim), count, dim,
+        rows, s.stride, nullptr);
     const float* __restrict__ const radius = layer.radius + at;
     for (std::int64_t q = 0; q < group; ++q) {
       float* __restrict__ const row = rows + q * s.stride;

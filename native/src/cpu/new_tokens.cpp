@@ -5,8 +5,8 @@
 
 namespace skv::cpu {
 
-void add_new_tokens(const NewTokens& n, Execution& execution, TokenPlace (*place)(const void* context, std::int64_t session),
-                    const void* context) {
+void add_new_tokens(const NewTokens& n, Execution& execution,
+                    TokenPlace (*place)(const void* context, std::int64_t session), const void* context) {
   const skv_geometry& g = n.geometry;
   const std::int64_t dim = g.head_dim, heads = g.query_heads + g.key_value_heads;
   const std::int64_t query_stride = n.query_stride != 0 ? n.query_stride : g.query_heads * dim;

@@ -27,7 +27,7 @@ struct TokenPlace {
 };
 
 // place(session) tells where a session that is not idle keeps its new token; idle sessions store nothing.
-void add_new_tokens(const NewTokens& tokens, Execution& execution, TokenPlace (*place)(const void* context, std::int64_t session),
-                    const void* context);
+void add_new_tokens(const NewTokens& tokens, Execution& execution,
+                    TokenPlace (*place)(const void* context, std::int64_t session), const void* context);
 
 }  // namespace skv::cpu

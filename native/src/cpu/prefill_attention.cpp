@@ -23,9 +23,9 @@ std::uint64_t prefill_attention_workspace(const skv_prefill_attention_params& p,
   return static_cast<std::uint64_t>(traits.threads) * thread_bytes(p.geometry, traits);
 }
 
-// Causal attention of consecutive tokens, in the manner of FlashAttention (Dao et al., 2022): a tile of queries goes over
-// the keys once with a running softmax. Bound by 4 * D operations for each query head and pair of tokens; tiles of keys
-// that no query of a tile sees are skipped.
+// Causal attention of consecutive tokens, in the manner of FlashAttention (Dao et al., 2022): a tile of queries goes
+// over the keys once with a running softmax. Bound by 4 * D operations for each query head and pair of tokens; tiles of
+// keys that no query of a tile sees are skipped.
 void prefill_attention(const skv_prefill_attention_params& p, Execution& execution) {
   const skv_geometry& g = p.geometry;
   check_attention_geometry(g, p.query_type, "prefill_attention");
@@ -64,7 +64,8 @@ void prefill_attention(const skv_prefill_attention_params& p, Execution& executi
       const std::int64_t token = first + std::min(column / group, tokens - 1);
       last_key[column] = static_cast<std::int32_t>(p.first_position + token);
       if (column < used) {
-        widen(element_at(p.queries, p.query_type, token * query_stride + (head * group + column % group) * dim), query, dim);
+        widen(element_at(p.queries, p.query_type, token * query_stride + (head * group + column % group) * dim), query,
+              dim);
       }
       for (std::int64_t d = 0; d < width; ++d) {
         query[d] = column < used && d < dim ? query[d] * scale : 0.0F;

@@ -12,29 +12,30 @@ std::uint64_t RebuiltKeys::bytes(const skv_geometry& g, const ExecutionTraits& t
          Workspace::bytes_of<float>(static_cast<std::uint64_t>(kTokens * padded_dim(g.head_dim)));
 }
 
-RebuiltKeys::RebuiltKeys(const skv_geometry& g, const AttentionKernels& kernels, const ExecutionTraits&, Workspace& workspace)
+RebuiltKeys::RebuiltKeys(const skv_geometry& g, const AttentionKernels& kernels, const ExecutionTraits&,
+                         Workspace& workspace)
     : geometry_(g), kernels_(&kernels) {
   basis_ = workspace.take<std::byte>(kernels.packed_basis_bytes(g.storage_type, g.rank, g.head_dim));
   coefficients_ = workspace.take<std::byte>(kernels.packed_coefficients_bytes(g.storage_type, g.rank, kTokens));
   keys_ = workspace.take<float>(static_cast<std::uint64_t>(kTokens * padded_dim(g.head_dim)));
 }
 
-const float* RebuiltKeys::rebuild(const skv_shadow_layer& layer, const skv_rope& rope, std::int64_t pair, std::int64_t head,
-                                  const std::int32_t* chunks, std::int64_t count) {
+const float* RebuiltKeys::rebuild(const skv_shadow_layer& layer, const skv_rope& rope, std::int64_t pair,
+                                  std::int64_t head, const std::int32_t* chunks, std::int64_t count) {
   const skv_geometry& g = geometry_;
   const std::int64_t chunk = g.chunk, width = padded_dim(g.head_dim);
   if (packed_pair_ != pair) {
     kernels_->pack_basis(g.storage_type,
-                         element_at(static_cast<const void*>(layer.basis), g.storage_type, head * g.rank * g.head_dim), g.rank,
-                         g.head_dim, basis_);
+                         element_at(static_cast<const void*>(layer.basis), g.storage_type, head * g.rank * g.head_dim),
+                         g.rank, g.head_dim, basis_);
     packed_pair_ = pair;
   }
   const std::uint64_t packed = kernels_->packed_coefficients_bytes(g.storage_type, g.rank, chunk);
   for (std::int64_t i = 0; i < count; ++i) {
     kernels_->pack_coefficients(
         g.storage_type,
-        element_at(static_cast<const void*>(layer.coefficients), g.storage_type, chunks[i] * chunk * g.rank), g.rank, chunk,
-        coefficients_ + static_cast<std::uint64_t>(i) * packed);
+        element_at(static_cast<const void*>(layer.coefficients), g.storage_type, chunks[i] * chunk * g.rank), g.rank,
+        chunk, coefficients_ + static_cast<std::uint64_t>(i) * packed);
   }
   kernels_->rebuild(g.storage_type, coefficients_, basis_, g.rank, g.head_dim, count * chunk, keys_);
   for (std::int64_t i = 0; i < count; ++i) {

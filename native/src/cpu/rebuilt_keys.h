@@ -17,7 +17,8 @@ class RebuiltKeys {
   static constexpr std::int64_t kTokens = 32;
 
   static std::uint64_t bytes(const skv_geometry& geometry, const ExecutionTraits& traits);
-  RebuiltKeys(const skv_geometry& geometry, const AttentionKernels& kernels, const ExecutionTraits& traits, Workspace& workspace);
+  RebuiltKeys(const skv_geometry& geometry, const AttentionKernels& kernels, const ExecutionTraits& traits,
+              Workspace& workspace);
 
   static std::int64_t chunks_of_block(const skv_geometry& geometry) { return kTokens / geometry.chunk; }
 

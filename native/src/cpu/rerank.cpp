@@ -43,8 +43,8 @@ void rerank(const skv_rerank_params& p, Execution& execution) {
   for (int thread = 0; thread < traits.threads; ++thread) {
     new (keys + thread) RebuiltKeys(g, kernels, traits, workspace);
   }
-  std::uint32_t* const order = workspace.take<std::uint32_t>(static_cast<std::uint64_t>(traits.threads) *
-                                                             static_cast<std::uint64_t>(stride));
+  std::uint32_t* const order =
+      workspace.take<std::uint32_t>(static_cast<std::uint64_t>(traits.threads) * static_cast<std::uint64_t>(stride));
   const auto listed = [&](std::int64_t pair) -> std::int64_t {
     return p.states[pair / heads].length == 0 ? 0 : p.shortlist_count[pair];
   };
@@ -61,8 +61,8 @@ void rerank(const skv_rerank_params& p, Execution& execution) {
         keys[thread].expect(layer, chunks[i]);
       }
       const float* const rebuilt = keys[thread].rebuild(layer, p.rope, pair, pair % heads, chunks + at, count);
-      kernels.rows[SKV_F32].score(queries + pair * group * width, group, rebuilt, count * chunk, static_cast<std::int32_t>(width),
-                                  scores, RebuiltKeys::kTokens, nullptr);
+      kernels.rows[SKV_F32].score(queries + pair * group * width, group, rebuilt, count * chunk,
+                                  static_cast<std::int32_t>(width), scores, RebuiltKeys::kTokens, nullptr);
       for (std::int64_t q = 0; q < group; ++q) {
         for (std::int64_t i = 0; i < count; ++i) {
           float largest, sum;

@@ -16,7 +16,8 @@ inline std::uint32_t order_key(float score) {
   return (bits & kSign) != 0 ? ~bits : bits | kSign;
 }
 
-// Indices of the `select` largest of keys [count], ascending; of those that are not 0, when they are fewer. Returns how many.
+// Indices of the `select` largest of keys [count], ascending; of those that are not 0, when they are fewer. Returns how
+// many.
 std::int32_t select_best(const std::uint32_t* keys, std::int64_t count, std::int32_t select, std::int32_t* indices);
 
 }  // namespace skv::cpu

@@ -19,7 +19,8 @@ struct PartPlan {
 };
 
 PartPlan plan_parts(const skv_geometry& g, std::int32_t select) {
-  return {divide_up(static_cast<std::int64_t>(select) * g.chunk, kSelectedPartTokens), divide_up(g.window, kRecentPartTokens)};
+  return {divide_up(static_cast<std::int64_t>(select) * g.chunk, kSelectedPartTokens),
+          divide_up(g.window, kRecentPartTokens)};
 }
 
 // One part of one pair.
@@ -53,7 +54,8 @@ class Part {
         keys.expect(layer_, chunks[i]);
       }
       const float* const rebuilt = keys.rebuild(layer_, p_.rope, pair_, head_, chunks + at, count);
-      kernels_.rows[SKV_F32].score(queries_, group, rebuilt, count * g_.chunk, width, scores, RebuiltKeys::kTokens, nullptr);
+      kernels_.rows[SKV_F32].score(queries_, group, rebuilt, count * g_.chunk, width, scores, RebuiltKeys::kTokens,
+                                   nullptr);
       kernels_.soften(scores, RebuiltKeys::kTokens, group, count * g_.chunk, softmax_, sums_, g_.head_dim);
       for (std::int64_t i = 0; i < count; ++i) {
         float* const weights = scores + i * g_.chunk;
@@ -121,8 +123,9 @@ std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, c
 
 // Attention of one token over selected chunks (keys rebuilt), outliers and the recent window.
 //
-// Bound by the rebuilding: S * C * r * D multiply-adds a key/value head (bf16 with AVX-512: two an instruction and lane,
-// exact products), against S * C * (r + D) elements read. A block of rebuilt keys never leaves the nearest caches.
+// Bound by the rebuilding: S * C * r * D multiply-adds a key/value head (bf16 with AVX-512: two an instruction and
+// lane, exact products), against S * C * (r + D) elements read. A block of rebuilt keys never leaves the nearest
+// caches.
 void sparse_attention(const skv_sparse_attention_params& p, Execution& execution) {
   const skv_geometry& g = p.geometry;
   check_shadow_geometry(g, p.query_type, "sparse_attention");
@@ -148,7 +151,8 @@ void sparse_attention(const skv_sparse_attention_params& p, Execution& execution
     if (state.length == 0) {
       return;
     }
-    const Part work(p, kernels, pair, queries + pair * group * padded_dim(dim), sums.begin(pair, part), sums.sums(pair, part));
+    const Part work(p, kernels, pair, queries + pair * group * padded_dim(dim), sums.begin(pair, part),
+                    sums.sums(pair, part));
     if (part < plan.selected) {
       const std::int64_t chunks = kSelectedPartTokens / g.chunk;
       const std::int64_t end = std::min<std::int64_t>((part + 1) * chunks, p.selected_count[pair]);

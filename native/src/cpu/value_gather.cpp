@@ -11,7 +11,9 @@ constexpr std::int64_t kUnitChunks = 32;
 
 }  // namespace
 
-std::uint64_t value_gather_workspace(const skv_value_gather_params&, const ExecutionTraits&) { return 0; }
+std::uint64_t value_gather_workspace(const skv_value_gather_params&, const ExecutionTraits&) {
+  return 0;
+}
 
 // Copies chunks of C * D elements, each contiguous in values [K][chunk_capacity][C][D] and in slots [K][slots][C][D].
 void value_gather(const skv_value_gather_params& p, Execution& execution) {
@@ -25,8 +27,8 @@ void value_gather(const skv_value_gather_params& p, Execution& execution) {
     for (std::int64_t i = first; i < end; ++i) {
       const std::int64_t from = head * layer.chunk_capacity + p.fetch_chunk[pair * p.select + i];
       const std::int64_t to = head * g.slots + p.fetch_slot[pair * p.select + i];
-      std::memcpy(static_cast<char*>(layer.slot_values) + to * bytes, static_cast<const char*>(layer.values) + from * bytes,
-                  static_cast<std::size_t>(bytes));
+      std::memcpy(static_cast<char*>(layer.slot_values) + to * bytes,
+                  static_cast<const char*>(layer.values) + from * bytes, static_cast<std::size_t>(bytes));
     }
   });
 }

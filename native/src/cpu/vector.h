@@ -35,10 +35,18 @@ typedef float Vector __attribute__((vector_size(kVectorBytes)));
 typedef std::int32_t IntVector __attribute__((vector_size(kVectorBytes)));
 typedef float LooseVector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 
-inline Vector broadcast(float x) { return Vector{} + x; }
-inline Vector largest(Vector a, Vector b) { return a > b ? a : b; }
-inline Vector load(const float* p) { return *reinterpret_cast<const LooseVector*>(p); }
-inline void store(float* p, Vector x) { *reinterpret_cast<LooseVector*>(p) = x; }
+inline Vector broadcast(float x) {
+  return Vector{} + x;
+}
+inline Vector largest(Vector a, Vector b) {
+  return a > b ? a : b;
+}
+inline Vector load(const float* p) {
+  return *reinterpret_cast<const LooseVector*>(p);
+}
+inline void store(float* p, Vector x) {
+  *reinterpret_cast<LooseVector*>(p) = x;
+}
 
 // --- Elements, widened ------------------------------------------------------------------------
 
@@ -154,7 +162,9 @@ inline Sums sums_of(Vector a, Vector b, Vector c, Vector d) {
 }
 #endif
 
-inline float sum_of(Vector x) { return sums_of(x, Vector{}, Vector{}, Vector{}).at[0]; }
+inline float sum_of(Vector x) {
+  return sums_of(x, Vector{}, Vector{}, Vector{}).at[0];
+}
 
 inline float largest_of(Vector x) {
   float largest = x[0];
@@ -190,8 +200,12 @@ inline Vector exponential(Vector x) {
   return x < kSmallest ? Vector{} : scaled;
 }
 
-inline int full_vectors(int count) { return count / kLanes; }
-inline int rest_of_vector(int count) { return count % kLanes; }
+inline int full_vectors(int count) {
+  return count / kLanes;
+}
+inline int rest_of_vector(int count) {
+  return count % kLanes;
+}
 
 }  // namespace
 }  // namespace skv::cpu
