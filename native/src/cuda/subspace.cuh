@@ -57,23 +57,25 @@ constexpr int kCholeskyThreads = kPanel * kPanel;
 constexpr int kCholeskyPitch = kPanel + 1;
 
 inline std::size_t cholesky_shared_bytes(int n) {
-  return sizeof(double) * static_cast<std::size_t>(n * kCholeskyPitch + 2 * kPanel * kCholeskyPitch + n + kPanel);
+  return sizeof(double) * static_cast<std::size_t>(n * kCholeskyPitch + 2 * kPanel * kCholeskyPitch + n + 2 * kPanel);
 }
 
 // In place: matrix [n][n] = L . L^T, of which the lower triangle is read and becomes L. Also writes L transposed,
 // and the transposed inverses of L's diagonal blocks [n/32][32][32]. A column whose pivot is not above
 // own_share of its diagonal element and overall_share of the largest is dependent on those before it: it and
-// its inverse become zero. One block: left-looking panels of 32 columns, n^3/6 operations; bound by latency.
+// its inverse become zero. One block: left-looking panels of 32 columns, n^3/6 operations; bound by latency. n is at
+// most 32 * kRowsOfWarp.
+template <int kRowsOfWarp>
 __global__ void __launch_bounds__(kCholeskyThreads)
     cholesky_kernel(double* matrix, double* transposed, double* inverses, int n, double own_share,
                     double overall_share) {
   extern __shared__ double cholesky_shared[];
-  double* const panel = cholesky_shared;                          // [n][33]
-  double* const factor = panel + n * kCholeskyPitch;              // [32][33] rows of L beside the panel
-  double* const inverse = factor + kPanel * kCholeskyPitch;       // [32][33]
-  double* const diagonal = inverse + kPanel * kCholeskyPitch;     // [n]
-  double* const unscale = diagonal + n;                           // [32] 1/sqrt(pivot)
-  constexpr int kRowsOfWarp = kMaximumBlock / kPanel;
+  double* const panel = cholesky_shared;                       // [n][33]
+  double* const factor = panel + n * kCholeskyPitch;           // [32][33] rows of L beside the panel
+  double* const inverse = factor + kPanel * kCholeskyPitch;    // [32][33]
+  double* const diagonal = inverse + kPanel * kCholeskyPitch;  // [n]
+  double* const over = diagonal + n;                           // [32] 1/pivot
+  double* const unscale = over + kPanel;                       // [32] 1/sqrt(pivot)
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   for (int i = static_cast<int>(threadIdx.x); i < n; i += kCholeskyThreads) {
     diagonal[i] = matrix[static_cast<std::int64_t>(i) * n + i];
@@ -100,12 +102,15 @@ __global__ void __launch_bounds__(kCholeskyThreads)
       factor[lane * kCholeskyPitch + warp] = matrix[static_cast<std::int64_t>(begin + warp) * n + before + lane];
       __syncthreads();
 #pragma unroll 4
-      for (int k = 0; k < kPanel; ++k) {
-        const double beside = factor[k * kCholeskyPitch + lane];
+      for (int k = 0; k < kPanel; k += 2) {
+        const double beside0 = factor[k * kCholeskyPitch + lane], beside1 = factor[(k + 1) * kCholeskyPitch + lane];
 #pragma unroll
         for (int q = 0; q < kRowsOfWarp; ++q) {
           if (q < warp_rows) {
-            rest[q] -= matrix[static_cast<std::int64_t>(begin + q * kPanel + warp) * n + before + k] * beside;
+            const auto row = *reinterpret_cast<const double2*>(
+                matrix + static_cast<std::int64_t>(begin + q * kPanel + warp) * n + before + k);
+            rest[q] -= row.x * beside0;
+            rest[q] -= row.y * beside1;
           }
         }
       }
@@ -117,28 +122,38 @@ __global__ void __launch_bounds__(kCholeskyThreads)
       }
     }
     inverse[warp * kCholeskyPitch + lane] = warp == lane ? 1.0 : 0.0;
+    // A pivot is inverted once, by the thread that made it.
+    const auto settle = [&](int j, double pivot) {
+      const bool independent = pivot > own_share * diagonal[begin + j] && pivot > overall_share * largest && pivot > 0;
+      over[j] = independent ? 1.0 / pivot : 0.0;
+    };
+    if (threadIdx.x == 0) {
+      settle(0, rest[0]);
+    }
     __syncthreads();
     // The diagonal block: thread (warp, lane) owns element (row, column); a step reads column j and changes
     // what lies behind it.
     for (int j = 0; j < kPanel; ++j) {
-      const double pivot = panel[j * kCholeskyPitch + j];
-      const bool independent = pivot > own_share * diagonal[begin + j] && pivot > overall_share * largest && pivot > 0;
-      const double over = independent ? 1.0 / pivot : 0.0;
-      if (threadIdx.x == 0) {
-        unscale[j] = independent ? 1.0 / sqrt(pivot) : 0.0;
-      }
-      const double multiple = panel[warp * kCholeskyPitch + j] * over;
-      double changed = 0;
-      if (warp > j && lane > j && lane <= warp) {
-        changed = panel[warp * kCholeskyPitch + lane] - multiple * panel[lane * kCholeskyPitch + j];
-        panel[warp * kCholeskyPitch + lane] = changed;
-      }
-      // The same elimination on the identity gives the inverse, its rows not scaled yet.
-      if (warp > j && lane <= j) {
-        inverse[warp * kCholeskyPitch + lane] -= multiple * inverse[j * kCholeskyPitch + lane];
+      if (warp > j) {
+        const double multiple = panel[warp * kCholeskyPitch + j] * over[j];
+        if (lane > j && lane <= warp) {
+          const double changed = panel[warp * kCholeskyPitch + lane] - multiple * panel[lane * kCholeskyPitch + j];
+          panel[warp * kCholeskyPitch + lane] = changed;
+          if (warp == j + 1) {
+            settle(j + 1, changed);
+          }
+        }
+        // The same elimination on the identity gives the inverse, its rows not scaled yet.
+        if (lane <= j) {
+          inverse[warp * kCholeskyPitch + lane] -= multiple * inverse[j * kCholeskyPitch + lane];
+        }
       }
       __syncthreads();
     }
+    if (warp == 0) {
+      unscale[lane] = sqrt(over[lane]);
+    }
+    __syncthreads();
     inverse[warp * kCholeskyPitch + lane] = lane <= warp ? inverse[warp * kCholeskyPitch + lane] * unscale[warp] : 0.0;
     const double on_diagonal = lane <= warp ? panel[warp * kCholeskyPitch + lane] * unscale[lane] : 0.0;
     __syncthreads();
@@ -147,12 +162,16 @@ __global__ void __launch_bounds__(kCholeskyThreads)
     // The rows below: times the block's inverse, transposed.
 #pragma unroll
     for (int q = 1; q < kRowsOfWarp; ++q) {
-      if (q < warp_rows) {
-        double sum = 0;
-        for (int k = 0; k < kPanel; ++k) {
-          sum = fma(panel[(q * kPanel + warp) * kCholeskyPitch + k], inverse[lane * kCholeskyPitch + k], sum);
+      rest[q] = 0;
+    }
+#pragma unroll 4
+    for (int k = 0; k < kPanel; ++k) {
+      const double beside = inverse[lane * kCholeskyPitch + k];
+#pragma unroll
+      for (int q = 1; q < kRowsOfWarp; ++q) {
+        if (q < warp_rows) {
+          rest[q] = fma(panel[(q * kPanel + warp) * kCholeskyPitch + k], beside, rest[q]);
         }
-        rest[q] = sum;
       }
     }
     rest[0] = on_diagonal;
@@ -208,122 +227,188 @@ __global__ void __launch_bounds__(kSolveRows * 32)
 
 // --- Jacobi -------------------------------------------------------------------------------------
 
-constexpr int kJacobiThreads = 768;
-constexpr int kJacobiElements = 24;  // of a column a lane holds
+constexpr int kJacobiGroup = 16;                   // columns that move together
+constexpr int kJacobiColumns = 2 * kJacobiGroup;   // of a block: two groups
+constexpr int kJacobiThreads = kJacobiGroup * 32;  // a warp a pair of columns
+constexpr int kJacobiSweeps = 12;
+constexpr int kJacobiWords = 1 + kJacobiSweeps;  // of `progress`, zero at first
 
-// Eigenvectors of L.L^T by making the columns of L orthogonal (one-sided Jacobi, round-robin pairs): the columns
-// become eigenvectors times the roots of the eigenvalues. kLanes lanes turn a pair, all pairs of a round at once.
+static_assert(kPanel % kJacobiColumns == 0);
+static_assert(sizeof(float) * kJacobiColumns * kMaximumBlock <= 48 * 1024, "more shared memory has to be asked for");
+
+inline std::size_t jacobi_shared_bytes(int n) {
+  return sizeof(float) * static_cast<std::size_t>(kJacobiColumns * n);
+}
+
+// Waits until every block of the grid has come here as often as this one, and sees what they wrote before.
+// All blocks must be resident. What others wrote must be read past the first-level cache.
+__device__ inline void grid_barrier(unsigned* arrivals, unsigned& expected) {
+  __syncthreads();
+  expected += gridDim.x;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    atomicAdd(arrivals, 1U);
+    while (*static_cast<volatile unsigned*>(arrivals) < expected) {
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+// Which two of `count` (even) take turns with each other as pair `pair` of round `round`: everybody meets everybody
+// in count - 1 rounds.
+__device__ inline void round_robin(int count, int round, int pair, int& first, int& second) {
+  first = count - 1;
+  second = round;
+  if (pair > 0) {
+    first = round + pair;
+    first -= first >= count - 1 ? count - 1 : 0;
+    second = round - pair;
+    second += second < 0 ? count - 1 : 0;
+  }
+}
+
+// Turns two columns, a lane's share of each, until they are orthogonal. Returns the cosine they had.
+template <int kElements>
+__device__ inline float turn(float (&a)[kElements], float (&b)[kElements]) {
+  constexpr float kIgnoredCosine = 1e-5F;
+  float aa = 0, bb = 0, ab = 0;
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) {
+    aa = fmaf(a[i], a[i], aa);
+    bb = fmaf(b[i], b[i], bb);
+    ab = fmaf(a[i], b[i], ab);
+  }
+  aa = warp_sum(aa);
+  bb = warp_sum(bb);
+  ab = warp_sum(ab);
+  const float product = sqrtf(aa) * sqrtf(bb);
+  const float cosine = product > 0 ? fabsf(ab) / product : 0.0F;
+  if (cosine > kIgnoredCosine) {
+    const float zeta = (bb - aa) / (2.0F * ab);
+    const float tangent = copysignf(1.0F, zeta) / (fabsf(zeta) + sqrtf(1.0F + zeta * zeta));
+    const float c = rsqrtf(1.0F + tangent * tangent), s = c * tangent;
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      const float before = a[i];
+      a[i] = c * before - s * b[i];
+      b[i] = s * before + c * b[i];
+    }
+  }
+  return cosine;
+}
+
+// Eigenvectors of L.L^T by making the columns of L orthogonal (one-sided Jacobi): the columns become eigenvectors
+// times the roots of the eigenvalues.
 //
 // transposed [n][n]: row j is column j of L. vectors [taken][n] by descending eigenvalue, of length 1 or zero;
-// values [taken]. columns [n][n] is scratch where shared memory is too small. One block: a sweep is n-1
-// rounds of n/2 pairs, each a read and a write of two columns in shared memory; bound by that.
-template <int kLanes, bool kShared>
+// values [taken]. columns [n][n] and progress [kJacobiWords] are scratch. n/32 blocks that wait for each other: the
+// columns go in groups of 16, each block turns the columns of two groups against each other in shared memory, and
+// after n/16 - 1 such rounds every group has met every other, which is a sweep. A lane holds at most kElements
+// of a column. Bound by latency: of n steps a sweep, and of the exchange through the L2 cache each round.
+template <int kElements>
 __global__ void __launch_bounds__(kJacobiThreads, 1)
-    jacobi_kernel(const double* transposed, int n, int taken, float* columns, float* vectors, float* values) {
-  extern __shared__ __align__(16) float jacobi_shared[];
+    jacobi_kernel(const double* transposed, int n, int taken, float* columns, unsigned* progress, float* vectors,
+                  float* values) {
+  extern __shared__ __align__(16) float jacobi_shared[];  // [32][n]
   __shared__ float squares[kMaximumBlock];
-  __shared__ int worst;
-  constexpr int kPieces = kJacobiElements / 4;
-  constexpr int kMaximumSweeps = 12;
-  // Columns are turned until a whole sweep met no angle above this one; the sweep itself then left its square.
+  // Columns are turned until a whole sweep met no angle above this one; the sweep itself then left about its square.
   constexpr float kSmallCosine = 1e-2F;
-  constexpr float kIgnoredCosine = 1e-5F;
-  float* const w = kShared ? jacobi_shared : columns;
-  for (int i = static_cast<int>(threadIdx.x); i < n * n; i += kJacobiThreads) {
-    w[i] = static_cast<float>(transposed[i]);
+  float* const w = jacobi_shared;
+  unsigned* const arrivals = progress;
+  unsigned* const worst = progress + 1;  // of each sweep, as the bits of a float that is not negative
+  unsigned expected = 0;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int groups = n / kJacobiGroup, block = static_cast<int>(blockIdx.x);
+  for (int i = static_cast<int>(threadIdx.x); i < kJacobiColumns * n; i += kJacobiThreads) {
+    columns[block * kJacobiColumns * n + i] = static_cast<float>(transposed[block * kJacobiColumns * n + i]);
   }
-  const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  const int teams = kJacobiThreads / kLanes, team = static_cast<int>(threadIdx.x) / kLanes;
-  const int pairs = n / 2;
-  const int turns = (pairs + teams - 1) / teams;
-  for (int sweep = 0; sweep < kMaximumSweeps; ++sweep) {
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      worst = 0;
+  grid_barrier(arrivals, expected);
+
+  const auto take = [&](float(&x)[kElements], int column) {
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      x[i] = i * 32 < n ? w[column * n + i * 32 + lane] : 0.0F;
     }
-    float met = 0;
-    for (int round = 0; round < n - 1; ++round) {
-      __syncthreads();
-      for (int turn = 0; turn < turns; ++turn) {
-        const int pair = team + turn * teams;
-        const bool active = pair < pairs;
-        int first = n - 1, second = round;
-        if (pair > 0 && active) {
-          first = round + pair;
-          first -= first >= n - 1 ? n - 1 : 0;
-          second = round - pair;
-          second += second < 0 ? n - 1 : 0;
-        }
-        if (first > second) {
-          const int swap = first;
-          first = second;
-          second = swap;
-        }
-        float4 a[kPieces], b[kPieces];
-        float aa = 0, bb = 0, ab = 0;
+  };
+  const auto put = [&](const float(&x)[kElements], int column) {
 #pragma unroll
-        for (int i = 0; i < kPieces; ++i) {
-          const int at = (i * kLanes + lane) * 4;
-          const bool inside = active && at < n;
-          a[i] = inside ? *reinterpret_cast<const float4*>(w + first * n + at) : make_float4(0, 0, 0, 0);
-          b[i] = inside ? *reinterpret_cast<const float4*>(w + second * n + at) : make_float4(0, 0, 0, 0);
-          aa += a[i].x * a[i].x + a[i].y * a[i].y + a[i].z * a[i].z + a[i].w * a[i].w;
-          bb += b[i].x * b[i].x + b[i].y * b[i].y + b[i].z * b[i].z + b[i].w * b[i].w;
-          ab += a[i].x * b[i].x + a[i].y * b[i].y + a[i].z * b[i].z + a[i].w * b[i].w;
-        }
-#pragma unroll
-        for (int step = kLanes / 2; step; step >>= 1) {
-          aa += __shfl_xor_sync(0xffffffffU, aa, step);
-          bb += __shfl_xor_sync(0xffffffffU, bb, step);
-          ab += __shfl_xor_sync(0xffffffffU, ab, step);
-        }
-        const float product = sqrtf(aa) * sqrtf(bb);
-        const float cosine = product > 0 ? fabsf(ab) / product : 0.0F;
-        met = fmaxf(met, cosine);
-        if (active && cosine > kIgnoredCosine) {
-          const float zeta = (bb - aa) / (2.0F * ab);
-          const float tangent = copysignf(1.0F, zeta) / (fabsf(zeta) + sqrtf(1.0F + zeta * zeta));
-          const float c = rsqrtf(1.0F + tangent * tangent), s = c * tangent;
-#pragma unroll
-          for (int i = 0; i < kPieces; ++i) {
-            const int at = (i * kLanes + lane) * 4;
-            if (at < n) {
-              *reinterpret_cast<float4*>(w + first * n + at) =
-                  make_float4(c * a[i].x - s * b[i].x, c * a[i].y - s * b[i].y, c * a[i].z - s * b[i].z,
-                              c * a[i].w - s * b[i].w);
-              *reinterpret_cast<float4*>(w + second * n + at) =
-                  make_float4(s * a[i].x + c * b[i].x, s * a[i].y + c * b[i].y, s * a[i].z + c * b[i].z,
-                              s * a[i].w + c * b[i].w);
-            }
-          }
-        }
+    for (int i = 0; i < kElements; ++i) {
+      if (i * 32 < n) {
+        w[column * n + i * 32 + lane] = x[i];
       }
     }
-    atomicMax(&worst, __float_as_int(met));
-    __syncthreads();
-    if (__int_as_float(worst) < kSmallCosine) {
+  };
+  for (int sweep = 0; sweep < kJacobiSweeps; ++sweep) {
+    float met = 0;
+    for (int round = 0; round < groups - 1; ++round) {
+      int first_group, second_group;
+      round_robin(groups, round, block, first_group, second_group);
+      const int words = kJacobiGroup * n / 4;
+      for (int i = static_cast<int>(threadIdx.x); i < 2 * words; i += kJacobiThreads) {
+        const int half = i / words, within = i % words;
+        reinterpret_cast<float4*>(w)[i] = __ldcg(
+            reinterpret_cast<const float4*>(columns + (half ? second_group : first_group) * kJacobiGroup * n) + within);
+      }
+      __syncthreads();
+      float a[kElements], b[kElements];
+      if (round == 0) {
+        // Each group within itself: half of the warps for each.
+        for (int step = 0; step < kJacobiGroup - 1; ++step) {
+          int first, second;
+          round_robin(kJacobiGroup, step, warp % (kJacobiGroup / 2), first, second);
+          const int base = warp / (kJacobiGroup / 2) * kJacobiGroup;
+          take(a, base + first);
+          take(b, base + second);
+          met = fmaxf(met, turn(a, b));
+          put(a, base + first);
+          put(b, base + second);
+          __syncthreads();
+        }
+      }
+      take(a, warp);
+      for (int step = 0; step < kJacobiGroup; ++step) {
+        const int other = kJacobiGroup + (warp + step) % kJacobiGroup;
+        take(b, other);
+        met = fmaxf(met, turn(a, b));
+        put(b, other);
+        __syncthreads();
+      }
+      put(a, warp);
+      __syncthreads();
+      for (int i = static_cast<int>(threadIdx.x); i < 2 * words; i += kJacobiThreads) {
+        const int half = i / words, within = i % words;
+        reinterpret_cast<float4*>(columns + (half ? second_group : first_group) * kJacobiGroup * n)[within] =
+            reinterpret_cast<const float4*>(w)[i];
+      }
+      if (round == groups - 2 && lane == 0) {
+        atomicMax(worst + sweep, __float_as_uint(met));
+      }
+      grid_barrier(arrivals, expected);
+    }
+    if (__uint_as_float(__ldcg(worst + sweep)) < kSmallCosine) {
       break;
     }
   }
-  __syncthreads();
-  const int warp = static_cast<int>(threadIdx.x) / 32, warp_lane = static_cast<int>(threadIdx.x) % 32;
-  for (int j = warp; j < n; j += kJacobiThreads / 32) {
+  for (int j = warp; j < n; j += kJacobiGroup) {
     float sum = 0;
-    for (int i = warp_lane; i < n; i += 32) {
-      sum += w[j * n + i] * w[j * n + i];
+    for (int i = lane; i < n; i += 32) {
+      const float x = __ldcg(columns + j * n + i);
+      sum = fmaf(x, x, sum);
     }
     sum = warp_sum(sum);
-    if (warp_lane == 0) {
+    if (lane == 0) {
       squares[j] = sum;
     }
   }
   __syncthreads();
-  for (int j = warp; j < n; j += kJacobiThreads / 32) {
+  for (int j = block * kJacobiColumns + warp; j < (block + 1) * kJacobiColumns; j += kJacobiGroup) {
     const float mine = squares[j];
     int place = 0;
-    for (int i = warp_lane; i < n; i += 32) {
+    for (int i = lane; i < n; i += 32) {
       place += squares[i] > mine || (squares[i] == mine && i < j) ? 1 : 0;
     }
+#pragma unroll
     for (int step = 16; step; step >>= 1) {
       place += __shfl_xor_sync(0xffffffffU, place, step);
     }
@@ -331,10 +416,10 @@ __global__ void __launch_bounds__(kJacobiThreads, 1)
       continue;
     }
     const float scale = mine > 0 ? rsqrtf(mine) : 0.0F;
-    for (int i = warp_lane; i < n; i += 32) {
-      vectors[place * n + i] = w[j * n + i] * scale;
+    for (int i = lane; i < n; i += 32) {
+      vectors[place * n + i] = __ldcg(columns + j * n + i) * scale;
     }
-    if (warp_lane == 0) {
+    if (lane == 0) {
       values[place] = mine;
     }
   }
