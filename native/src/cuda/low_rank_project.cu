@@ -1,119 +1,153 @@
 #include "cuda/launch.h"
-#include "cuda/low_rank_tile.cuh"
+#include "cuda/low_rank_products.cuh"
 
 namespace skv::cuda {
 namespace {
 
-// Coefficients of new keys in an existing basis, and how much of each key they miss: 64 tokens a block, which
-// goes over the heads twice, first for the coefficients, then to compare the key with what they give back.
-//
-// keys [count][K*D], basis [K][r][D] -> coefficients [count][r], residual [count]. Floor: keys and basis read
-// once and 4*count*r*K*D operations. A fold has one block's worth of tokens: bound by latency.
-template <int kTiles>
-__global__ void __launch_bounds__(kTileThreads)
-    low_rank_project_kernel(const __grid_constant__ skv_low_rank_project_params p) {
-  using namespace nvcuda;
-  using S = __nv_bfloat16;
-  extern __shared__ __align__(128) unsigned char shared[];
-  const TileShape shape(p.rank, p.head_dim);
-  float* const sums = reinterpret_cast<float*>(shared);
-  S* const coefficients = reinterpret_cast<S*>(sums + shape.sum_elements());
-  S* const slice = coefficients + shape.coefficient_elements();
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTileTokens;
-  const int tokens = static_cast<int>(min(static_cast<std::int64_t>(kTileTokens), p.count - first));
-  const S* const keys = static_cast<const S*>(p.keys) + first * p.key_stride;
-  const S* const basis = static_cast<const S*>(p.basis);
-  const S zero = __float2bfloat16_rn(0.0F);
-  constexpr int kColumns = kTileSlice;
-  constexpr int kPitch = kColumns + kTileSkew;
-  // The tile of keys lies where the coefficients will be: they are at least 16 + 8 wide, the keys are taken
-  // 64 columns at a time, so they have the sums' place instead, which is large enough.
-  S* const key_tile = reinterpret_cast<S*>(sums);
+constexpr int kProjectWarps = 8;
+constexpr int kProjectThreads = kProjectWarps * 32;
+constexpr int kProjectRanks = 16;  // of a block
+constexpr int kProjectTiles = 4;   // of 8 tokens
+constexpr int kProjectTokens = 8 * kProjectTiles;
+constexpr int kDepth = 32;  // elements of a head that a warp takes at a time
 
-  TileSums tile[kTiles];
+// Coefficients of keys: 16 of them for 32 tokens a block, whose warps share the sum over the width.
+//
+// keys [count][K*D], basis [K][r][D] -> coefficients [count][r]. Floor: keys and basis read once, 2*count*r*K*D
+// operations. A fold has 64 tokens: bound by the latency of one block.
+template <bool kWide>
+__global__ void __launch_bounds__(kProjectThreads)
+    low_rank_project_kernel(const __grid_constant__ skv_low_rank_project_params p) {
+  using S = __nv_bfloat16;
+  __shared__ float parts[kProjectWarps][kProjectTokens][kProjectRanks];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int g = lane / 4, t = lane % 4;
+  const int first_rank = static_cast<int>(blockIdx.x) * kProjectRanks;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.y) * kProjectTokens;
+  const int tokens = static_cast<int>(min(static_cast<std::int64_t>(kProjectTokens), p.count - first));
+  const S* const keys = static_cast<const S*>(p.keys) + first * p.key_stride;
+  const int low_rank = first_rank + g, high_rank = first_rank + g + 8;
+  const int pieces = (p.head_dim + kDepth - 1) / kDepth;
+  float sums[kProjectTiles][4] = {};
+#pragma unroll 2
+  for (int unit = warp; unit < pieces * p.key_value_heads; unit += kProjectWarps) {
+    const int head = unit / pieces, d = unit % pieces * kDepth + 8 * t;
+    const S* const basis = static_cast<const S*>(p.basis) + static_cast<std::int64_t>(head) * p.rank * p.head_dim;
+    std::uint32_t low[4] = {}, high[4] = {};
+    if (low_rank < p.rank) {
+      load_pairs<8, kWide>(low, basis + static_cast<std::int64_t>(low_rank) * p.head_dim, d, p.head_dim);
+    }
+    if (high_rank < p.rank) {
+      load_pairs<8, kWide>(high, basis + static_cast<std::int64_t>(high_rank) * p.head_dim, d, p.head_dim);
+    }
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    wmma::fill_fragment(tile[n], 0.0F);
-  }
-  for (int head = 0; head < p.key_value_heads; ++head) {
-    for (int begin = 0; begin < p.head_dim; begin += kColumns) {
-      __syncthreads();
-      for (int i = static_cast<int>(threadIdx.x); i < kTileTokens * kColumns; i += kTileThreads) {
-        const int token = i / kColumns, d = i % kColumns;
-        key_tile[token * kPitch + d] =
-            token < tokens && begin + d < p.head_dim
-                ? keys[token * p.key_stride + static_cast<std::int64_t>(head) * p.head_dim + begin + d]
-                : zero;
+    for (int n = 0; n < kProjectTiles; ++n) {
+      std::uint32_t x[4] = {};
+      if (8 * n + g < tokens) {
+        load_pairs<8, kWide>(x, keys + (8 * n + g) * p.key_stride + static_cast<std::int64_t>(head) * p.head_dim, d,
+                             p.head_dim);
       }
-      for (int i = static_cast<int>(threadIdx.x); i < shape.rank_padded * kColumns; i += kTileThreads) {
-        const int j = i / kColumns, d = i % kColumns;
-        slice[j * kPitch + d] = j < p.rank && begin + d < p.head_dim
-                                    ? basis[(static_cast<std::int64_t>(head) * p.rank + j) * p.head_dim + begin + d]
-                                    : zero;
-      }
-      __syncthreads();
-      for (int k = 0; k < kColumns; k += 16) {
-        wmma::fragment<wmma::matrix_a, 16, 16, 16, S, wmma::row_major> a;
-        wmma::load_matrix_sync(a, key_tile + warp * 16 * kPitch + k, kPitch);
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          if (n * 16 < shape.rank_padded) {
-            wmma::fragment<wmma::matrix_b, 16, 16, 16, S, wmma::col_major> b;
-            wmma::load_matrix_sync(b, slice + n * 16 * kPitch + k, kPitch);
-            wmma::mma_sync(tile[n], a, b, tile[n]);
-          }
-        }
-      }
+      mma_bf16(sums[n], low[0], high[0], low[1], high[1], x[0], x[1]);
+      mma_bf16(sums[n], low[2], high[2], low[3], high[3], x[2], x[3]);
     }
   }
-  __syncthreads();
 #pragma unroll
-  for (int n = 0; n < kTiles; ++n) {
-    if (n * 16 < shape.rank_padded) {
-      wmma::store_matrix_sync(sums + warp * 16 * shape.sum_pitch() + n * 16, tile[n],
-                              static_cast<unsigned>(shape.sum_pitch()), wmma::mem_row_major);
+  for (int n = 0; n < kProjectTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      parts[warp][8 * n + 2 * t + i % 2][g + i / 2 * 8] = sums[n][i];
     }
   }
   __syncthreads();
   S* const to = static_cast<S*>(p.coefficients) + first * p.rank;
-  for (int i = static_cast<int>(threadIdx.x); i < kTileTokens * shape.rank_padded; i += kTileThreads) {
-    const int token = i / shape.rank_padded, j = i % shape.rank_padded;
-    const S value = from_float<S>(sums[token * shape.sum_pitch() + j]);
-    coefficients[token * shape.coefficient_pitch() + j] = value;
-    if (token < tokens && j < p.rank) {
-      to[static_cast<std::int64_t>(token) * p.rank + j] = value;
+  for (int i = static_cast<int>(threadIdx.x); i < tokens * kProjectRanks; i += kProjectThreads) {
+    const int token = i / kProjectRanks, rank = i % kProjectRanks;
+    float sum = 0;
+#pragma unroll
+    for (int part = 0; part < kProjectWarps; ++part) {
+      sum += parts[part][token][rank];
+    }
+    if (first_rank + rank < p.rank) {
+      to[static_cast<std::int64_t>(token) * p.rank + first_rank + rank] = from_float<S>(sum);
     }
   }
-  if (!p.residual) {
-    return;
-  }
-  // Two threads a token, neighbours, each with every second element.
-  static_assert(kTileThreads == 2 * kTileTokens);
-  const int token = static_cast<int>(threadIdx.x) / 2, part = static_cast<int>(threadIdx.x) % 2;
-  float missed = 0, whole = 0;
-  for (int head = 0; head < p.key_value_heads; ++head) {
-    multiply_basis<kTileMost>(shape, coefficients, slice, sums,
-                              basis + static_cast<std::int64_t>(head) * p.rank * p.head_dim);
-    if (token < tokens) {
-      const S* const key = keys + token * p.key_stride + static_cast<std::int64_t>(head) * p.head_dim;
-      for (int d = part; d < p.head_dim; d += 2) {
-        const float x = to_float(key[d]), off = x - sums[token * shape.sum_pitch() + d];
-        whole = fmaf(x, x, whole);
-        missed = fmaf(off, off, missed);
+}
+
+constexpr int kResidualWarps = 16;
+constexpr int kResidualThreads = kResidualWarps * 32;
+constexpr int kResidualRows = 2;  // tiles of 16 tokens
+constexpr int kResidualTokens = 16 * kResidualRows;
+
+// How much of each key its stored coefficients miss: 32 tokens a block, whose warps share the width.
+//
+// keys [count][K*D], basis [K][r][D], coefficients [count][r] -> residual [count]. Floor: all read once,
+// 2*count*r*K*D operations. A fold has 64 tokens: bound by the latency of one block.
+template <bool kWide>
+__global__ void __launch_bounds__(kResidualThreads)
+    residual_kernel(const __grid_constant__ skv_low_rank_project_params p) {
+  using S = __nv_bfloat16;
+  __shared__ float parts[kResidualWarps][2][kResidualTokens];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int g = lane / 4, t = lane % 4;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kResidualTokens;
+  const int tokens = static_cast<int>(min(static_cast<std::int64_t>(kResidualTokens), p.count - first));
+  const S* const keys = static_cast<const S*>(p.keys) + first * p.key_stride;
+  const S* const coefficients = static_cast<const S*>(p.coefficients) + first * p.rank;
+  const int pieces = (p.head_dim + kKeyTile - 1) / kKeyTile;
+  float whole[2 * kResidualRows] = {}, missed[2 * kResidualRows] = {};
+  for (int unit = warp; unit < pieces * p.key_value_heads; unit += kResidualWarps) {
+    const int head = unit / pieces, begin = unit % pieces * kKeyTile;
+    float made[kResidualRows][8];
+    make_keys<kResidualRows, kWide>(
+        made, coefficients, tokens,
+        static_cast<const S*>(p.basis) + static_cast<std::int64_t>(head) * p.rank * p.head_dim, p.rank, p.head_dim,
+        begin);
+#pragma unroll
+    for (int q = 0; q < 2 * kResidualRows; ++q) {
+      const int token = 8 * q + g;
+      std::uint32_t x[2] = {};
+      if (token < tokens) {
+        load_pairs<4, kWide>(x, keys + token * p.key_stride + static_cast<std::int64_t>(head) * p.head_dim,
+                             begin + 4 * t, p.head_dim);
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float key = i % 2 ? bf16_high(x[i / 2]) : bf16_low(x[i / 2]);
+        const float off = key - made[q / 2][q % 2 * 4 + i];
+        whole[q] = fmaf(key, key, whole[q]);
+        missed[q] = fmaf(off, off, missed[q]);
       }
     }
   }
-  whole += __shfl_xor_sync(0xffffffffU, whole, 1);
-  missed += __shfl_xor_sync(0xffffffffU, missed, 1);
-  if (token < tokens && part == 0) {
-    p.residual[first + token] = whole > 0 ? missed / whole : 0.0F;
+#pragma unroll
+  for (int q = 0; q < 2 * kResidualRows; ++q) {
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) {
+      whole[q] += __shfl_xor_sync(0xffffffffU, whole[q], step);
+      missed[q] += __shfl_xor_sync(0xffffffffU, missed[q], step);
+    }
+    if (t == 0) {
+      parts[warp][0][8 * q + g] = whole[q];
+      parts[warp][1][8 * q + g] = missed[q];
+    }
+  }
+  __syncthreads();
+  const int token = static_cast<int>(threadIdx.x);
+  if (token < tokens) {
+    float all = 0, off = 0;
+    for (int part = 0; part < kResidualWarps; ++part) {
+      all += parts[part][0][token];
+      off += parts[part][1][token];
+    }
+    p.residual[first + token] = all > 0 ? off / all : 0.0F;
   }
 }
 
 }  // namespace
 
-std::uint64_t low_rank_project_workspace(const skv_low_rank_project_params&, const DeviceTraits&) { return 0; }
+std::uint64_t low_rank_project_workspace(const skv_low_rank_project_params&, const DeviceTraits&) {
+  return 0;
+}
 
 void low_rank_project(const skv_low_rank_project_params& params, Launch& launch) {
   skv_low_rank_project_params p = params;
@@ -122,9 +156,23 @@ void low_rank_project(const skv_low_rank_project_params& params, Launch& launch)
     return;
   }
   p.key_stride = p.key_stride ? p.key_stride : static_cast<std::int64_t>(p.key_value_heads) * p.head_dim;
-  const TileShape shape(p.rank, p.head_dim);
-  launch_kernel("low_rank_project", low_rank_project_kernel<kTileMost>, dim3(blocks_for(p.count, kTileTokens)),
-                dim3(kTileThreads), shape.bytes(), launch.stream, p);
+  const bool wide = aligned_16({p.keys, p.basis, p.coefficients}, {2 * p.key_stride, 2 * p.head_dim, 2 * p.rank});
+  // Tokens are the grid's second dimension, which ends at 65535.
+  constexpr std::int64_t kMostTokens = std::int64_t{65'535} * kProjectTokens;
+  for (std::int64_t done = 0; done < params.count; done += kMostTokens) {
+    auto part = p;
+    part.count = params.count - done < kMostTokens ? params.count - done : kMostTokens;
+    part.keys = static_cast<const __nv_bfloat16*>(p.keys) + done * p.key_stride;
+    part.coefficients = static_cast<__nv_bfloat16*>(p.coefficients) + done * p.rank;
+    part.residual = p.residual ? p.residual + done : nullptr;
+    launch_kernel("low_rank_project", wide ? low_rank_project_kernel<true> : low_rank_project_kernel<false>,
+                  dim3(blocks_for(p.rank, kProjectRanks), blocks_for(part.count, kProjectTokens)),
+                  dim3(kProjectThreads), 0, launch.stream, part);
+    if (part.residual) {
+      launch_kernel("low_rank_project", wide ? residual_kernel<true> : residual_kernel<false>,
+                    dim3(blocks_for(part.count, kResidualTokens)), dim3(kResidualThreads), 0, launch.stream, part);
+    }
+  }
 }
 
 }  // namespace skv::cuda

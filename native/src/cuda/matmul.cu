@@ -1,13 +1,15 @@
 #include "cuda/cublas.h"
 #include "cuda/launch.h"
+#include "cuda/mma.cuh"
 #include "cuda/vector.cuh"
 
 namespace skv::cuda {
 namespace {
 
-// Few rows are bound by reading the weight: a kernel of our own reads it once, at the memory's rate, and
-// needs no library. More rows are cuBLAS's.
-constexpr std::int64_t kFewRows = 8;
+// Few rows are bound by reading the weight: kernels of our own read it once, at the memory's rate, and need no
+// library. More rows are cuBLAS's.
+constexpr std::int64_t kFewRows = 8;    // on the cores, for any type and alignment
+constexpr std::int64_t kTileRows = 16;  // on tensor cores, bf16 with aligned rows
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
@@ -17,8 +19,8 @@ constexpr int kWarps = kThreads / 32;
 // input [rows][inner], weight [columns][inner], output [rows][columns]. Floor: columns*inner elements of the
 // weight read once; bound by memory.
 template <class X, class W, class Y, int R, int N>
-__global__ void __launch_bounds__(kThreads) few_rows_kernel(const __grid_constant__ skv_matmul_params p,
-                                                            std::int64_t first_row) {
+__global__ void __launch_bounds__(kThreads)
+    few_rows_kernel(const __grid_constant__ skv_matmul_params p, std::int64_t first_row) {
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kWarps + warp;
   if (column >= p.columns) {
@@ -61,6 +63,88 @@ __global__ void __launch_bounds__(kThreads) few_rows_kernel(const __grid_constan
   }
 }
 
+constexpr int kTileColumns = 16;  // of a block
+constexpr int kTileDepth = 64;    // elements of the sum that a warp takes at a time
+
+// 16 columns of the output for up to 8 or 16 rows a block, whose warps share the sum. The weight is the left operand
+// of the tensor cores and goes straight to their registers. How a row comes out does not depend on the other rows,
+// nor on how many there are.
+//
+// input [rows][inner], weight [columns][inner], output [rows][columns]. Floor: columns*inner elements of the weight
+// read once; bound by memory.
+template <class Y, int kTiles>
+__global__ void __launch_bounds__(kThreads) tile_kernel(const __grid_constant__ skv_matmul_params p) {
+  using W = __nv_bfloat16;
+  __shared__ float parts[kWarps][8 * kTiles][kTileColumns];
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  const int g = lane / 4, t = lane % 4;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kTileColumns;
+  // Behind the last column, the last one is read again.
+  const W* const low = static_cast<const W*>(p.weight) + min(first + g, p.columns - 1) * p.inner;
+  const W* const high = static_cast<const W*>(p.weight) + min(first + g + 8, p.columns - 1) * p.inner;
+  const W* const input = static_cast<const W*>(p.input) + g * p.input_stride;
+  const uint4 zero = make_uint4(0, 0, 0, 0);
+  float sums[kTiles][4] = {};
+#pragma unroll 2
+  for (std::int64_t k = warp * kTileDepth + 8 * t; k < p.inner + 8 * t; k += kWarps * kTileDepth) {
+    uint4 a[2], b[2], x[kTiles][2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t at = k + 32 * half;
+      const bool inside = at < p.inner;
+      a[half] = inside ? load_once_16(low + at) : zero;
+      b[half] = inside ? load_once_16(high + at) : zero;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        x[n][half] =
+            inside && 8 * n + g < p.rows ? *reinterpret_cast<const uint4*>(input + 8 * n * p.input_stride + at) : zero;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        mma_bf16(sums[n], a[half].x, b[half].x, a[half].y, b[half].y, x[n][half].x, x[n][half].y);
+        mma_bf16(sums[n], a[half].z, b[half].z, a[half].w, b[half].w, x[n][half].z, x[n][half].w);
+      }
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      parts[warp][8 * n + 2 * t + i % 2][g + i / 2 * 8] = sums[n][i];
+    }
+  }
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x) / kTileColumns, place = static_cast<int>(threadIdx.x) % kTileColumns;
+  const std::int64_t column = first + place;
+  if (row >= p.rows || column >= p.columns) {
+    return;
+  }
+  float result = 0;
+#pragma unroll
+  for (int part = 0; part < kWarps; ++part) {
+    result += parts[part][row][place];
+  }
+  Y* const to = static_cast<Y*>(p.output) + row * p.output_stride + column;
+  if (p.bias) {
+    result += to_float(static_cast<const W*>(p.bias)[column]);
+  }
+  if (p.accumulate) {
+    result += to_float(*to);
+  }
+  *to = from_float<Y>(result);
+}
+
+static_assert(kThreads == kTileRows * kTileColumns);
+
+template <class Y>
+void tile(const skv_matmul_params& p, const Launch& launch) {
+  launch_kernel("matmul", p.rows <= 8 ? tile_kernel<Y, 1> : tile_kernel<Y, 2>,
+                dim3(blocks_for(p.columns, kTileColumns)), dim3(kThreads), 0, launch.stream, p);
+}
+
 // Adds a bias to every row. Follows a product of cuBLAS, whose output is still in the cache when it is small.
 template <class W, class Y>
 __global__ void __launch_bounds__(kThreads) bias_kernel(const __grid_constant__ skv_matmul_params p) {
@@ -98,7 +182,9 @@ void few_rows(const skv_matmul_params& p, const Launch& launch) {
 
 }  // namespace
 
-std::uint64_t matmul_workspace(const skv_matmul_params&, const DeviceTraits&) { return 0; }
+std::uint64_t matmul_workspace(const skv_matmul_params&, const DeviceTraits&) {
+  return 0;
+}
 
 void matmul(const skv_matmul_params& params, Launch& launch) {
   skv_matmul_params p = params;
@@ -110,10 +196,18 @@ void matmul(const skv_matmul_params& params, Launch& launch) {
   const bool bf16 = p.input_type == SKV_BF16 && p.weight_type == SKV_BF16;
   const bool f32 = p.input_type == SKV_F32 && p.weight_type == SKV_F32;
   if (!(bf16 && (p.output_type == SKV_BF16 || p.output_type == SKV_F32)) && !(f32 && p.output_type == SKV_F32)) {
-    throw Error(SKV_UNSUPPORTED,
-                "matmul on CUDA takes BF16 by BF16 into BF16 or F32, or F32 throughout; not types " +
-                    std::to_string(p.input_type) + " by " + std::to_string(p.weight_type) + " into " +
-                    std::to_string(p.output_type));
+    throw Error(SKV_UNSUPPORTED, "matmul on CUDA takes BF16 by BF16 into BF16 or F32, or F32 throughout; not types " +
+                                     std::to_string(p.input_type) + " by " + std::to_string(p.weight_type) + " into " +
+                                     std::to_string(p.output_type));
+  }
+  const bool aligned = aligned_16({p.input, p.weight}, {2 * p.inner, 2 * p.input_stride});
+  if (bf16 && aligned && p.rows <= kTileRows) {
+    if (p.output_type == SKV_F32) {
+      tile<float>(p, launch);
+    } else {
+      tile<__nv_bfloat16>(p, launch);
+    }
+    return;
   }
   if (p.rows <= kFewRows || (p.rows <= 4 * kFewRows && !launch.cublas.available())) {
     if (f32) {
@@ -130,7 +224,7 @@ void matmul(const skv_matmul_params& params, Launch& launch) {
                          p.output_stride);
   if (p.bias) {
     const unsigned blocks = striding_blocks(p.rows * p.columns, kThreads, launch.traits.multiprocessors);
-    const auto kernel = f32                         ? bias_kernel<float, float>
+    const auto kernel = f32                        ? bias_kernel<float, float>
                         : p.output_type == SKV_F32 ? bias_kernel<__nv_bfloat16, float>
                                                    : bias_kernel<__nv_bfloat16, __nv_bfloat16>;
     launch_kernel("matmul", kernel, dim3(blocks), dim3(kThreads), 0, launch.stream, p);
