@@ -6,6 +6,7 @@ module dev.shadowkv.llm {
     requires ai.djl.tokenizers;
     requires com.fasterxml.jackson.databind;
 
+    exports dev.shadowkv.llm;
     exports dev.shadowkv.llm.checkpoint;
     exports dev.shadowkv.llm.input;
     exports dev.shadowkv.llm.sampling;

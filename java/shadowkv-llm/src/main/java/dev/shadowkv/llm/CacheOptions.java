@@ -1,0 +1,159 @@
+package dev.shadowkv.llm;
+
+import dev.shadowkv.CacheBuilder;
+import dev.shadowkv.DenseKvCache;
+import dev.shadowkv.Device;
+import dev.shadowkv.ElementType;
+import dev.shadowkv.KvCache;
+import dev.shadowkv.MemoryPlan;
+import dev.shadowkv.ShadowKvCache;
+import dev.shadowkv.llm.checkpoint.ModelConfig;
+import java.util.Objects;
+import java.util.Optional;
+import java.util.OptionalInt;
+import java.util.OptionalLong;
+
+/**
+ * Which cache a model gets, and its settings. What is empty is the cache builder's default.
+ *
+ * @param kind dense, shadow, or whichever suits the capacity
+ * @param rank rank of the keys; by default 160, or the joint width of the key-value heads where that is less
+ * @param budget tokens that a step selects
+ * @param chunk tokens a chunk
+ * @param outliers chunks a head that stay dense
+ * @param radiusWeight weight of a landmark's radius; 0 is the paper's method
+ * @param rerank how many times the budget is shortlisted and then ranked by exact attention; 1 or less: off
+ * @param valueType how values are kept in host memory
+ * @param landmarkType how landmarks are kept
+ * @param storageType how everything else is kept
+ */
+public record CacheOptions(
+        CacheKind kind,
+        OptionalInt rank,
+        int budget,
+        int chunk,
+        OptionalInt outliers,
+        float radiusWeight,
+        double rerank,
+        Optional<ElementType> valueType,
+        Optional<ElementType> landmarkType,
+        Optional<ElementType> storageType) {
+    private static final int RANK = 160;
+    /** A context of so many budgets is short. */
+    private static final int SHORT_BUDGETS = 4;
+
+    public CacheOptions {
+        Objects.requireNonNull(kind, "kind");
+        Objects.requireNonNull(rank, "rank");
+        Objects.requireNonNull(outliers, "outliers");
+        Objects.requireNonNull(valueType, "valueType");
+        Objects.requireNonNull(landmarkType, "landmarkType");
+        Objects.requireNonNull(storageType, "storageType");
+        if (chunk != 8 && chunk != 16) {
+            throw new IllegalArgumentException("chunk is " + chunk + ", it must be 8 or 16");
+        }
+        if (budget < chunk) {
+            throw new IllegalArgumentException("budget " + budget + " is below a chunk of " + chunk + " tokens");
+        }
+        if (rank.isPresent() && rank.getAsInt() < 1) {
+            throw new IllegalArgumentException("rank " + rank.getAsInt() + " is not positive");
+        }
+        if (outliers.isPresent() && outliers.getAsInt() < 0) {
+            throw new IllegalArgumentException("outliers " + outliers.getAsInt() + " is negative");
+        }
+        if (!(radiusWeight >= 0) || Float.isInfinite(radiusWeight)) {
+            throw new IllegalArgumentException("radius weight " + radiusWeight + " is not a number >= 0");
+        }
+        if (!(rerank >= 0) || Double.isInfinite(rerank)) {
+            throw new IllegalArgumentException("rerank factor " + rerank + " is not a number >= 0");
+        }
+    }
+
+    /** The exact cache. */
+    public static CacheOptions dense() {
+        return of(CacheKind.DENSE, 2048);
+    }
+
+    /** The shadow cache with a budget and the defaults. */
+    public static CacheOptions shadow(int budget) {
+        return of(CacheKind.SHADOW, budget);
+    }
+
+    private static CacheOptions of(CacheKind kind, int budget) {
+        return new CacheOptions(
+                kind,
+                OptionalInt.empty(),
+                budget,
+                8,
+                OptionalInt.empty(),
+                0.5f,
+                0,
+                Optional.empty(),
+                Optional.empty(),
+                Optional.empty());
+    }
+
+    /** The same with another rank. */
+    public CacheOptions withRank(int value) {
+        return new CacheOptions(
+                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, valueType, landmarkType, storageType);
+    }
+
+    /** The same with another weight of the radius. */
+    public CacheOptions withRadiusWeight(float value) {
+        return new CacheOptions(
+                kind, rank, budget, chunk, outliers, value, rerank, valueType, landmarkType, storageType);
+    }
+
+    /** The same with {@link CacheKind#AUTO} decided for sessions of a capacity. */
+    public CacheOptions decided(long capacity) {
+        if (kind != CacheKind.AUTO) {
+            return this;
+        }
+        CacheKind decided = capacity <= (long) SHORT_BUDGETS * budget ? CacheKind.DENSE : CacheKind.SHADOW;
+        return new CacheOptions(
+                decided, rank, budget, chunk, outliers, radiusWeight, rerank, valueType, landmarkType, storageType);
+    }
+
+    /**
+     * Prepares a cache for a model; {@code plan()} tells its memory, {@code build()} makes it.
+     *
+     * @param memory sessions and their capacity
+     * @param length tokens of the longest sequence, which decides the rotation of longrope models
+     */
+    public CacheBuilder<?> builder(Device device, ModelConfig config, MemoryPlan memory, long length) {
+        return switch (decided(memory.tokens()).kind) {
+            case DENSE -> shape(DenseKvCache.builder(device), device, config, memory, length);
+            default -> {
+                ShadowKvCache.Builder shadow = ShadowKvCache.builder(device)
+                        .rank(rank.orElse(Math.min(RANK, config.keyValueWidth())))
+                        .chunk(chunk)
+                        .budget(budget)
+                        .radiusWeight(radiusWeight)
+                        .rerank(rerank);
+                outliers.ifPresent(shadow::outliers);
+                valueType.ifPresent(shadow::valueType);
+                landmarkType.ifPresent(shadow::landmarkType);
+                yield shape(shadow, device, config, memory, length);
+            }
+        };
+    }
+
+    /** Makes a cache for a model. */
+    public KvCache build(Device device, ModelConfig config, MemoryPlan memory, long length) {
+        return builder(device, config, memory, length).build();
+    }
+
+    private CacheBuilder<?> shape(
+            CacheBuilder<?> builder, Device device, ModelConfig config, MemoryPlan memory, long length) {
+        builder.layers(config.layers())
+                .queryHeads(config.queryHeads())
+                .keyValueHeads(config.keyValueHeads())
+                .headDim(config.headDim())
+                .rope(Rotation.of(config.rope(), length))
+                .inputType(device.defaultType())
+                .memory(memory);
+        storageType.ifPresent(builder::storageType);
+        return builder;
+    }
+}

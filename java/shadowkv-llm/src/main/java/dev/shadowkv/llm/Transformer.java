@@ -1,0 +1,351 @@
+package dev.shadowkv.llm;
+
+import dev.shadowkv.Device;
+import dev.shadowkv.DeviceArena;
+import dev.shadowkv.DeviceBuffer;
+import dev.shadowkv.ElementType;
+import dev.shadowkv.KvBatch;
+import dev.shadowkv.KvCache;
+import dev.shadowkv.KvSession;
+import dev.shadowkv.kernels.Rows;
+import dev.shadowkv.kernels.TransformerKernels;
+import dev.shadowkv.llm.checkpoint.ModelConfig;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.List;
+import java.util.Objects;
+
+/**
+ * Runs a model's layers over any {@link KvCache}: prompts layer by layer, decode steps for a batch of sessions.
+ *
+ * <p>A prompt goes through a layer as a whole, in blocks of rows, before the next layer begins, so that the cache needs
+ * staging memory for one layer alone and the temporaries are as large as a block; only the residual stream is as long as
+ * the prompt.
+ *
+ * <p>For one caller at a time; but a {@link PrefillListener} may run decode steps, which use memory of their own.
+ */
+public final class Transformer implements AutoCloseable {
+    /** Rows that go through a layer together: enough to keep a device busy, few enough for modest temporaries. */
+    private static final int CPU_BLOCK = 512;
+
+    private static final int GPU_BLOCK = 4096;
+    private static final long LOGITS_BYTES = 64L << 20;
+
+    private final Model model;
+    private final ModelConfig config;
+    private final Device device;
+    private final ElementType type;
+    private final TransformerKernels kernels;
+    private final DeviceArena arena;
+    private final Arena hostArena = Arena.ofShared();
+    private final int maxBatch;
+    private final int block;
+    private final float epsilon;
+    private final int vocabulary;
+
+    private final Scratch prompt;
+    private final Scratch step;
+    private final Rows stepHidden;
+    private final DeviceBuffer stepIds;
+    private final Rows stepLogits;
+    private final DeviceBuffer stepBest;
+    private final MemorySegment hostIds;
+    private final MemorySegment hostLogits;
+    private final MemorySegment hostBest;
+    private final Rows promptLogits;
+    private final MemorySegment hostPromptLogits;
+    private final int logitsBlock;
+
+    private boolean timing;
+    private double attentionMilliseconds;
+
+    /**
+     * Reserves the memory.
+     *
+     * @param maxBatch sessions of the largest batch
+     */
+    public Transformer(Model model, int maxBatch) {
+        this(model, maxBatch, model.device().isCpu() ? CPU_BLOCK : GPU_BLOCK);
+    }
+
+    /** As above, with a number of rows that go through a layer together. */
+    public Transformer(Model model, int maxBatch, int block) {
+        this.model = Objects.requireNonNull(model, "model");
+        if (maxBatch < 1 || block < 1) {
+            throw new IllegalArgumentException("maxBatch and block must be positive: " + maxBatch + ", " + block);
+        }
+        this.maxBatch = maxBatch;
+        this.block = block;
+        config = model.config();
+        device = model.device();
+        type = model.type();
+        kernels = new TransformerKernels(device);
+        epsilon = (float) config.rmsNormEpsilon();
+        vocabulary = config.vocabularySize();
+        logitsBlock = Math.clamp(LOGITS_BYTES / (4L * vocabulary), 1, block);
+        arena = device.newArena();
+        try {
+            prompt = new Scratch(config, type, arena, block);
+            step = new Scratch(config, type, arena, maxBatch);
+            stepHidden = Rows.of(arena.allocate((long) maxBatch * config.hiddenSize() * type.bytes()), type);
+            stepIds = arena.allocate(4L * maxBatch);
+            stepBest = arena.allocate(4L * maxBatch);
+            stepLogits = Rows.of(arena.allocate(4L * maxBatch * vocabulary), ElementType.F32);
+            promptLogits = Rows.of(arena.allocate(4L * logitsBlock * vocabulary), ElementType.F32);
+        } catch (RuntimeException e) {
+            arena.close();
+            throw e;
+        }
+        hostIds = hostArena.allocate(ValueLayout.JAVA_INT, maxBatch);
+        hostBest = hostArena.allocate(ValueLayout.JAVA_INT, maxBatch);
+        hostLogits = hostArena.allocate(4L * maxBatch * vocabulary, 64);
+        hostPromptLogits = hostArena.allocate(4L * logitsBlock * vocabulary, 64);
+    }
+
+    /** Device memory that a transformer takes while a prompt of a length goes through it. */
+    public static long bytes(Model model, int maxBatch, long promptTokens) {
+        ModelConfig config = model.config();
+        long block = model.device().isCpu() ? CPU_BLOCK : GPU_BLOCK;
+        long logits = 4L * config.vocabularySize() * (maxBatch + Math.clamp(LOGITS_BYTES / (4L * config.vocabularySize()), 1, block));
+        return Scratch.bytes(config, model.type(), block + maxBatch)
+                + (promptTokens + maxBatch) * config.hiddenSize() * model.type().bytes()
+                + logits;
+    }
+
+    /** The model that it runs. */
+    public Model model() {
+        return model;
+    }
+
+    /** Sessions of the largest batch. */
+    public int maxBatch() {
+        return maxBatch;
+    }
+
+    /** Begins or ends measuring the attention of decode steps; waits for the device around each, so it costs time. */
+    public void timeAttention(boolean on) {
+        timing = on;
+        attentionMilliseconds = 0;
+    }
+
+    /** Milliseconds that the attention of decode steps took since {@link #timeAttention}. */
+    public double attentionMilliseconds() {
+        return attentionMilliseconds;
+    }
+
+    /**
+     * Runs a prompt through the model into an empty or partly filled session and seals it.
+     *
+     * @param ids the tokens
+     * @param firstLogits the first of them whose logits are wanted: {@code ids.length - 1} for the last alone
+     * @throws IllegalArgumentException when there is no token, or one is outside the vocabulary
+     */
+    public void prefill(KvSession session, int[] ids, int firstLogits, LogitsSink sink, PrefillListener listener) {
+        prefill(List.of(session), ids, firstLogits, sink, listener);
+    }
+
+    /**
+     * As above for several caches at once: the first session's attention carries the computation, the others get the
+     * same keys and values.
+     */
+    public void prefill(
+            List<KvSession> sessions, int[] ids, int firstLogits, LogitsSink sink, PrefillListener listener) {
+        if (ids.length == 0) {
+            throw new IllegalArgumentException("there are no tokens");
+        }
+        Objects.checkIndex(firstLogits, ids.length);
+        check(ids, ids.length);
+        try (DeviceArena own = device.newArena()) {
+            long row = (long) config.hiddenSize() * type.bytes();
+            DeviceBuffer hidden = own.allocate(ids.length * row);
+            embed(ids, hidden, own);
+            long total = (long) ids.length * config.layers();
+            for (int layer = 0; layer < config.layers(); layer++) {
+                boolean last = layer == config.layers() - 1;
+                // Of the last layer nobody needs more than keys and values but for the rows whose logits are wanted.
+                int first = last ? firstLogits : 0;
+                long before = (long) layer * ids.length;
+                for (int at = 0; at < first; at += block) {
+                    int rows = Math.min(block, first - at);
+                    appendBlock(layer, sessions, hidden.slice(at * row, rows * row), rows);
+                    listener.progress(before + at + rows, total);
+                }
+                for (int at = first; at < ids.length; at += block) {
+                    int rows = Math.min(block, ids.length - at);
+                    layerBlock(layer, sessions, hidden.slice(at * row, rows * row), rows);
+                    listener.progress(before + at + rows, total);
+                }
+                for (KvSession session : sessions) {
+                    if (!session.sealed()) {
+                        session.seal(layer);
+                    }
+                }
+            }
+            logits(hidden, row, firstLogits, ids.length, sink);
+        }
+    }
+
+    private void embed(int[] ids, DeviceBuffer hidden, DeviceArena own) {
+        DeviceBuffer positions = own.allocate(4L * ids.length);
+        device.copy(MemorySegment.ofArray(ids), positions);
+        kernels.embed(model.embedding(), positions, Rows.of(hidden, type), ids.length, config.hiddenSize(), vocabulary);
+    }
+
+    private void appendBlock(int layer, List<KvSession> sessions, DeviceBuffer hidden, int rows) {
+        project(model.layers().get(layer), Rows.of(hidden, type), rows, prompt);
+        for (KvSession session : sessions) {
+            session.append(layer, rows, prompt.keys, prompt.stride, prompt.values, prompt.stride);
+        }
+    }
+
+    private void layerBlock(int layer, List<KvSession> sessions, DeviceBuffer hidden, int rows) {
+        Model.Layer weights = model.layers().get(layer);
+        Rows stream = Rows.of(hidden, type);
+        project(weights, stream, rows, prompt);
+        for (int i = 1; i < sessions.size(); i++) {
+            sessions.get(i).append(layer, rows, prompt.keys, prompt.stride, prompt.values, prompt.stride);
+        }
+        sessions.getFirst().prefill(
+                layer,
+                rows,
+                prompt.queries,
+                prompt.stride,
+                prompt.keys,
+                prompt.stride,
+                prompt.values,
+                prompt.stride,
+                prompt.attended.buffer());
+        rest(weights, stream, rows, prompt);
+    }
+
+    /** Norm and projections before attention. */
+    private void project(Model.Layer weights, Rows stream, int rows, Scratch scratch) {
+        int hidden = config.hiddenSize();
+        kernels.rmsNorm(stream, null, weights.attentionNorm(), scratch.normed.buffer(), rows, hidden, epsilon);
+        kernels.matmul(
+                scratch.normed, weights.attention(), weights.attentionBias(), scratch.projected, rows, scratch.stride, hidden, false);
+    }
+
+    /** Everything behind attention. */
+    private void rest(Model.Layer weights, Rows stream, int rows, Scratch scratch) {
+        int hidden = config.hiddenSize();
+        int intermediate = config.intermediateSize();
+        kernels.matmul(
+                scratch.attended, weights.output(), weights.outputBias(), stream, rows, hidden, config.queryWidth(), true);
+        kernels.rmsNorm(stream, null, weights.mlpNorm(), scratch.normed.buffer(), rows, hidden, epsilon);
+        kernels.matmul(scratch.normed, weights.gateUp(), null, scratch.gateUp, rows, 2L * intermediate, hidden, false);
+        kernels.siluMultiply(scratch.gate, scratch.up, scratch.activated.buffer(), rows, intermediate);
+        kernels.matmul(scratch.activated, weights.down(), null, stream, rows, hidden, intermediate, true);
+    }
+
+    private void logits(DeviceBuffer hidden, long row, int first, int end, LogitsSink sink) {
+        if (sink == LogitsSink.NONE) {
+            return;
+        }
+        int width = config.hiddenSize();
+        for (int at = first; at < end; at += logitsBlock) {
+            int rows = Math.min(logitsBlock, end - at);
+            Rows stream = Rows.of(hidden.slice(at * row, rows * row), type);
+            kernels.rmsNorm(stream, null, model.finalNorm(), prompt.normed.buffer(), rows, width, epsilon);
+            kernels.matmul(prompt.normed, model.outputProjection(), null, promptLogits, rows, vocabulary, width, false);
+            MemorySegment host = hostPromptLogits.asSlice(0, 4L * rows * vocabulary);
+            device.copy(promptLogits.buffer(), host);
+            sink.accept(at, rows, host);
+        }
+    }
+
+    /**
+     * One decode step: a token for each session of the batch. The logits are then at {@link #logits} and
+     * {@link #largest}.
+     *
+     * @param ids a token for each session
+     * @param rows how many rows to compute, at least the batch's: products of equal shape give equal results whatever
+     *     the rest of the batch is, so a caller whose batches vary passes a constant
+     */
+    public void decode(KvBatch batch, int[] ids, int rows) {
+        int count = batch.sessions().size();
+        if (count > rows || rows > maxBatch || ids.length < count) {
+            throw new IllegalArgumentException("a batch of " + count + " sessions with " + ids.length + " tokens and "
+                    + rows + " rows, of " + maxBatch + " that there is room for");
+        }
+        check(ids, count);
+        stepInput(ids, count, rows);
+        stepLayers(batch, rows);
+    }
+
+    /** Brings the tokens of a step to the device; rows without a session get token 0. */
+    void stepInput(int[] ids, int count, int rows) {
+        for (int i = 0; i < rows; i++) {
+            hostIds.setAtIndex(ValueLayout.JAVA_INT, i, i < count ? ids[i] : 0);
+        }
+        device.copy(hostIds, stepIds);
+    }
+
+    /** The part of a step that the device does alone, and that can be recorded. */
+    void stepLayers(KvBatch batch, int rows) {
+        KvCache cache = batch.cache();
+        kernels.embed(model.embedding(), stepIds, stepHidden, rows, config.hiddenSize(), vocabulary);
+        for (int layer = 0; layer < config.layers(); layer++) {
+            Model.Layer weights = model.layers().get(layer);
+            project(weights, stepHidden, rows, step);
+            attend(cache, layer, batch);
+            rest(weights, stepHidden, rows, step);
+        }
+        kernels.rmsNorm(stepHidden, null, model.finalNorm(), step.normed.buffer(), rows, config.hiddenSize(), epsilon);
+        kernels.matmul(
+                step.normed, model.outputProjection(), null, stepLogits, rows, vocabulary, config.hiddenSize(), false);
+        kernels.argmax(stepLogits, rows, vocabulary, stepBest);
+    }
+
+    private void attend(KvCache cache, int layer, KvBatch batch) {
+        if (timing) {
+            device.mark(0);
+        }
+        cache.attend(
+                layer,
+                batch,
+                step.queries,
+                step.stride,
+                step.keys,
+                step.stride,
+                step.values,
+                step.stride,
+                step.attended.buffer());
+        if (timing) {
+            device.mark(1);
+            attentionMilliseconds += device.elapsed(0, 1);
+        }
+    }
+
+    /** The last step's logits: {@code [rows][vocabulary]} of f32, valid until the next step. */
+    public MemorySegment logits(int rows) {
+        MemorySegment host = hostLogits.asSlice(0, 4L * Objects.checkIndex(rows, maxBatch + 1) * vocabulary);
+        device.copy(stepLogits.buffer(), host);
+        return host;
+    }
+
+    /** The tokens with the largest logits of the last step, the first of equal ones; -1 where one is not a number. */
+    public void largest(int[] ids, int rows) {
+        device.copy(stepBest, hostBest.asSlice(0, 4L * Objects.checkIndex(rows, maxBatch + 1)));
+        MemorySegment.copy(hostBest, ValueLayout.JAVA_INT, 0, ids, 0, rows);
+    }
+
+    private void check(int[] ids, int count) {
+        for (int i = 0; i < count; i++) {
+            if (ids[i] < 0 || ids[i] >= vocabulary) {
+                throw new IllegalArgumentException(
+                        "token id " + ids[i] + " is outside the vocabulary of " + vocabulary);
+            }
+        }
+    }
+
+    /** Frees the memory, not the model's; does nothing the second time. */
+    @Override
+    public void close() {
+        arena.close();
+        if (hostArena.scope().isAlive()) {
+            hostArena.close();
+        }
+    }
+}
