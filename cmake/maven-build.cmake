@@ -13,7 +13,7 @@ if(NOT EXISTS "${BUILD}/CMakeCache.txt")
     list(APPEND options -G Ninja)
   endif()
 endif()
-if(SHADOWKV_CUDA)
+if(NOT "${SHADOWKV_CUDA}" STREQUAL "")  # OFF is a choice too
   list(APPEND options "-DSHADOWKV_CUDA=${SHADOWKV_CUDA}")
 endif()
 if(SHADOWKV_CUDA_ARCHITECTURES)
