@@ -336,10 +336,13 @@ public final class ShadowKvCache extends CacheBase {
             Limits.check("budget", select <= Geometry.MAX_SELECT,
                     "at most " + Geometry.MAX_SELECT + " chunks of " + chunk + " tokens", budget);
             int width = s.keyWidth();
-            Limits.check("rank", rank >= Geometry.MIN_RANK && rank <= Math.min(Geometry.MAX_RANK, width),
-                    "from " + Geometry.MIN_RANK + " to " + Math.min(Geometry.MAX_RANK, width), rank);
-            Limits.check("basisReserve", basisReserve >= 0 && rank + basisReserve <= Math.min(Geometry.MAX_RANK, width),
-                    "from 0 to " + (Math.min(Geometry.MAX_RANK, width) - rank), basisReserve);
+            int highest = Math.min(Geometry.MAX_RANK, width);
+            int lowest = Math.min(Geometry.MIN_RANK, width);
+            Limits.check("rank", rank >= lowest && rank <= highest, "from " + lowest + " to " + highest, rank);
+            Limits.check("basisReserve", basisReserve >= 0 && rank + basisReserve <= highest,
+                    "from 0 to " + (highest - rank), basisReserve);
+            // Keys narrower than the smallest rank of the kernels have all their directions; the rest stays zero.
+            int reserve = Math.max(basisReserve, Geometry.MIN_RANK - rank);
             Limits.check("local", local >= 0 && local <= 1024, "from 0 to 1024", local);
             int recent = window == 0 ? local * chunk + 64 : window;
             Limits.check("window", recent > local * chunk && recent % chunk == 0,
@@ -353,11 +356,11 @@ public final class ShadowKvCache extends CacheBase {
             int slotCount = slots >= 0 ? slots : s.device.isCpu() ? 0 : select;
             Limits.check("slots", slotCount == 0 || slotCount >= select && slotCount <= Geometry.MAX_SLOTS,
                     "0, or from the budget's " + select + " chunks to " + Geometry.MAX_SLOTS, slotCount);
-            Geometry geometry = new Geometry(s.queryHeads, s.keyValueHeads, s.headDim, chunk, rank + basisReserve,
+            Geometry geometry = new Geometry(s.queryHeads, s.keyValueHeads, s.headDim, chunk, rank + reserve,
                     s.storageType, valueType == null ? s.storageType : valueType,
                     landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
             int dense = outliers >= 0 ? outliers : Math.max(1, 24 * budget / 1024);
-            return new ShadowOptions(geometry, rank, basisReserve, budget, dense, residualOutliers, residualLimit, local,
+            return new ShadowOptions(geometry, rank, reserve, budget, dense, residualOutliers, residualLimit, local,
                     radiusWeight, shortlist);
         }
 
