@@ -59,6 +59,7 @@ public final class Transformer implements AutoCloseable {
 
     private boolean timing;
     private double attentionMilliseconds;
+    private long[] sealNanos = new long[0];
 
     /**
      * Reserves the memory.
@@ -156,6 +157,7 @@ public final class Transformer implements AutoCloseable {
         }
         Objects.checkIndex(firstLogits, ids.length);
         check(ids, ids.length);
+        sealNanos = new long[sessions.size()];
         try (DeviceArena own = device.newArena()) {
             long row = (long) config.hiddenSize() * type.bytes();
             DeviceBuffer hidden = own.allocate(ids.length * row);
@@ -176,14 +178,28 @@ public final class Transformer implements AutoCloseable {
                     layerBlock(layer, sessions, hidden.slice(at * row, rows * row), rows);
                     listener.progress(before + at + rows, total);
                 }
-                for (KvSession session : sessions) {
-                    if (!session.sealed()) {
-                        session.seal(layer);
-                    }
-                }
+                seal(layer, sessions, sealNanos);
             }
             logits(hidden, row, firstLogits, ids.length, sink);
         }
+    }
+
+    private void seal(int layer, List<KvSession> sessions, long[] nanos) {
+        for (int i = 0; i < nanos.length; i++) {
+            // A session that was sealed before goes on; it has nothing to seal.
+            if (!sessions.get(i).sealed()) {
+                device.synchronize();
+                long start = System.nanoTime();
+                sessions.get(i).seal(layer);
+                device.synchronize();
+                nanos[i] += System.nanoTime() - start;
+            }
+        }
+    }
+
+    /** Seconds that the last prefill spent on sealing one of its sessions. */
+    public double sealSeconds(int session) {
+        return sealNanos[session] * 1e-9;
     }
 
     private void embed(int[] ids, DeviceBuffer hidden, DeviceArena own) {
