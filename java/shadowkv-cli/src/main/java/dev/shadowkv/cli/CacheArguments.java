@@ -1,0 +1,98 @@
+package dev.shadowkv.cli;
+
+import dev.shadowkv.ElementType;
+import dev.shadowkv.llm.CacheKind;
+import dev.shadowkv.llm.CacheOptions;
+import java.util.Arrays;
+import java.util.Optional;
+import java.util.OptionalInt;
+import java.util.stream.Collectors;
+import picocli.CommandLine.Option;
+
+/** Settings of the shadow cache. */
+final class CacheArguments {
+    @Option(
+            names = "--rank",
+            paramLabel = "N",
+            description = "Rank of the keys, 16 to 256. Default: 160, or the width of the key-value heads.")
+    private Integer rank;
+
+    @Option(
+            names = "--budget",
+            paramLabel = "TOKENS",
+            description = "Tokens that a step selects for each key-value head. Default: 2048.")
+    private Integer budget;
+
+    @Option(names = "--chunk", paramLabel = "TOKENS", description = "Tokens a chunk, 8 or 16. Default: 8.")
+    private Integer chunk;
+
+    @Option(
+            names = "--outliers",
+            paramLabel = "CHUNKS",
+            description = "Chunks a key-value head that stay exact. Default: 24 for each 1024 tokens of budget.")
+    private Integer outliers;
+
+    @Option(
+            names = "--radius-weight",
+            paramLabel = "X",
+            description = "Weight of a landmark's radius in its score; 0 is the paper's method. Default: 0.5.")
+    private Float radiusWeight;
+
+    @Option(
+            names = "--rerank",
+            paramLabel = "X",
+            description = "Shortlist X times the budget and pick from it by exact attention; 0: off. Default: 0.")
+    private Double rerank;
+
+    @Option(
+            names = "--value-type",
+            paramLabel = "TYPE",
+            description = "How values are kept in host memory: f32, bf16, f16 or f8. Default: the storage type.")
+    private String valueType;
+
+    @Option(
+            names = "--landmark-type",
+            paramLabel = "TYPE",
+            description = "How landmarks are kept: f32, bf16, f16 or i8. Default: the storage type.")
+    private String landmarkType;
+
+    @Option(
+            names = "--storage-type",
+            paramLabel = "TYPE",
+            description = "How keys and values are kept: f32, bf16 or f16. Default: f32 on a CPU, bf16 on a GPU.")
+    private String storageType;
+
+    CacheOptions options(CacheKind kind) {
+        return options(kind, 2048, null);
+    }
+
+    /** The options, with other defaults. */
+    CacheOptions options(CacheKind kind, int usualBudget, Integer usualRank) {
+        Integer chosenRank = rank == null ? usualRank : rank;
+        return new CacheOptions(
+                kind,
+                chosenRank == null ? OptionalInt.empty() : OptionalInt.of(chosenRank),
+                budget == null ? usualBudget : budget,
+                chunk == null ? 8 : chunk,
+                outliers == null ? OptionalInt.empty() : OptionalInt.of(outliers),
+                radiusWeight == null ? 0.5f : radiusWeight,
+                rerank == null ? 0 : rerank,
+                type("--value-type", valueType),
+                type("--landmark-type", landmarkType),
+                type("--storage-type", storageType));
+    }
+
+    private static Optional<ElementType> type(String option, String name) {
+        if (name == null) {
+            return Optional.empty();
+        }
+        String wanted = name.equalsIgnoreCase("f8") || name.equalsIgnoreCase("fp8") ? "F8_E4M3" : name;
+        return Optional.of(Arrays.stream(ElementType.values())
+                .filter(type -> type.name().equalsIgnoreCase(wanted))
+                .findFirst()
+                .orElseThrow(() -> new IllegalArgumentException(option + " is " + name + "; there are "
+                        + Arrays.stream(ElementType.values())
+                                .map(type -> type.name().toLowerCase(java.util.Locale.ROOT))
+                                .collect(Collectors.joining(", ")))));
+    }
+}
