@@ -66,9 +66,20 @@ int concurrent_calls(const std::string& configuration) {
   return built_for > 0 ? built_for : kCautious;
 }
 
+// Loading starts the library's threads. When nobody used it before, they are ended again and their number is
+// left at one: a context promises to have its own threads and no others. Whoever wants them sets the number.
+void end_threads(void* library, const Cpu& table) {
+  int (*shut_down)() = nullptr;
+  if (table.set_threads && resolve(library, "blas_thread_shutdown_", shut_down)) {
+    table.set_threads(1);
+    (void)shut_down();
+  }
+}
+
 std::shared_ptr<const Cpu> load(const std::string& path) {
   std::string searched;
   for (const std::string& file : candidates(path)) {
+    void* const loaded_before = dlopen(file.c_str(), RTLD_NOW | RTLD_NOLOAD);
     // Local: a runtime that brings a BLAS of its own keeps it.
     void* const library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) {
@@ -99,7 +110,10 @@ std::shared_ptr<const Cpu> load(const std::string& path) {
     if (dladdr(reinterpret_cast<void*>(table->sgemm), &info) && info.dli_fname) {
       table->path = info.dli_fname;
     }
-    // Stays loaded: its threads do not survive being unloaded.
+    if (!loaded_before) {
+      end_threads(library, *table);
+    }
+    // Stays loaded: others may have taken functions from it by now.
     return table;
   }
   throw Error(SKV_NOT_AVAILABLE,
@@ -148,9 +162,12 @@ SingleThreaded::SingleThreaded(const Cpu& library) : library_(library) {
   if (library_.set_threads && library_.get_threads) {
     const std::lock_guard lock(thread_count_mutex);
     ThreadCount& count = thread_counts[library_.set_threads];
+    // Only where it changes something: setting the number starts threads.
     if (count.users++ == 0) {
       count.before = library_.get_threads();
-      library_.set_threads(1);
+      if (count.before != 1) {
+        library_.set_threads(1);
+      }
     }
   }
 }
@@ -159,7 +176,7 @@ SingleThreaded::~SingleThreaded() {
   if (library_.set_threads && library_.get_threads) {
     const std::lock_guard lock(thread_count_mutex);
     ThreadCount& count = thread_counts[library_.set_threads];
-    if (--count.users == 0) {
+    if (--count.users == 0 && count.before != 1) {
       library_.set_threads(count.before);
     }
   }
