@@ -149,13 +149,13 @@ void rebuild_pairs(const BFloat16* coefficients, const BFloat16* basis, int rank
     }
   }
 }
-constexpr bool kPairs = true;
+constexpr bool kHasPairProducts = true;
 #else
-constexpr bool kPairs = false;
+constexpr bool kHasPairProducts = false;
 #endif
 
 bool in_pairs(std::int32_t type) {
-  return kPairs && type == SKV_BF16;
+  return kHasPairProducts && type == SKV_BF16;
 }
 
 std::uint64_t packed_basis_bytes(std::int32_t type, int rank, int dim) {

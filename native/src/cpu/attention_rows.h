@@ -43,7 +43,26 @@ inline void score_tile(const float* queries, std::int64_t query_stride, const T*
     }
   };
   const int whole = dim - rest_of_vector(dim);
-  for (int at = 0; at < whole; at += kLanes) {
+  int at = 0;
+  if constexpr (kPairs<T>) {
+    for (; at + 2 * kLanes <= dim; at += 2 * kLanes) {
+      Pair row[kTokens];
+#pragma GCC unroll 8
+      for (int t = 0; t < kTokens; ++t) {
+        row[t] = load_pair(rows + static_cast<std::int64_t>(t) * dim + at);
+      }
+#pragma GCC unroll 8
+      for (int g = 0; g < kQueries; ++g) {
+        const Vector even = load(queries + g * query_stride + at), odd = load(queries + g * query_stride + at + kLanes);
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) {
+          sums[g][t] = even * row[t].even + sums[g][t];
+          sums[g][t] = odd * row[t].odd + sums[g][t];
+        }
+      }
+    }
+  }
+  for (; at < whole; at += kLanes) {
     add(at, [](const T* p) { return load(p); });
   }
   if (whole < dim) {
@@ -60,6 +79,24 @@ inline void score_tile(const float* queries, std::int64_t query_stride, const T*
 template <class T, int kQueries>
 void score_queries(const float* queries, std::int64_t query_stride, const T* rows, std::int64_t count, int dim,
                    float* scores, std::int64_t score_stride, const void* ahead) {
+  // Queries in the order in which the rows are widened.
+  alignas(kVectorBytes) float parted[kPairs<T> ? kQueries * SKV_MAX_HEAD_DIM : 1];
+  if constexpr (kPairs<T>) {
+    for (int g = 0; g < kQueries; ++g) {
+      const float* const from = queries + g * query_stride;
+      float* const to = parted + g * SKV_MAX_HEAD_DIM;
+      // Padded rows are whole pairs; what does not fill a pair of the row stays as it is.
+      for (int at = 0; at < dim; at += 2 * kLanes) {
+        const bool pair_of_row = at + 2 * kLanes <= dim;
+        const Vector low = load(from + at), high = load(from + at + kLanes);
+        const Pair pair = split(low, high);
+        store(to + at, pair_of_row ? pair.even : low);
+        store(to + at + kLanes, pair_of_row ? pair.odd : high);
+      }
+    }
+    queries = parted;
+    query_stride = SKV_MAX_HEAD_DIM;
+  }
   const std::int64_t row_bytes = dim * static_cast<std::int64_t>(sizeof(T));
   std::int64_t t = 0;
   for (; t + kTokenTile <= count; t += kTokenTile) {
@@ -107,6 +144,7 @@ void score(const float* queries, int group, const void* rows, std::int64_t count
 template <class T, int kQueries, int kColumns>
 inline void accumulate_tile(const float* weights, std::int64_t weight_stride, const T* rows, std::int64_t count,
                             int dim, int width, float* sums, std::int64_t sum_stride) {
+  constexpr bool kInPairs = kPairs<T> && kColumns % 2 == 0;
   Vector tile[kQueries][kColumns];
 #pragma GCC unroll 8
   for (int g = 0; g < kQueries; ++g) {
@@ -114,13 +152,18 @@ inline void accumulate_tile(const float* weights, std::int64_t weight_stride, co
     for (int c = 0; c < kColumns; ++c) {
       tile[g][c] = load(sums + g * sum_stride + c * kLanes);
     }
+    if constexpr (kInPairs) {
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; c += 2) {
+        const Pair pair = split(tile[g][c], tile[g][c + 1]);
+        tile[g][c] = pair.even;
+        tile[g][c + 1] = pair.odd;
+      }
+    }
   }
   const auto add = [&](std::int64_t t, auto&& load_row) {
     Vector row[kColumns];
-#pragma GCC unroll 8
-    for (int c = 0; c < kColumns; ++c) {
-      row[c] = load_row(rows + t * dim + c * kLanes);
-    }
+    load_row(rows + t * dim, row);
 #pragma GCC unroll 8
     for (int g = 0; g < kQueries; ++g) {
       const Vector weight = broadcast(weights[g * weight_stride + t]);
@@ -132,15 +175,38 @@ inline void accumulate_tile(const float* weights, std::int64_t weight_stride, co
   };
   if (width == kColumns * kLanes) {
     for (std::int64_t t = 0; t < count; ++t) {
-      add(t, [](const T* p) { return load(p); });
+      add(t, [](const T* from, Vector* row) {
+        if constexpr (kInPairs) {
+#pragma GCC unroll 8
+          for (int c = 0; c < kColumns; c += 2) {
+            const Pair pair = load_pair(from + c * kLanes);
+            row[c] = pair.even;
+            row[c + 1] = pair.odd;
+          }
+        } else {
+#pragma GCC unroll 8
+          for (int c = 0; c < kColumns; ++c) {
+            row[c] = load(from + c * kLanes);
+          }
+        }
+      });
     }
   } else {
+    // The last columns, less than a vector.
     for (std::int64_t t = 0; t < count; ++t) {
-      add(t, [width](const T* p) { return load_first(p, width); });
+      add(t, [width](const T* from, Vector* row) { row[0] = load_first(from, width); });
     }
   }
 #pragma GCC unroll 8
   for (int g = 0; g < kQueries; ++g) {
+    if constexpr (kInPairs) {
+#pragma GCC unroll 8
+      for (int c = 0; c < kColumns; c += 2) {
+        const Pair joined = join({tile[g][c], tile[g][c + 1]});
+        tile[g][c] = joined.even;
+        tile[g][c + 1] = joined.odd;
+      }
+    }
 #pragma GCC unroll 8
     for (int c = 0; c < kColumns; ++c) {
       store(sums + g * sum_stride + c * kLanes, tile[g][c]);
