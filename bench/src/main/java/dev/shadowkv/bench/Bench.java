@@ -1,0 +1,214 @@
+package dev.shadowkv.bench;
+
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.io.OutputStream;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.time.LocalDate;
+import java.util.ArrayList;
+import java.util.Collection;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+
+import org.openjdk.jmh.results.RunResult;
+import org.openjdk.jmh.results.format.ResultFormatFactory;
+import org.openjdk.jmh.results.format.ResultFormatType;
+import org.openjdk.jmh.runner.BenchmarkList;
+import org.openjdk.jmh.runner.BenchmarkListEntry;
+import org.openjdk.jmh.runner.NoBenchmarksException;
+import org.openjdk.jmh.runner.Runner;
+import org.openjdk.jmh.runner.RunnerException;
+import org.openjdk.jmh.runner.format.OutputFormat;
+import org.openjdk.jmh.runner.format.OutputFormatFactory;
+import org.openjdk.jmh.runner.options.ChainedOptionsBuilder;
+import org.openjdk.jmh.runner.options.Options;
+import org.openjdk.jmh.runner.options.VerboseMode;
+
+import dev.shadowkv.Device;
+
+/**
+ * Runs a named set of benchmarks and writes its results with a description of the machine. Anything else than a set's
+ * name is handed to JMH's own command line.
+ */
+public final class Bench {
+
+    private static final String USAGE = """
+            usage: shadowkv-bench <set> [--out FILE] [--only PATTERN] [--note TEXT] [-p NAME=VALUE[,VALUE]]...
+                   shadowkv-bench <options of JMH>
+
+            sets: quick    every operation and a decode layer on the CPU, small
+                  cpu-8b   one layer of an 8B Llama, 122880 tokens, on the CPU
+                  gpu-8b   the same on a GPU, 8 sessions
+            """;
+
+    private String name;
+    private Path out;
+    private String only;
+    private String note = "";
+    private final List<String> parameters = new ArrayList<>();
+
+    private Bench() {
+    }
+
+    /** The command line. */
+    public static void main(String[] arguments) throws IOException, RunnerException {
+        if (arguments.length == 0 || arguments[0].equals("--help")) {
+            System.out.print(USAGE);
+            return;
+        }
+        Optional<Profile> profile = Profile.all().stream().filter(one -> one.name().equals(arguments[0])).findFirst();
+        if (profile.isEmpty()) {
+            org.openjdk.jmh.Main.main(arguments);
+            return;
+        }
+        Bench bench = new Bench();
+        try {
+            bench.parse(arguments);
+        } catch (IllegalArgumentException e) {
+            System.err.println("shadowkv-bench: " + e.getMessage());
+            System.err.print(USAGE);
+            System.exit(2);
+        }
+        System.exit(bench.run(profile.get()));
+    }
+
+    private void parse(String[] arguments) {
+        name = arguments[0];
+        for (int i = 1; i < arguments.length; i++) {
+            String option = arguments[i];
+            if (i + 1 == arguments.length) {
+                throw new IllegalArgumentException(option + " needs a value, or is unknown");
+            }
+            String value = arguments[++i];
+            switch (option) {
+                case "--out" -> out = Path.of(value);
+                case "--only" -> only = value;
+                case "--note" -> note = value;
+                case "-p" -> parameters.add(value);
+                default -> throw new IllegalArgumentException("unknown option " + option);
+            }
+        }
+        if (out == null) {
+            out = Path.of(name + "-" + LocalDate.now() + ".json");
+        }
+    }
+
+    private int run(Profile profile) throws IOException, RunnerException {
+        long start = System.nanoTime();
+        int threads = parameters.stream().filter(p -> p.startsWith("threads=")).findFirst()
+                .map(p -> Integer.parseInt(p.substring(8))).orElse(0);
+        Map<String, String> machine;
+        Ceilings ceilings;
+        try (Device device = profile.device().equals("cpu") ? Device.cpu(threads) : Device.cuda(0)) {
+            machine = Machine.describe(device, threads);
+            ceilings = Ceilings.measure(device, threads);
+        }
+        System.setProperty(Ceilings.PROPERTY, ceilings.text());
+        System.out.println(machine);
+        System.out.println(ceilings);
+        List<RunResult> results = new ArrayList<>();
+        int failed = 0;
+        for (Profile.Run run : profile.runs()) {
+            if (only != null && !run.include().matches(".*(" + only + ").*")) {
+                continue;
+            }
+            ChainedOptionsBuilder options = profile.options(run, ceilings, parameters);
+            Options built = options.build();
+            try {
+                Collection<RunResult> some = new Runner(built).run();
+                results.addAll(some);
+                for (RunResult result : some) {
+                    System.out.println(line(result));
+                }
+                failed += expected(built) - some.size();
+            } catch (NoBenchmarksException e) {
+                throw new IllegalStateException("no benchmark matches " + run.include(), e);
+            }
+        }
+        machine.put("loadAverageAfter", Machine.loadAverage());
+        machine.put("command", "shadowkv-bench " + name + (parameters.isEmpty() ? "" : " -p " + String.join(" -p ", parameters)));
+        machine.put("note", note);
+        write(machine, ceilings, results);
+        System.out.printf("%d results in %s, %d benchmarks failed, %.0f s%n", results.size(), out, failed,
+                (System.nanoTime() - start) / 1e9);
+        return failed == 0 ? 0 : 1;
+    }
+
+    /** How many results a run should have; a benchmark that fails has none. */
+    private static int expected(Options options) {
+        OutputFormat silent = OutputFormatFactory.createFormatInstance(new PrintStream(OutputStream.nullOutputStream()),
+                VerboseMode.SILENT);
+        int count = 0;
+        for (BenchmarkListEntry entry : BenchmarkList.defaultList().find(silent, options.getIncludes(), List.of())) {
+            int combinations = 1;
+            for (Map.Entry<String, String[]> parameter : entry.getParams().orElse(Map.of()).entrySet()) {
+                combinations *= options.getParameter(parameter.getKey()).orElse(List.of(parameter.getValue())).size();
+            }
+            count += combinations;
+        }
+        return count;
+    }
+
+    private static String line(RunResult result) {
+        StringBuilder text = new StringBuilder(String.format("%-46s %12.2f us", label(result), result.getPrimaryResult().getScore()));
+        result.getSecondaryResults().forEach((key, value) -> {
+            if (key.equals(FloorProfiler.SHARE) || key.equals(FloorProfiler.BANDWIDTH) || key.equals(FloorProfiler.RATE)
+                    || key.equals("resident") || key.equals("overlap") || key.equals(FloorProfiler.JAVA)) {
+                text.append(String.format("  %s %.3g", key, value.getScore()));
+            }
+        });
+        return text.toString();
+    }
+
+    private static String label(RunResult result) {
+        StringBuilder text = new StringBuilder(result.getParams().getBenchmark().replace("dev.shadowkv.bench.", ""));
+        for (String key : List.of("batch", "context", "kind", "rows", "resident", "valueType")) {
+            String value = result.getParams().getParamsKeys().contains(key) ? result.getParams().getParam(key) : "default";
+            if (!value.equals("default")) {
+                text.append(' ').append(key).append('=').append(value);
+            }
+        }
+        return text.toString();
+    }
+
+    private void write(Map<String, String> machine, Ceilings ceilings, List<RunResult> results) throws IOException {
+        ByteArrayOutputStream jmh = new ByteArrayOutputStream();
+        ResultFormatFactory.getInstance(ResultFormatType.JSON, new PrintStream(jmh, true, StandardCharsets.UTF_8))
+                .writeOut(results);
+        StringBuilder text = new StringBuilder("{\n\"set\": ").append(quote(name)).append(",\n\"machine\": {\n");
+        List<String> lines = new ArrayList<>();
+        machine.forEach((key, value) -> lines.add("  " + quote(key) + ": " + quote(value)));
+        text.append(String.join(",\n", lines)).append("\n},\n\"ceilings\": {\n");
+        text.append("  \"copyBandwidth\": ").append(ceilings.copyBandwidth());
+        text.append(",\n  \"readBandwidth\": ").append(ceilings.readBandwidth());
+        text.append(",\n  \"linkBandwidth\": ").append(ceilings.linkBandwidth());
+        text.append(",\n  \"matrixRate\": ").append(ceilings.matrixRate());
+        text.append(",\n  \"matrixType\": ").append(quote(ceilings.matrixType().toString()));
+        text.append("\n},\n\"results\": ").append(jmh.toString(StandardCharsets.UTF_8).strip()).append("\n}\n");
+        if (out.toAbsolutePath().getParent() != null) {
+            Files.createDirectories(out.toAbsolutePath().getParent());
+        }
+        Files.writeString(out, text);
+    }
+
+    private static String quote(String text) {
+        StringBuilder quoted = new StringBuilder("\"");
+        for (char c : text.toCharArray()) {
+            switch (c) {
+                case '"' -> quoted.append("\\\"");
+                case '\\' -> quoted.append("\\\\");
+                case '\n' -> quoted.append("\\n");
+                default -> {
+                    if (c >= ' ') {
+                        quoted.append(c);
+                    }
+                }
+            }
+        }
+        return quoted.append('"').toString();
+    }
+}

@@ -1,0 +1,109 @@
+package dev.shadowkv.bench;
+
+import java.util.ArrayList;
+import java.util.List;
+
+import org.openjdk.jmh.runner.options.ChainedOptionsBuilder;
+import org.openjdk.jmh.runner.options.OptionsBuilder;
+import org.openjdk.jmh.runner.options.TimeValue;
+
+/**
+ * A named set of runs.
+ *
+ * @param device of the {@code device} parameter
+ * @param forks processes a benchmark; 0 where setting up costs much more than measuring
+ */
+record Profile(String name, String device, int forks, List<Run> runs) {
+
+    /** Tokens of the 8B layer. */
+    private static final String LONG = "122880";
+
+    /**
+     * Benchmarks and their parameters.
+     *
+     * @param include a pattern of names
+     * @param parameters as {@code name=value[,value]}
+     */
+    record Run(String include, List<String> parameters) {
+        static Run of(String include, String... parameters) {
+            return new Run(include, List.of(parameters));
+        }
+    }
+
+    static List<Profile> all() {
+        return List.of(quick(), cpu8b(), gpu8b());
+    }
+
+    /** Everything once on a CPU, small. */
+    private static Profile quick() {
+        return new Profile("quick", "cpu", 1, List.of(
+                Run.of("TransformerBenchmark"),
+                Run.of("MatmulBenchmark"),
+                Run.of("PrefillBenchmark"),
+                Run.of("BuildBenchmark"),
+                Run.of("DecodeBenchmark"),
+                Run.of("DecodeLayerBenchmark.(dense|shadow)$", "context=4096,8192,16384,32768"),
+                Run.of("JavaShareBenchmark", "threads=1", "batch=1")));
+    }
+
+    /** One layer of an 8B Llama on a CPU: 32/8 heads of 128, 122880 tokens, bf16. */
+    private static Profile cpu8b() {
+        return new Profile("cpu-8b", "cpu", 0, List.of(
+                Run.of("BuildBenchmark", "context=" + LONG),
+                Run.of("DecodeBenchmark", "context=" + LONG, "budget=2048"),
+                Run.of("DecodeLayerBenchmark.(dense|shadow)$", "context=16384,32768,65536," + LONG, "budget=2048"),
+                Run.of("DecodeLayerBenchmark.shadow$", "context=" + LONG, "budget=2048", "valueType=F8_E4M3",
+                        "landmarkType=I8")));
+    }
+
+    /** One layer of an 8B Llama on a GPU, 8 sessions of 122880 tokens. */
+    private static Profile gpu8b() {
+        String[] layer = {"context=" + LONG, "budget=2048", "batch=8"};
+        return new Profile("gpu-8b", "cuda", 0, List.of(
+                Run.of("TransformerBenchmark", "tokens=16384"),
+                Run.of("MatmulBenchmark", "rows=1,8,4096"),
+                Run.of("PrefillBenchmark", "context=32768", "tokens=32768"),
+                Run.of("BuildBenchmark", "context=" + LONG),
+                Run.of("DecodeBenchmark", layer),
+                Run.of("DecodeBenchmark.(landmarkTopK|valueGather)", with(layer, "valueType=F8_E4M3", "landmarkType=I8")),
+                Run.of("DecodeLayerBenchmark.dense$", layer),
+                Run.of("DecodeLayerBenchmark.shadow$", with(layer, "resident=0.6,0.83")),
+                Run.of("DecodeLayerBenchmark.shadow$", with(layer, "valueType=F8_E4M3", "landmarkType=I8")),
+                Run.of("DecodeLayerBenchmark.(dense|shadow)Graph", "context=" + LONG, "budget=2048", "batch=1"),
+                Run.of("DecodeLayerBenchmark.(dense|shadow)$", "context=16384,32768,65536", "budget=2048", "batch=8"),
+                Run.of("JavaShareBenchmark", "threads=1")));
+    }
+
+    private static String[] with(String[] first, String... more) {
+        List<String> out = new ArrayList<>(List.of(first));
+        out.addAll(List.of(more));
+        return out.toArray(String[]::new);
+    }
+
+    /** The options of a run. */
+    ChainedOptionsBuilder options(Run run, Ceilings ceilings, List<String> overrides) {
+        ChainedOptionsBuilder builder = new OptionsBuilder().include("dev.shadowkv.bench." + run.include())
+                .addProfiler(FloorProfiler.class).shouldFailOnError(false).forks(forks)
+                .jvmArgsAppend("-D" + Ceilings.PROPERTY + "=" + ceilings.text(), "--enable-native-access=ALL-UNNAMED")
+                .param("device", device);
+        if (forks == 0) {
+            builder.warmupIterations(1).warmupTime(TimeValue.milliseconds(200)).measurementIterations(3)
+                    .measurementTime(TimeValue.milliseconds(200));
+        }
+        for (String parameter : run.parameters()) {
+            set(builder, parameter);
+        }
+        for (String parameter : overrides) {
+            set(builder, parameter);
+        }
+        return builder;
+    }
+
+    private static void set(ChainedOptionsBuilder builder, String parameter) {
+        int at = parameter.indexOf('=');
+        if (at < 1) {
+            throw new IllegalArgumentException("a parameter must be name=value[,value]: " + parameter);
+        }
+        builder.param(parameter.substring(0, at), parameter.substring(at + 1).split(","));
+    }
+}
