@@ -1,0 +1,55 @@
+package dev.shadowkv.bench;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.nio.file.Files;
+import java.nio.file.Path;
+
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+class ResultPageTest {
+
+    private static final String FILE = """
+            {"set": "quick", "machine": {"device": "cpu", "processor": "a machine", "command": "shadowkv-bench quick",
+              "date": "2026-01-02", "commit": "abc", "note": ""},
+             "ceilings": {"copyBandwidth": 2e10, "linkBandwidth": 0, "matrixType": "F32"},
+             "results": [%s]}
+            """;
+
+    @TempDir
+    private Path folder;
+
+    @Test
+    void pairsExactWithShadowAndDrawsThem() throws Exception {
+        String page = page(result("dense", 8192, 400) + "," + result("shadow", 8192, 100) + "," + result("dense", 16384, 800) + ","
+                + result("shadow", 16384, 110));
+        assertThat(page).contains("| 1 | 8192 | 512 |").contains("| 4.00x |").contains("| 7.27x |")
+                .contains("ceiling: copy within the memory, read and written | 20 GB/s")
+                .doesNotContain("link to the device").doesNotContain("### Operations").doesNotContain("Java's share");
+        assertThat(folder.resolve("docs/benchmarks/quick-speedup.svg")).exists();
+        assertThat(Files.readString(folder.resolve("docs/benchmarks/quick-context.svg"))).contains("<svg");
+    }
+
+    @Test
+    void doesNotMentionWhatIsAbsent() throws Exception {
+        String page = page(result("shadow", 8192, 100));
+        assertThat(page).contains("| 1 | 8192 | 512 |").doesNotContain(".svg").doesNotContain("x |");
+        assertThat(folder.resolve("docs/benchmarks")).doesNotExist();
+    }
+
+    private static String result(String operation, int context, double time) {
+        return String.format(java.util.Locale.ROOT, """
+                {"benchmark": "dev.shadowkv.bench.DecodeLayerBenchmark.%s", "params": {"batch": "1", "context": "%d",
+                 "budget": "512", "valueType": "default", "landmarkType": "default"},
+                 "primaryMetric": {"score": %f, "scoreError": "NaN", "scoreUnit": "us/op"},
+                 "secondaryMetrics": {"shareOfFloor": {"score": 0.5}}}""", operation, context, time);
+    }
+
+    private String page(String results) throws Exception {
+        Path file = Files.createDirectories(folder.resolve("results")).resolve("quick.json");
+        Files.writeString(file, String.format(FILE, results));
+        ResultPage.write(file.getParent(), folder.resolve("docs/benchmarks.md"));
+        return Files.readString(folder.resolve("docs/benchmarks.md"));
+    }
+}
