@@ -105,6 +105,8 @@ find "$stage/native-tests" -type f -exec strip --strip-unneeded {} +
 
 cp -r models/needle-32k "$stage/models/"
 cp LICENSE README.md "$stage/"
+# Results of benchmarks name what they were measured on.
+git describe --always --dirty --abbrev=12 >"$stage/commit" 2>/dev/null || echo unknown >"$stage/commit"
 
 # --- Launchers ---
 prologue='#!/bin/sh
@@ -132,8 +134,8 @@ exec "\$java" \$options -Xmx4g -Dshadowkv.root="\$here" -Dshadowkv.test.device="
 EOF
 cat >"$stage/bin/shadowkv-bench" <<EOF
 $prologue
-# The JMH benchmarks; arguments are JMH's: -l lists them, -p sets parameters, a pattern picks some.
-exec "\$java" \$options -Dshadowkv.home="\$here" -cp "\$here/bench/*:\$here/lib/*" org.openjdk.jmh.Main "\$@"
+# The JMH benchmarks: quick, cpu-8b and gpu-8b are sets of them; other arguments are JMH's (-l lists them).
+exec "\$java" \$options -Dshadowkv.home="\$here" -cp "\$here/bench/*:\$here/lib/*" dev.shadowkv.bench.Bench "\$@"
 EOF
 cat >"$stage/bin/shadowkv-native-tests" <<'EOF'
 #!/bin/sh
