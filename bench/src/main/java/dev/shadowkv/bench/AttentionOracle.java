@@ -11,8 +11,8 @@ import dev.shadowkv.kernels.ShadowLayer;
 /** Selection and attention of one session and key/value head in double precision, from what the device holds. */
 final class AttentionOracle {
 
-    /** How many standard deviations of accumulated rounding a result may be off. */
-    private static final double DEVIATIONS = 8;
+    /** How many standard deviations of accumulated rounding a score may be off. */
+    private static final double SCORE_DEVIATIONS = 5;
 
     private final Geometry g;
     private final DecodeState state;
@@ -74,8 +74,12 @@ final class AttentionOracle {
         return best;
     }
 
-    /** How far a score may be off: rounding of the queries' elements, to 8 bits if the landmarks have 8. */
-    double scoreTolerance(double[][] queries) {
+    /**
+     * How far a score may be off: by sums in fp32, and by rounding of the queries' elements, if they are rotated before
+     * the landmarks see them, or to 8 bits if the landmarks have 8.
+     */
+    double scoreTolerance(double[][] queries, boolean rotated) {
+        double relative = 0x1p-24 * Math.sqrt(g.headDim()) + (rotated ? Numbers.epsilon(state.inputType) : 0);
         double tolerance = 0;
         for (double[] q : queries) {
             double largest = 0;
@@ -90,12 +94,12 @@ final class AttentionOracle {
                     products += q[i] * q[i] * m * m;
                     squares += m * m;
                 }
-                double off = inputEpsilon * Math.sqrt(products)
+                double off = relative * Math.sqrt(products)
                         + (g.landmarkType() == ElementType.I8 ? largest / 254 / Math.sqrt(3) * Math.sqrt(squares) : 0);
                 tolerance = Math.max(tolerance, off / Math.sqrt(g.headDim()));
             }
         }
-        return DEVIATIONS * tolerance;
+        return SCORE_DEVIATIONS * tolerance;
     }
 
     /** Fails unless the chunks are the best by score, as far as rounding lets one tell. */
@@ -137,8 +141,10 @@ final class AttentionOracle {
             return new int[][] {chosen, {}};
         }
         double threshold = scores[order[count - 1]];
+        // Nothing is in doubt if the best that was left out is clearly worse.
+        boolean clear = count == order.length || scores[order[count]] < threshold - 2 * tolerance;
         int[] doubtful = Arrays.stream(order).mapToInt(i -> i)
-                .filter(i -> Math.abs(scores[i] - threshold) <= 2 * tolerance).toArray();
+                .filter(i -> !clear && Math.abs(scores[i] - threshold) <= 2 * tolerance).toArray();
         return new int[][] {chosen, doubtful};
     }
 

@@ -83,7 +83,7 @@ public class DecodeBenchmark extends DecodeState {
         int k = keyValueHeads - 1;
         AttentionOracle oracle = new AttentionOracle(this, b, 0, k);
         double[][] q = group(0, b, k);
-        oracle.checkSelection(selection(0, b, k), oracle.scores(q), oracle.scoreTolerance(q), select);
+        oracle.checkSelection(selection(0, b, k), oracle.scores(q), oracle.scoreTolerance(q, false), select);
     }
 
     private void prepareRerank() {

@@ -112,7 +112,7 @@ public class DecodeLayerBenchmark extends DecodeState {
             q[i] = rotatedQuery(b, k * size + i);
         }
         double[] scores = oracle.scores(q);
-        double tolerance = oracle.scoreTolerance(q);
+        double tolerance = oracle.scoreTolerance(q, true);
         if (rerank > 0) {
             // The shortlist's boundary and the final one are both in doubt; the operations' own checks cover that.
             return;
