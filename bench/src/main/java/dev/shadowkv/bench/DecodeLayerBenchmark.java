@@ -228,7 +228,7 @@ public class DecodeLayerBenchmark extends DecodeState {
 
     /** Frees the graph before the device. */
     @Override
-    public void close() {
+    void close() {
         if (graph != null) {
             graph.close();
             graph = null;

@@ -87,10 +87,18 @@ public abstract class DeviceState {
         open.synchronize();
     }
 
-    /** Frees everything, also after a failed set-up. */
+    /** Reads what was counted, which the profiler asks for after the last iteration's end, and frees everything. */
     @TearDown(Level.Trial)
-    public void close() {
-        Work.forget();
+    public final void finish() {
+        try {
+            Work.freeze();
+        } finally {
+            close();
+        }
+    }
+
+    /** Frees everything, also after a failed set-up. */
+    void close() {
         call = null;
         if (open != null) {
             open.close();

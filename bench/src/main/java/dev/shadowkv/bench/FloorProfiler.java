@@ -24,7 +24,8 @@ public final class FloorProfiler implements InternalProfiler {
     static final String RATE = "rate";
     static final String FLOOR = "floor";
     static final String SHARE = "shareOfFloor";
-    /** Microseconds of the native call alone, and what the call through Java takes more. */
+    /** Median microseconds of a call through Java, of the native call alone, and the difference. */
+    static final String CALL = "call";
     static final String NATIVE = "native";
     static final String JAVA = "javaShare";
 
@@ -42,15 +43,13 @@ public final class FloorProfiler implements InternalProfiler {
                                                           IterationResult result) {
         List<ScalarResult> results = new ArrayList<>();
         Work work = Work.current();
-        if (work == null) {
+        // A failed iteration has no result.
+        if (work == null || result.getRawPrimaryResults().isEmpty()) {
             return results;
         }
         double seconds = result.getPrimaryResult().getScore() / benchmark.getTimeUnit().convert(1, TimeUnit.SECONDS);
         for (Map.Entry<String, Double> entry : Work.observed().entrySet()) {
-            add(results, entry.getKey(), entry.getValue(), entry.getKey().equals(NATIVE) ? "us/op" : "");
-            if (entry.getKey().equals(NATIVE)) {
-                add(results, JAVA, seconds * 1e6 - entry.getValue(), "us/op");
-            }
+            add(results, entry.getKey(), entry.getValue(), "");
         }
         if (work.bytes() + work.linkBytes() + work.operations() == 0) {
             return results;

@@ -176,11 +176,11 @@ public final class ResultPage {
             return;
         }
         text.append("\n### Java's share of a layer's call\n\nOn the smallest of shapes: the call through the cache, the native call"
-                + " alone with the same parameters, and the difference.\n\n");
+                + " alone with the same parameters, and the difference; medians.\n\n");
         text.append("| cache | batch | call us | native us | Java us |\n|---|---:|---:|---:|---:|\n");
         for (Measured one : all) {
             text.append(String.format(Locale.ROOT, "| %s | %s | %.2f | %.2f | %.2f |%n", one.parameter("kind"), one.parameter("batch"),
-                    one.microseconds(), one.get(FloorProfiler.NATIVE), one.get(FloorProfiler.JAVA)));
+                    one.get(FloorProfiler.CALL), one.get(FloorProfiler.NATIVE), one.get(FloorProfiler.JAVA)));
         }
     }
 

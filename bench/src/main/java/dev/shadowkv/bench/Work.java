@@ -51,9 +51,10 @@ record Work(double readBytes, double writtenBytes, double linkBytes, double oper
         current = this;
     }
 
-    static void forget() {
-        current = null;
-        observed = Map::of;
+    /** Keeps what can be observed now, since the device is about to be closed. */
+    static void freeze() {
+        Map<String, Double> last = observed();
+        observed = () -> last;
     }
 
     static Work current() {

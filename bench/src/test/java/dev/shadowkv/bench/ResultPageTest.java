@@ -25,7 +25,7 @@ class ResultPageTest {
         String page = page(result("dense", 8192, 400) + "," + result("shadow", 8192, 100) + "," + result("dense", 16384, 800) + ","
                 + result("shadow", 16384, 110));
         assertThat(page).contains("| 1 | 8192 | 512 |").contains("| 4.00x |").contains("| 7.27x |")
-                .contains("ceiling: copy within the memory, read and written | 20 GB/s")
+                .contains("ceiling: copy within the memory, read and written | 20.00 GB/s")
                 .doesNotContain("link to the device").doesNotContain("### Operations").doesNotContain("Java's share");
         assertThat(folder.resolve("docs/benchmarks/quick-speedup.svg")).exists();
         assertThat(Files.readString(folder.resolve("docs/benchmarks/quick-context.svg"))).contains("<svg");
