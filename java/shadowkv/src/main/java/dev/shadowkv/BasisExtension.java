@@ -5,7 +5,8 @@ import java.lang.foreign.MemorySegment;
 
 /**
  * Adds directions to a basis that keys of later tokens need: modified Gram-Schmidt over what the basis misses of them,
- * largest residual first, in double precision on the host. Rare, and small: some tens of tokens. Coefficients of earlier
+ * largest residual first, in double precision on the host. Rare, and small: some tens of tokens. Coefficients of
+ * earlier
  * tokens are zero in the new columns, so that their keys stay what they were.
  */
 final class BasisExtension {

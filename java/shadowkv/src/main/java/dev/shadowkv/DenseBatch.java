@@ -42,7 +42,8 @@ final class DenseBatch extends StepBatch {
     void decode(int layer, ElementType type, DeviceBuffer queries, long queryStride, DeviceBuffer keys, long keyStride,
                 DeviceBuffer values, long valueStride, DeviceBuffer output) {
         long bound = cache.device.capturing() ? largest : longest;
-        cache.decodeKernels.denseDecodeLayer(cache.geometry, members.length, type, queries, queryStride, keys, keyStride,
+        cache.decodeKernels.denseDecodeLayer(cache.geometry, members.length, type, queries, queryStride, keys,
+                keyStride,
                 values, valueStride, layers, (long) layer * members.length, states, 0, cache.ropeTable, bound, bound,
                 output);
     }

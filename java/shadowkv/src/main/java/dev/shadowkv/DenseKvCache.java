@@ -109,8 +109,10 @@ public final class DenseKvCache extends CacheBase {
             Geometry geometry = geometry(shape);
             int prefill = CacheBase.prefillTokens(wish);
             long workspace = Math.max(
-                    workspaces.denseDecodeLayer(geometry, batch, shape.inputType, shape.rope.rotaryDim(), wish.tokens()),
-                    workspaces.prefillAttention(geometry, shape.inputType, prefill, wish.tokens() - prefill, wish.tokens()));
+                    workspaces.denseDecodeLayer(geometry, batch, shape.inputType, shape.rope.rotaryDim(),
+                            wish.tokens()),
+                    workspaces.prefillAttention(geometry, shape.inputType, prefill, wish.tokens() - prefill,
+                            wish.tokens()));
             return new MemoryPlan(wish.sessions(), wish.tokens(), wish.stagingTokens(), shape.layers,
                     sessionBytes(shape, wish.tokens()), 0, 0, tables, workspace);
         }

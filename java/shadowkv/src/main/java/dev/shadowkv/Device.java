@@ -127,7 +127,8 @@ public final class Device implements AutoCloseable {
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment count = arena.allocate(ValueLayout.JAVA_INT);
             MemorySegment message = arena.allocate(4096);
-            NativeContext.check(ShadowKv.skv_device_count(1, count, message, message.byteSize()), "device_count", message);
+            NativeContext.check(ShadowKv.skv_device_count(1, count, message, message.byteSize()), "device_count",
+                    message);
             return count.get(ValueLayout.JAVA_INT, 0);
         }
     }
@@ -296,7 +297,8 @@ public final class Device implements AutoCloseable {
     }
 
     /** Copies rows that lie apart, within the device; pitches and width in bytes. */
-    public void copyRows(DeviceBuffer source, long sourcePitch, DeviceBuffer target, long targetPitch, long width, long rows) {
+    public void copyRows(DeviceBuffer source, long sourcePitch, DeviceBuffer target, long targetPitch, long width,
+            long rows) {
         require(source, rows == 0 ? 0 : Math.addExact(Math.multiplyExact(rows - 1, sourcePitch), width));
         require(target, rows == 0 ? 0 : Math.addExact(Math.multiplyExact(rows - 1, targetPitch), width));
         MemorySegment handle = context.enter();
@@ -313,7 +315,8 @@ public final class Device implements AutoCloseable {
         require(target, target.byteSize());
         MemorySegment handle = context.enter();
         try {
-            context.check(ShadowKv.skv_fill(handle, MemorySegment.ofAddress(target.address()), value, target.byteSize()),
+            context.check(ShadowKv.skv_fill(handle, MemorySegment.ofAddress(target.address()), value,
+                    target.byteSize()),
                     "fill");
         } finally {
             context.exit();

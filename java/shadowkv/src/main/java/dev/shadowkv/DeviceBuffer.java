@@ -36,7 +36,8 @@ public final class DeviceBuffer {
     public static DeviceBuffer ofAddress(Device device, long address, long bytes) {
         Objects.requireNonNull(device, "device");
         if (address == 0 || bytes < 0) {
-            throw new IllegalArgumentException("address must not be 0 and bytes not negative: " + address + ", " + bytes);
+            throw new IllegalArgumentException(
+                    "address must not be 0 and bytes not negative: " + address + ", " + bytes);
         }
         return new DeviceBuffer(device, device.lifetime(), address, bytes);
     }

@@ -10,7 +10,8 @@ import dev.shadowkv.kernels.Rows;
 
 /**
  * Takes chunks out of the index of a layer and back into its recent window. Rows that the window still has are exact;
- * others are rebuilt from coefficients and fetched from host memory; chunks that were kept dense come back as they were.
+ * others are rebuilt from coefficients and fetched from host memory; chunks that were kept dense come back as they
+ * were.
  */
 final class Rewind {
 
@@ -48,7 +49,8 @@ final class Rewind {
                 ShadowSession.copyTokens(device, shared.exactKeyRows, own.keyRing, begin, lost, heads, headDim);
                 ShadowSession.copyTokens(device, shared.exactValueRows, own.valueRing, begin, lost, heads, headDim);
             } else {
-                cache.cacheKernels.rebuildKeys(shared.coefficients, shared.basis, heads, headDim, geometry.rank(), begin,
+                cache.cacheKernels.rebuildKeys(shared.coefficients, shared.basis, heads, headDim, geometry.rank(),
+                        begin,
                         lost, own.keyRing, cache.ropeTable);
                 valuesBack(begin, lost);
                 outliersBack(begin, lost);

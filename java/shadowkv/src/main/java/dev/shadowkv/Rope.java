@@ -127,7 +127,8 @@ public final class Rope {
     public static Rope longrope(int rotaryDim, double theta, double[] factors, double scale) {
         double[] frequencies = base(rotaryDim, theta);
         if (factors.length != frequencies.length) {
-            throw new IllegalArgumentException("factors must be rotaryDim/2 = " + frequencies.length + ": " + factors.length);
+            throw new IllegalArgumentException("factors must be rotaryDim/2 = " + frequencies.length + ": "
+                    + factors.length);
         }
         positive("scale", scale);
         for (int i = 0; i < frequencies.length; i++) {
@@ -137,7 +138,9 @@ public final class Rope {
         return new Rope(frequencies, Pairing.HALF_SPLIT, scale);
     }
 
-    /** The scale of LongRoPE: sqrt(1 + ln(context/originalContext) / ln(originalContext)), and 1 within the original. */
+    /**
+     * The scale of LongRoPE: sqrt(1 + ln(context/originalContext) / ln(originalContext)), and 1 within the original.
+     */
     public static double longRopeScale(double context, double originalContext) {
         double factor = context / originalContext;
         return factor <= 1 ? 1 : Math.sqrt(1 + Math.log(factor) / Math.log(originalContext));

@@ -105,7 +105,8 @@ final class ShadowBatch extends StepBatch {
         ShadowOptions o = cache.options;
         boolean capturing = cache.device.capturing();
         long first = (long) layer * members.length;
-        cache.decodeKernels.decodeLayer(o.geometry(), members.length, type, queries, queryStride, keys, keyStride, values,
+        cache.decodeKernels.decodeLayer(o.geometry(), members.length, type, queries, queryStride, keys, keyStride,
+                values,
                 valueStride, layers, first, states, first, cache.ropeTable, capturing ? capacityTokens : longest,
                 o.radiusWeight(), o.select(), o.shortlist(), capturing ? capacityChunks : chunks, output, counters);
     }

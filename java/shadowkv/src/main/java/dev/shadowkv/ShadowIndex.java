@@ -90,7 +90,8 @@ final class ShadowIndex {
         if (chosen > 0) {
             // Rewinding may put an outlier back into the index, so its radius is kept.
             float[] radius = Scratch.floats(shared.radius, Math.toIntExact(heads * capacity));
-            cache.cacheKernels.outlierSelect(scratch.cosine, heads, chunks, capacity, chosen, scratch.ids, shared.radius);
+            cache.cacheKernels.outlierSelect(scratch.cosine, heads, chunks, capacity, chosen, scratch.ids,
+                    shared.radius);
             cache.cacheKernels.chunkGather(dense.rotatedKeys, heads, headDim, chunk, scratch.ids, chosen,
                     shared.outlierKeys, 0, options.outlierCapacity());
             cache.cacheKernels.chunkGather(dense.values, heads, headDim, chunk, scratch.ids, chosen,
@@ -153,7 +154,8 @@ final class ShadowIndex {
         OwnLayer own = session.own[layer];
         unrotate(own.keyRing, first, count, scratch.dense.rawKeys);
         project(shared, first, count, scratch.residual);
-        cache.cacheKernels.landmarkBuild(own.keyRing, heads, headDim, chunk, firstChunk, count / chunk, shared.landmarks,
+        cache.cacheKernels.landmarkBuild(own.keyRing, heads, headDim, chunk, firstChunk, count / chunk,
+                shared.landmarks,
                 geometry.landmarkType(), shared.landmarkScales, shared.radius, null, capacity);
         cache.cacheKernels.valueStore(own.valueRing, heads, headDim, chunk, firstChunk, count / chunk, shared.values,
                 geometry.valueType(), shared.valueScales, capacity);
@@ -167,7 +169,8 @@ final class ShadowIndex {
                 headDim, geometry.rank(), shared.basis, shared.coefficients.slice(first * row), residual);
     }
 
-    private void keepWhatTheBasisMisses(ShadowSession session, int layer, LayerState state, long firstChunk, int chunks) {
+    private void keepWhatTheBasisMisses(ShadowSession session, int layer, LayerState state, long firstChunk,
+            int chunks) {
         if (options.residualLimit() >= 1) {
             return;
         }

@@ -352,7 +352,8 @@ public final class ShadowKvCache extends CacheBase {
             Limits.check("radiusWeight", Float.isFinite(radiusWeight), "finite", radiusWeight);
             int shortlist = rerank > 1 ? (int) Math.min(Geometry.MAX_SELECT, Math.ceil(rerank * select)) : 0;
             Limits.check("rerank", !(rerank > 1) || shortlist > select,
-                    "such that the shortlist has more chunks than the budget and at most " + Geometry.MAX_SELECT, rerank);
+                    "such that the shortlist has more chunks than the budget and at most " + Geometry.MAX_SELECT,
+                            rerank);
             int slotCount = slots >= 0 ? slots : s.device.isCpu() ? 0 : select;
             Limits.check("slots", slotCount == 0 || slotCount >= select && slotCount <= Geometry.MAX_SLOTS,
                     "0, or from the budget's " + select + " chunks to " + Geometry.MAX_SLOTS, slotCount);
@@ -380,7 +381,8 @@ public final class ShadowKvCache extends CacheBase {
             long dense = Math.max(wish.stagingTokens(), Scratch.denseTokens(o, layout));
             workspace = Math.max(workspace, w.lowRankFactor(g.storageType(), dense, g.keyValueHeads(), g.headDim(),
                     o.rank(), g.rank()));
-            workspace = Math.max(workspace, w.lowRankProject(g.storageType(), g.window(), g.keyValueHeads(), g.headDim(),
+            workspace = Math.max(workspace, w.lowRankProject(g.storageType(), g.window(), g.keyValueHeads(),
+                    g.headDim(),
                     g.rank()));
             return new MemoryPlan(wish.sessions(), wish.tokens(), wish.stagingTokens(), stagingLayers,
                     s.layers * (layout.sharedLayerBytes + layout.ownLayerBytes), s.layers * layout.pinnedLayerBytes,

@@ -3,7 +3,8 @@ package dev.shadowkv;
 import java.util.Objects;
 
 /**
- * An operation failed. Misuse that Java can see is an {@link IllegalArgumentException}, {@link IllegalStateException} or
+ * An operation failed. Misuse that Java can see is an {@link IllegalArgumentException}, {@link IllegalStateException}
+ * or
  * {@link IndexOutOfBoundsException} instead.
  */
 public final class ShadowKvException extends RuntimeException {

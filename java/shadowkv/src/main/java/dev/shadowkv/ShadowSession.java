@@ -65,7 +65,8 @@ final class ShadowSession extends SessionBase {
         OwnLayer o = own[layer];
         boolean exact = states[layer].exact;
         return new ShadowLayer(s.coefficients, s.basis, s.landmarks, s.landmarkScales, s.radius,
-                exact ? s.exactKeys : s.outlierKeys, exact ? s.exactValues : s.outlierValues, o.recentKeys, o.recentValues,
+                exact ? s.exactKeys : s.outlierKeys, exact ? s.exactValues : s.outlierValues, o.recentKeys,
+                        o.recentValues,
                 s.values, s.valueScales, o.slotValues, o.slotChunk, o.slotStamp, layout.chunks,
                 exact ? layout.exactChunks : cache.options.outlierCapacity());
     }
@@ -107,10 +108,12 @@ final class ShadowSession extends SessionBase {
             staging[layer] = cache.takeStaging(layer);
         }
         Staging s = staging[layer];
-        cache.cacheKernels.storeTokens(keys, values, count, state.length, cache.shape.keyValueHeads, cache.shape.headDim,
+        cache.cacheKernels.storeTokens(keys, values, count, state.length, cache.shape.keyValueHeads,
+                cache.shape.headDim,
                 s.rotatedKeys, s.rawKeys, s.values, cache.shape.storageType, s.tokens, cache.ropeTable);
         if (queries != null) {
-            Prefill.attend(cache, cache.options.geometry(), queries, count, state.length, s.rotatedKeys, s.values, output);
+            Prefill.attend(cache, cache.options.geometry(), queries, count, state.length, s.rotatedKeys, s.values,
+                    output);
         }
         state.length += count;
     }
@@ -123,7 +126,8 @@ final class ShadowSession extends SessionBase {
             long n = Math.min(count - done, cache.options.geometry().window() - (state.length - state.recentBegin));
             OwnLayer o = own[layer];
             cache.cacheKernels.storeTokens(from(keys, done, width), from(values, done, width), n, state.length,
-                    cache.shape.keyValueHeads, cache.shape.headDim, o.keyRing, null, o.valueRing, cache.shape.storageType,
+                    cache.shape.keyValueHeads, cache.shape.headDim, o.keyRing, null, o.valueRing,
+                            cache.shape.storageType,
                     o.keyRing.capacity(), cache.ropeTable);
             grow(layer, n);
             done += n;

@@ -139,7 +139,8 @@ class RopeTest {
         for (int t = 0; t < 5; t++) {
             for (int h = 0; h < heads; h++) {
                 double[] head = Oracle.head(input, heads * headDim, t, h, headDim);
-                double[] expected = Oracle.rotate(head, rope.inverseFrequencies(), interleaved, rope.scale(), first + t);
+                double[] expected = Oracle.rotate(head, rope.inverseFrequencies(), interleaved, rope.scale(),
+                        first + t);
                 double[] actual = Oracle.head(output, heads * headDim, t, h, headDim);
                 for (int d = 0; d < headDim; d++) {
                     // Two roundings of the tables, their product, the rotation; times the pair's length and the scale.

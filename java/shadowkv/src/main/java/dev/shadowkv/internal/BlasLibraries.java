@@ -66,7 +66,9 @@ public final class BlasLibraries {
         }
     }
 
-    /** Class path and automatic modules are seen by the loaders; folder names with '-' are no packages, so not hidden. */
+    /**
+     * Class path and automatic modules are seen by the loaders; folder names with '-' are no packages, so not hidden.
+     */
     private static URL resource(String name) {
         ClassLoader[] loaders = {Thread.currentThread().getContextClassLoader(), BlasLibraries.class.getClassLoader(),
             ClassLoader.getSystemClassLoader()};

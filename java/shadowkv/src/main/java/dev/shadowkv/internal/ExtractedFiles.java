@@ -34,7 +34,8 @@ public final class ExtractedFiles {
             return Path.of(explicit);
         }
         String cache = System.getenv("XDG_CACHE_HOME");
-        Path base = cache != null && !cache.isBlank() ? Path.of(cache) : Path.of(System.getProperty("user.home"), ".cache");
+        Path base = cache != null && !cache.isBlank() ? Path.of(cache) : Path.of(System.getProperty("user.home"),
+                ".cache");
         return base.resolve("shadowkv");
     }
 

@@ -5,7 +5,8 @@ import java.util.concurrent.atomic.AtomicBoolean;
 import java.util.concurrent.atomic.AtomicLong;
 
 /**
- * Reports objects that were forgotten without being closed. For tests: on with {@code -Ddev.shadowkv.leakDetection=true},
+ * Reports objects that were forgotten without being closed. For tests: on with {@code
+ * -Ddev.shadowkv.leakDetection=true},
  * since each watched object then keeps the stack trace of its making.
  */
 public final class LeakDetector {

@@ -75,7 +75,8 @@ public final class NativeLibrary {
             // Somebody who names a file wants that file or an answer, not another one.
             Path file = Path.of(explicit);
             if (!Files.isRegularFile(file)) {
-                throw unavailable("there is no file " + file.toAbsolutePath() + ", which -D" + PROPERTY + " names", null);
+                throw unavailable("there is no file " + file.toAbsolutePath() + ", which -D" + PROPERTY + " names",
+                        null);
             }
             return open(file.toAbsolutePath().toString(), file);
         }
@@ -110,7 +111,8 @@ public final class NativeLibrary {
 
     private static Loaded checked(Loaded library) {
         MemorySegment symbol = library.symbols().find("skv_abi_version")
-                .orElseThrow(() -> unavailable(library.origin() + " has no skv_abi_version: it is another library", null));
+                .orElseThrow(() -> unavailable(library.origin() + " has no skv_abi_version: it is another library",
+                        null));
         MethodHandle handle = Linker.nativeLinker().downcallHandle(symbol, FunctionDescriptor.of(ValueLayout.JAVA_INT));
         int version;
         try {

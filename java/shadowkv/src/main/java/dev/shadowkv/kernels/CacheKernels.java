@@ -83,7 +83,8 @@ public final class CacheKernels {
     }
 
     /**
-     * Factors keys of all heads of a layer together: {@code keys ~ coefficients . basis} with orthonormal basis rows. May
+     * Factors keys of all heads of a layer together: {@code keys ~ coefficients . basis} with orthonormal basis rows.
+     * May
      * wait for the stream.
      *
      * @param keys {@code [tokens][K*D]} before RoPE

@@ -19,7 +19,8 @@ import dev.shadowkv.internal.ffi.skv_value_gather_params;
 /**
  * The operations of a decode step, one by one and composed. A call allocates nothing.
  *
- * <p>{@code layers} and {@code states} are tables in device memory, of which {@code batch} consecutive entries beginning
+ * <p>{@code layers} and {@code states} are tables in device memory, of which {@code batch} consecutive entries
+ * beginning
  * at {@code first} are used.
  *
  * <p>May be used from several threads, which take turns.
@@ -38,7 +39,8 @@ public final class DecodeKernels {
 
     /**
      * Picks chunks by landmark: the logit of chunk c for query head h is
-     * {@code (q_h . mean_c + radiusWeight |q_h| radius_c) / sqrt(D)}, its score for a key/value head the largest over the
+     * {@code (q_h . mean_c + radiusWeight |q_h| radius_c) / sqrt(D)}, its score for a key/value head the largest over
+     * the
      * head's query heads of logit minus logsumexp over all indexed chunks.
      *
      * @param queries {@code [B][H][D]} rotated, dense
@@ -173,7 +175,8 @@ public final class DecodeKernels {
     }
 
     /**
-     * Attention of one query token a session over its selected chunks, whose keys are rebuilt on the fly, its outliers and
+     * Attention of one query token a session over its selected chunks, whose keys are rebuilt on the fly, its
+     * outliers and
      * its recent window.
      *
      * @param output {@code [B][H][D]}, dense
@@ -248,7 +251,8 @@ public final class DecodeKernels {
     }
 
     /**
-     * One layer of a decode step of a shadow cache: rotates the new tokens, adds them to the recent windows, selects, plans,
+     * One layer of a decode step of a shadow cache: rotates the new tokens, adds them to the recent windows, selects,
+     * plans,
      * fetches and attends. The states hold the lengths with the new token.
      *
      * @param inputType of queries, keys, values and output
@@ -257,7 +261,8 @@ public final class DecodeKernels {
      * @param values {@code [B][K][D]}
      * @param shortlist chunks to rerank, more than {@code select}; 0: no rerank
      * @param output {@code [B][H][D]}, dense
-     * @param counters {@code [B]} of {@link #COUNTER_BYTES}, added to: selected chunks and fetched chunks (64-bit integers),
+     * @param counters {@code [B]} of {@link #COUNTER_BYTES}, added to: selected chunks and fetched chunks (64-bit
+     * integers),
      *     captured landmark mass (64-bit float); or null
      */
     public void decodeLayer(Geometry geometry, int batch, ElementType inputType, DeviceBuffer queries,

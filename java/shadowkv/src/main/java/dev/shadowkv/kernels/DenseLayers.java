@@ -23,7 +23,8 @@ public final class DenseLayers extends Table {
 
     /** Changes an entry on the host. */
     public void set(long index, DenseLayer layer) {
-        long bytes = Params.bytes(geometry.storageType(), geometry.keyValueHeads(), layer.capacity(), geometry.headDim());
+        long bytes = Params.bytes(geometry.storageType(), geometry.keyValueHeads(), layer.capacity(),
+                geometry.headDim());
         MemorySegment at = entry(index);
         skv_dense_layer.keys(at, MemorySegment.ofAddress(Operands.address(device, "keys", layer.keys(), bytes)));
         skv_dense_layer.values(at, MemorySegment.ofAddress(Operands.address(device, "values", layer.values(), bytes)));

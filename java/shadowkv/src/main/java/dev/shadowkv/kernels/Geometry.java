@@ -61,7 +61,8 @@ public record Geometry(int queryHeads, int keyValueHeads, int headDim, int chunk
 
     /** The geometry of a dense cache. */
     public static Geometry dense(int queryHeads, int keyValueHeads, int headDim, ElementType storageType) {
-        return new Geometry(queryHeads, keyValueHeads, headDim, 8, MIN_RANK, storageType, storageType, storageType, 8, 0);
+        return new Geometry(queryHeads, keyValueHeads, headDim, 8, MIN_RANK, storageType, storageType, storageType,
+                8, 0);
     }
 
     private static void require(boolean condition, String limit, Object value) {

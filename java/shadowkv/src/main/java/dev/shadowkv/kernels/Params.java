@@ -119,7 +119,8 @@ final class Params {
             throw new IllegalArgumentException(name + " has stride " + stride + ", less than its width " + width);
         }
         return count == 0 ? 0
-                : Math.multiplyExact(type.bytes(), (notNegative("count", count) - 1) * (stride == 0 ? width : stride) + width);
+                : Math.multiplyExact(type.bytes(), (notNegative("count",
+                        count) - 1) * (stride == 0 ? width : stride) + width);
     }
 
     static MemorySegment host(String name, MemorySegment segment, long bytes) {

@@ -5,7 +5,8 @@ import java.lang.foreign.MemorySegment;
 import dev.shadowkv.DeviceBuffer;
 
 /**
- * One layer of one session in a shadow cache, as an entry of {@link ShadowLayers}. Chunk c holds the tokens at positions
+ * One layer of one session in a shadow cache, as an entry of {@link ShadowLayers}. Chunk c holds the tokens at
+ * positions
  * {@code [c*C, (c+1)*C)}.
  *
  * @param coefficients {@code [chunkCapacity*C][r]} storage type, row = position

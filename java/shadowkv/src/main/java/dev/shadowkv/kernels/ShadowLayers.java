@@ -56,8 +56,10 @@ public final class ShadowLayers extends Table {
         skv_shadow_layer.slot_values(at, slots
                 ? buffer("slotValues", layer.slotValues(), Params.bytes(g.valueType(), slotEntries, chunkElements))
                 : MemorySegment.NULL);
-        skv_shadow_layer.slot_chunk(at, slots ? buffer("slotChunk", layer.slotChunk(), 4 * slotEntries) : MemorySegment.NULL);
-        skv_shadow_layer.slot_stamp(at, slots ? buffer("slotStamp", layer.slotStamp(), 4 * slotEntries) : MemorySegment.NULL);
+        skv_shadow_layer.slot_chunk(at, slots ? buffer("slotChunk", layer.slotChunk(),
+                4 * slotEntries) : MemorySegment.NULL);
+        skv_shadow_layer.slot_stamp(at, slots ? buffer("slotStamp", layer.slotStamp(),
+                4 * slotEntries) : MemorySegment.NULL);
         skv_shadow_layer.chunk_capacity(at, chunks);
         skv_shadow_layer.outlier_capacity(at, layer.outlierCapacity());
     }

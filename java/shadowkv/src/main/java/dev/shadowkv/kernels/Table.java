@@ -10,7 +10,10 @@ import dev.shadowkv.DeviceBuffer;
 import dev.shadowkv.internal.NativeContext;
 import dev.shadowkv.internal.ffi.ShadowKv;
 
-/** An array of structs in device memory, with a copy on the host in which entries are changed before they are uploaded. */
+/**
+ * An array of structs in device memory, with a copy on the host in which entries are changed before they are
+ * uploaded.
+ */
 abstract class Table implements AutoCloseable {
 
     final Device device;

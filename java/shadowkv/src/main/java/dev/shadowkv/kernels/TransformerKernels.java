@@ -67,7 +67,8 @@ public final class TransformerKernels {
     }
 
     /**
-     * {@code output = input / sqrt(mean(input^2) + epsilon) * weight}, row by row. A residual is first added to the input in
+     * {@code output = input / sqrt(mean(input^2) + epsilon) * weight}, row by row. A residual is first added to the
+     * input in
      * place.
      *
      * @param input {@code [rows][width]}, dense
@@ -273,7 +274,8 @@ public final class TransformerKernels {
     public void prefillAttention(Geometry geometry, Rows queries, long count, long firstPosition, DeviceBuffer keys,
                                  DeviceBuffer values, long capacity, Rows output) {
         output.dense("output");
-        if (capacity < Math.addExact(Params.notNegative("firstPosition", firstPosition), Params.notNegative("count", count))) {
+        if (capacity < Math.addExact(Params.notNegative("firstPosition", firstPosition), Params.notNegative("count",
+                count))) {
         throw new IndexOutOfBoundsException("capacity " + capacity + " is less than firstPosition " + firstPosition
         + " + count " + count);
         }

@@ -60,7 +60,8 @@ public final class Workspaces {
     }
 
     /** Of {@link TransformerKernels#prefillAttention}. */
-    public long prefillAttention(Geometry geometry, ElementType inputType, long count, long firstPosition, long capacity) {
+    public long prefillAttention(Geometry geometry, ElementType inputType, long count, long firstPosition,
+            long capacity) {
         MemorySegment p = params.begin(skv_prefill_attention_params.sizeof());
         try {
             skv_prefill_attention_params.query_type(p, inputType.code());

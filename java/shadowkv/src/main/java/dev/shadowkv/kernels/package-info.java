@@ -1,6 +1,7 @@
 /**
  * The operations that the caches are made of, one typed and bounds-checked method each, for those who build a cache or
- * a runtime of their own. All operands are {@link dev.shadowkv.DeviceBuffer}s of one device; work is asynchronous on the
+ * a runtime of their own. All operands are {@link dev.shadowkv.DeviceBuffer}s of one device; work is asynchronous on
+ * the
  * device's stream. Shapes are row-major; the letters in them: H query heads, K key/value heads, D head dim, C tokens a
  * chunk, r rank, B sessions of a batch, S selected chunks.
  *

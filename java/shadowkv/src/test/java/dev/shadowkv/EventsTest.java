@@ -1,0 +1,63 @@
+package dev.shadowkv;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Random;
+
+import jdk.jfr.Recording;
+import jdk.jfr.consumer.RecordedEvent;
+import jdk.jfr.consumer.RecordingFile;
+
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** What a flight recording says of a session's life. */
+class EventsTest {
+
+    private static final Random random = TestDevice.random(EventsTest.class);
+
+    @Test
+    void aRecordingTellsOfAppendSealStepAndFetch(@TempDir Path folder) throws Exception {
+        Tokens tokens = CacheRunner.tokens(random, 420, 24);
+        Path file = folder.resolve("recording.jfr");
+        try (Recording recording = new Recording(); Device device = TestDevice.open()) {
+            for (String name : List.of("Append", "Seal", "DecodeStep", "Fetch")) {
+                recording.enable("dev.shadowkv." + name);
+            }
+            recording.start();
+            try (ShadowKvCache cache = CacheRunner.shape(ShadowKvCache.builder(device), 2, 1, 500).rank(32).budget(64)
+                    .slots(10).build(); KvSession session = cache.open(500)) {
+                CacheRunner.append(session, tokens, 0, 400, null);
+                session.seal();
+                CacheRunner.decode(session, tokens, 400, 420);
+            }
+            recording.stop();
+            recording.dump(file);
+        }
+        List<RecordedEvent> events = RecordingFile.readAllEvents(file);
+        List<RecordedEvent> seals = named(events, "Seal");
+        assertThat(seals).hasSize(2);
+        assertThat(seals.getFirst().getLong("tokens")).isEqualTo(400);
+        assertThat(seals.getFirst().getBoolean("exact")).isFalse();
+        assertThat(seals.getFirst().getFloat("energy")).isBetween(0.9f, 1.001f);
+        assertThat(named(events, "Append").stream().mapToLong(e -> e.getLong("tokens")).sum()).isEqualTo(800);
+        List<RecordedEvent> steps = named(events, "DecodeStep");
+        assertThat(steps).hasSize(20);
+        assertThat(steps.getLast().getLong("tokens")).isEqualTo(420);
+        assertThat(steps.getLast().getDuration()).isPositive();
+        List<RecordedEvent> fetches = named(events, "Fetch");
+        assertThat(fetches).hasSize(20);
+        // Two layers, two heads, eight chunks each; the first step finds nothing resident.
+        assertThat(fetches.getFirst().getLong("selectedChunks")).isEqualTo(32);
+        assertThat(fetches.getFirst().getLong("fetchedChunks")).isEqualTo(32);
+        assertThat(fetches.getFirst().getDouble("hitRate")).isZero();
+        assertThat(fetches.getFirst().getLong("bytes")).isEqualTo(32L * 8 * 64 * (TestDevice.cuda() ? 2 : 4));
+        assertThat(fetches.getLast().getLong("fetchedChunks")).isLessThan(32);
+    }
+
+    private static List<RecordedEvent> named(List<RecordedEvent> events, String name) {
+        return events.stream().filter(e -> e.getEventType().getName().equals("dev.shadowkv." + name)).toList();
+    }
+}
