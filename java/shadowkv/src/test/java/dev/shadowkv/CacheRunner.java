@@ -22,7 +22,8 @@ final class CacheRunner {
     }
 
     static <B extends CacheBuilder<B>> B shape(B builder, int layers, int sessions, long capacity) {
-        return builder.layers(layers).queryHeads(QUERY_HEADS).keyValueHeads(KEY_VALUE_HEADS).headDim(HEAD_DIM).rope(ROPE)
+        return builder.layers(layers).queryHeads(QUERY_HEADS).keyValueHeads(KEY_VALUE_HEADS).headDim(HEAD_DIM)
+                .rope(ROPE)
                 .memory(MemoryPlan.of(sessions, capacity).withStaging(capacity, layers * sessions));
     }
 

@@ -133,7 +133,8 @@ class MemoryTest {
 
     /** By reflection: the module under test does not read the management modules. */
     private static long allocated() throws Exception {
-        Object threads = Class.forName("java.lang.management.ManagementFactory").getMethod("getThreadMXBean").invoke(null);
+        Object threads = Class.forName("java.lang.management.ManagementFactory").getMethod("getThreadMXBean")
+                .invoke(null);
         return (long) Class.forName("com.sun.management.ThreadMXBean").getMethod("getCurrentThreadAllocatedBytes")
                 .invoke(threads);
     }
