@@ -13,11 +13,15 @@ namespace skv::cpu {
 namespace {
 
 void widen_float(const void* from, float* to, std::int64_t count) {
-  std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+  if (count > 0) {
+    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+  }
 }
 
 void narrow_float(const float* from, void* to, std::int64_t count) {
-  std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+  if (count > 0) {
+    std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
+  }
 }
 
 template <class T>
