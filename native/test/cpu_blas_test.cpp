@@ -3,6 +3,7 @@
 #include "blas/cpu_blas.h"
 
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -102,6 +103,8 @@ int main() {
     test_eigen(n, nullptr, random);
   }
   const char* const path = std::getenv("SHADOWKV_TEST_BLAS");
+  // A sanitizer starts a thread of its own with the first one of the program.
+  std::thread([] {}).join();
   const int before = threads_of_process();
   const auto library = skv::blas::find_cpu(path ? path : "");
   if (!library) {
