@@ -13,18 +13,17 @@ import java.util.Collection;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.regex.Pattern;
 
 import org.openjdk.jmh.results.RunResult;
 import org.openjdk.jmh.results.format.ResultFormatFactory;
 import org.openjdk.jmh.results.format.ResultFormatType;
 import org.openjdk.jmh.runner.BenchmarkList;
 import org.openjdk.jmh.runner.BenchmarkListEntry;
-import org.openjdk.jmh.runner.NoBenchmarksException;
 import org.openjdk.jmh.runner.Runner;
 import org.openjdk.jmh.runner.RunnerException;
 import org.openjdk.jmh.runner.format.OutputFormat;
 import org.openjdk.jmh.runner.format.OutputFormatFactory;
-import org.openjdk.jmh.runner.options.ChainedOptionsBuilder;
 import org.openjdk.jmh.runner.options.Options;
 import org.openjdk.jmh.runner.options.VerboseMode;
 
@@ -113,20 +112,27 @@ public final class Bench {
         List<RunResult> results = new ArrayList<>();
         int failed = 0;
         for (Profile.Run run : profile.runs()) {
-            if (only != null && !run.include().matches(".*(" + only + ").*")) {
-                continue;
-            }
-            ChainedOptionsBuilder options = profile.options(run, ceilings, parameters);
-            Options built = options.build();
-            try {
-                Collection<RunResult> some = new Runner(built).run();
-                results.addAll(some);
-                for (RunResult result : some) {
-                    System.out.println(line(result));
+            // One at a time, so that one that fails takes no results of others with it.
+            for (BenchmarkListEntry entry : find(run)) {
+                if (only != null && !Pattern.compile(only).matcher(entry.getUsername()).find()) {
+                    continue;
                 }
-                failed += expected(built) - some.size();
-            } catch (NoBenchmarksException e) {
-                throw new IllegalStateException("no benchmark matches " + run.include(), e);
+                Options options = profile.options(run, ceilings, parameters)
+                        .include("^" + Pattern.quote(entry.getUsername()) + "$").build();
+                int missing = combinations(entry, options);
+                try {
+                    for (RunResult result : new Runner(options).run()) {
+                        results.add(result);
+                        missing--;
+                        System.out.println(line(result));
+                    }
+                } catch (RuntimeException e) {
+                    System.out.println(entry.getUsername() + " failed: " + e);
+                }
+                if (missing > 0) {
+                    System.out.println(missing + " of " + entry.getUsername() + " failed; the reason is above");
+                }
+                failed += missing;
             }
         }
         machine.put("loadAverageAfter", Machine.loadAverage());
@@ -138,17 +144,22 @@ public final class Bench {
         return failed == 0 ? 0 : 1;
     }
 
-    /** How many results a run should have; a benchmark that fails has none. */
-    private static int expected(Options options) {
+    private static Collection<BenchmarkListEntry> find(Profile.Run run) {
         OutputFormat silent = OutputFormatFactory.createFormatInstance(new PrintStream(OutputStream.nullOutputStream()),
                 VerboseMode.SILENT);
-        int count = 0;
-        for (BenchmarkListEntry entry : BenchmarkList.defaultList().find(silent, options.getIncludes(), List.of())) {
-            int combinations = 1;
-            for (Map.Entry<String, String[]> parameter : entry.getParams().orElse(Map.of()).entrySet()) {
-                combinations *= options.getParameter(parameter.getKey()).orElse(List.of(parameter.getValue())).size();
-            }
-            count += combinations;
+        Collection<BenchmarkListEntry> found = BenchmarkList.defaultList().find(silent,
+                List.of("dev.shadowkv.bench." + run.include()), List.of());
+        if (found.isEmpty()) {
+            throw new IllegalStateException("no benchmark matches " + run.include());
+        }
+        return found;
+    }
+
+    /** How many results a benchmark should have; one that fails has none. */
+    private static int combinations(BenchmarkListEntry entry, Options options) {
+        int count = 1;
+        for (Map.Entry<String, String[]> parameter : entry.getParams().orElse(Map.of()).entrySet()) {
+            count *= options.getParameter(parameter.getKey()).orElse(List.of(parameter.getValue())).size();
         }
         return count;
     }

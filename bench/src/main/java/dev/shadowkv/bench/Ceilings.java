@@ -24,7 +24,7 @@ import dev.shadowkv.kernels.TransformerKernels;
  *
  * @param copyBandwidth bytes a second, read and written, of a copy within the device's memory
  * @param readBandwidth bytes a second of reading alone; a GPU's is not measured and taken to be that of a copy
- * @param matrixRate operations a second of a large matrix product, 0 where there is none
+ * @param matrixRate operations a second of the library's own large matrix product: of BLAS where one was found
  * @param linkBandwidth bytes a second from pinned memory to the device, 0 on a CPU
  * @param matrixType what the matrices were made of
  */

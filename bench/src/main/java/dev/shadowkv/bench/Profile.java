@@ -80,13 +80,13 @@ record Profile(String name, String device, int forks, List<Run> runs) {
         return out.toArray(String[]::new);
     }
 
-    /** The options of a run. */
+    /** The options of a run, but for what is run. */
     ChainedOptionsBuilder options(Run run, Ceilings ceilings, List<String> overrides) {
-        ChainedOptionsBuilder builder = new OptionsBuilder().include("dev.shadowkv.bench." + run.include())
-                .addProfiler(FloorProfiler.class).shouldFailOnError(false).forks(forks)
+        ChainedOptionsBuilder builder = new OptionsBuilder().addProfiler(FloorProfiler.class).shouldFailOnError(false).forks(forks)
                 .jvmArgsAppend("-D" + Ceilings.PROPERTY + "=" + ceilings.text(), "--enable-native-access=ALL-UNNAMED")
                 .param("device", device);
-        if (forks == 0) {
+        // What is measured of Java itself needs its own, longer warm-up.
+        if (forks == 0 && !run.include().startsWith("JavaShare")) {
             builder.warmupIterations(1).warmupTime(TimeValue.milliseconds(200)).measurementIterations(3)
                     .measurementTime(TimeValue.milliseconds(200));
         }

@@ -41,6 +41,8 @@ class SmokeTest {
         String device = System.getProperty("shadowkv.test.device", "cpu");
         // Measuring the machine takes longer than all of this; the distances to the floor are not looked at here.
         System.setProperty(Ceilings.PROPERTY, "1e10,1e10,1e11,1e10,F32");
+        // Nothing here is a measurement that another run could disturb.
+        System.setProperty("jmh.ignoreLock", "true");
         ChainedOptionsBuilder options = new OptionsBuilder().include("dev.shadowkv.bench." + name).forks(0)
                 .mode(Mode.SingleShotTime).warmupIterations(0).measurementIterations(1).shouldFailOnError(true)
                 .verbosity(VerboseMode.SILENT).addProfiler(FloorProfiler.class).param("device", device);
