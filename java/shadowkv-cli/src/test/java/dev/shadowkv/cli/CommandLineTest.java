@@ -170,6 +170,16 @@ class CommandLineTest {
     }
 
     @Test
+    void benchMeasuresAndDraws() {
+        JsonNode report = run("bench", "context", "--contexts", "1024,512", "--charts", folder.resolve("c"), "--json").json();
+        assertThat(report.path("results")).hasSize(4).allMatch(row -> row.path("attentionMilliseconds").asDouble() > 0);
+        assertThat(folder.resolve("c-memory.png")).isNotEmptyFile();
+        assertThat(folder.resolve("c-attention.png")).isNotEmptyFile();
+        assertRefused(run("bench", "context", "--contexts", "99999"), 1, "99999");
+        assertRefused(run("bench"), 2, "benchmark");
+    }
+
+    @Test
     void missingFilesAreNamed() {
         Path none = folder.resolve("none");
         assertRefused(run("generate", "--model", none, "--prompt", "x"), 1, none.toString());
@@ -254,7 +264,7 @@ class CommandLineTest {
 
     @Test
     void helpIsThere() {
-        for (String command : List.of("info", "demo", "generate", "score", "eval")) {
+        for (String command : List.of("info", "demo", "generate", "score", "eval", "bench")) {
             Outcome outcome = run(command, "--help");
             assertThat(outcome.code()).isZero();
             assertThat(outcome.out()).contains("Usage: shadowkv " + command);
