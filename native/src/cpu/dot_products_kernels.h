@@ -19,13 +19,13 @@ namespace skv::cpu {
 namespace {
 
 // A tile of sums stays in registers: 32 of them with AVX-512, 16 otherwise.
-constexpr int kTileRows = 4;
+inline constexpr int kTileRows = 4;
 struct FourSums {
   float at[kTileRows];
 };
 
 #if defined(__AVX512F__)
-constexpr int kVectorLanes = 16, kTileColumns = 6;
+inline constexpr int kVectorLanes = 16, kTileColumns = 6;
 using Lanes = __m512;
 inline Lanes zero_lanes() {
   return _mm512_setzero_ps();
@@ -48,7 +48,7 @@ inline __m128 quarter(Lanes x) {
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 #elif defined(__AVX2__)
-constexpr int kVectorLanes = 8, kTileColumns = 3;
+inline constexpr int kVectorLanes = 8, kTileColumns = 3;
 using Lanes = __m256;
 inline Lanes zero_lanes() {
   return _mm256_setzero_ps();
@@ -70,7 +70,7 @@ inline __m128 quarter(Lanes x) {
   return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
 }
 #else
-constexpr int kVectorLanes = 4, kTileColumns = 3;
+inline constexpr int kVectorLanes = 4, kTileColumns = 3;
 typedef float Lanes __attribute__((vector_size(16)));
 typedef float LooseLanes __attribute__((vector_size(16), aligned(4), may_alias));
 inline Lanes zero_lanes() {
@@ -194,7 +194,7 @@ void row_products(const float* a, std::int64_t a_stride, std::int64_t rows, cons
   }
 }
 
-RowProducts row_products_here(std::int32_t type) {
+inline RowProducts row_products_here(std::int32_t type) {
   switch (type) {
     case SKV_F32:
       return row_products<float>;

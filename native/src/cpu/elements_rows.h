@@ -12,13 +12,13 @@
 namespace skv::cpu {
 namespace {
 
-void widen_float(const void* from, float* to, std::int64_t count) {
+inline void widen_float(const void* from, float* to, std::int64_t count) {
   if (count > 0) {
     std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
   }
 }
 
-void narrow_float(const float* from, void* to, std::int64_t count) {
+inline void narrow_float(const float* from, void* to, std::int64_t count) {
   if (count > 0) {
     std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(float));
   }
@@ -69,7 +69,7 @@ void narrow_row<Float16>(const float* __restrict__ from, void* to, std::int64_t 
 }
 #endif
 
-Widen widen_here(std::int32_t type) {
+inline Widen widen_here(std::int32_t type) {
   switch (type) {
     case SKV_F32:
       return widen_float;
@@ -84,7 +84,7 @@ Widen widen_here(std::int32_t type) {
   }
 }
 
-Narrow narrow_here(std::int32_t type) {
+inline Narrow narrow_here(std::int32_t type) {
   switch (type) {
     case SKV_F32:
       return narrow_float;

@@ -13,7 +13,7 @@
 namespace skv::cpu {
 
 // One caller at a time. A loop inside a loop runs on the thread that meets it.
-class ThreadPool {
+class ThreadPool {  // NOLINT(clang-analyzer-optin.performance.Padding): it keeps threads off each other's cache lines
  public:
   // How many processors this process may use.
   static int processors();

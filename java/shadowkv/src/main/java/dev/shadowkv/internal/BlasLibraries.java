@@ -33,18 +33,13 @@ public final class BlasLibraries {
         }
         if (cuda) {
             for (String version : new String[] {"13", "12"}) {
-                // cuBLAS loads cuBLASLt from beside itself.
-                String light = extract(CUDA, "libcublasLt.so." + version);
-                String main = extract(CUDA, "libcublas.so." + version);
+                String main = extract(CUDA, "libcublas.so." + version, "libcublasLt.so." + version);
                 if (main != null) {
                     entries.add(main);
-                    if (light != null) {
-                        entries.add(Path.of(light).getParent().toString());
-                    }
                 }
             }
         } else {
-            String main = extract(OPENBLAS, "libopenblas.so.0");
+            String main = extract(OPENBLAS, "libopenblas.so.0", "libgfortran.so.5", "libquadmath.so.0", "libgcc_s.so.1");
             if (main != null) {
                 entries.add(main);
             }
@@ -52,13 +47,21 @@ public final class BlasLibraries {
         return entries.isEmpty() ? null : String.join(":", entries);
     }
 
-    private static String extract(String folder, String name) {
+    /** Extracts a library and, into the same folder, those that it looks for beside itself. */
+    private static String extract(String folder, String name, String... companions) {
         URL resource = resource(folder + name);
         if (resource == null) {
             return null;
         }
         try {
-            return ExtractedFiles.extract(name, resource).toString();
+            Path library = ExtractedFiles.extract(name, resource);
+            for (String companion : companions) {
+                URL beside = resource(folder + companion);
+                if (beside != null) {
+                    ExtractedFiles.extractBeside(library, companion, beside);
+                }
+            }
+            return library.toString();
         } catch (IOException e) {
             // The system's library may serve as well; describeBlas() says what was used.
             System.getLogger("dev.shadowkv").log(System.Logger.Level.WARNING, "cannot extract " + resource, e);

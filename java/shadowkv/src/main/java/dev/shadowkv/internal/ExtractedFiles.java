@@ -86,6 +86,26 @@ public final class ExtractedFiles {
         }
     }
 
+    /** Puts an entry of a jar into the folder of a file that was extracted before and looks there for what it needs. */
+    public static void extractBeside(Path neighbour, String name, URL entry) throws IOException {
+        URLConnection connection = entry.openConnection();
+        connection.setUseCaches(false);
+        try (InputStream in = connection.getInputStream()) {
+            long size = connection instanceof JarURLConnection jar ? jar.getJarEntry().getSize() : connection.getContentLengthLong();
+            Path target = neighbour.resolveSibling(name);
+            if (Files.isRegularFile(target) && Files.size(target) == size) {
+                return;
+            }
+            Path partial = Files.createTempFile(folder(), name, ".partial");
+            try {
+                Files.copy(in, partial, StandardCopyOption.REPLACE_EXISTING);
+                move(partial, target);
+            } finally {
+                Files.deleteIfExists(partial);
+            }
+        }
+    }
+
     private static void move(Path partial, Path target) throws IOException {
         Files.createDirectories(target.getParent());
         try {

@@ -1,0 +1,273 @@
+package dev.shadowkv.cli;
+
+import static org.assertj.core.api.Assertions.assertThat;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import dev.shadowkv.llm.checkpoint.SafetensorsFile;
+import dev.shadowkv.llm.checkpoint.SafetensorsWriter;
+import dev.shadowkv.llm.checkpoint.TensorType;
+import java.io.ByteArrayOutputStream;
+import java.io.IOException;
+import java.io.PrintStream;
+import java.nio.charset.StandardCharsets;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.List;
+import java.util.Map;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
+
+/** Commands as a user runs them: results, and one clear line for whatever is wrong. */
+class CommandLineTest {
+    private static final Path ROOT = Path.of(System.getProperty("shadowkv.root", "../..")).toAbsolutePath().normalize();
+    private static final Path NEEDLE = ROOT.resolve("models/needle-32k");
+    private static final Path LLAMA = ROOT.resolve("java/shadowkv-llm/src/test/resources/golden/llama-3.1");
+
+    @TempDir
+    private Path folder;
+
+    private record Outcome(int code, String out, String err) {
+        JsonNode json() {
+            assertThat(code).as(err).isZero();
+            return Output.tree(out);
+        }
+    }
+
+    private static synchronized Outcome run(Object... arguments) {
+        PrintStream out = System.out;
+        PrintStream err = System.err;
+        ByteArrayOutputStream outBytes = new ByteArrayOutputStream();
+        ByteArrayOutputStream errBytes = new ByteArrayOutputStream();
+        String[] texts = new String[arguments.length];
+        for (int i = 0; i < texts.length; i++) {
+            texts[i] = arguments[i].toString();
+        }
+        try {
+            System.setOut(new PrintStream(outBytes, true, StandardCharsets.UTF_8));
+            System.setErr(new PrintStream(errBytes, true, StandardCharsets.UTF_8));
+            int code = Main.run(texts);
+            return new Outcome(
+                    code, outBytes.toString(StandardCharsets.UTF_8), errBytes.toString(StandardCharsets.UTF_8));
+        } finally {
+            System.setOut(out);
+            System.setErr(err);
+        }
+    }
+
+    private static void assertRefused(Outcome outcome, int code, String... parts) {
+        assertThat(outcome.code()).as(outcome.toString()).isEqualTo(code);
+        assertThat(outcome.err().strip().lines().toList()).as(outcome.err()).hasSize(1);
+        assertThat(outcome.err()).contains(parts).doesNotContain("\tat ").doesNotContain("unexpected");
+    }
+
+    private Path write(String name, String text) throws IOException {
+        return Files.writeString(folder.resolve(name), text);
+    }
+
+    private Path copyOfLlama() throws IOException {
+        Path copy = Files.createDirectory(folder.resolve("model"));
+        for (String name : List.of("config.json", "model.safetensors")) {
+            Files.copy(LLAMA.resolve(name), copy.resolve(name));
+        }
+        return copy;
+    }
+
+    @Test
+    void infoNamesDevices() {
+        JsonNode info = run("info", "--json").json();
+        assertThat(info.path("devices").get(0).path("name").asText()).isEqualTo("cpu");
+        assertThat(info.path("nativeLibrary").path("origin").asText()).isNotBlank();
+        Outcome text = run("info");
+        assertThat(text.code()).isZero();
+        assertThat(text.out()).contains("native library", "cpu");
+    }
+
+    @Test
+    void demoComparesBothCaches() {
+        JsonNode demo = run("demo", "--context", 1024, "--tasks", "niah_single,niah_multikey", "--budget", 256, "--device", "cpu", "--json")
+                .json();
+        assertThat(demo.path("results")).hasSize(2);
+        for (JsonNode result : demo.path("results")) {
+            for (String cache : List.of("exact", "shadow")) {
+                JsonNode side = result.path("caches").path(cache);
+                assertThat(side.path("score").asDouble()).as(side.toString()).isGreaterThan(0.9);
+                assertThat(side.path("attentionMilliseconds").asDouble()).isPositive();
+            }
+        }
+        double exact = demo.path("memory").path("exact").path("deviceBytesPerToken").asDouble();
+        assertThat(exact).isEqualTo(2 * 4 * 4 * 4 * 64);
+        assertThat(demo.path("memory").path("shadow").path("deviceBytesPerToken").asDouble()).isLessThan(exact);
+    }
+
+    @Test
+    void generateAnswersPromptsInOrder() throws IOException {
+        String question = " . what is the special magic number for %s ? the special magic number for %s is :";
+        Path prompts = write(
+                "prompts.jsonl",
+                """
+                {"prompt":"the special magic number for vasori is : 943 568 . the grass is green%1$s","tag":"a"}
+
+                {"prompt":"the sky is blue . the special magic number for nezute is : 122 251 .%2$s","tag":"b"}
+                """
+                        .formatted(question.formatted("vasori", "vasori"), question.formatted("nezute", "nezute")));
+        Path out = folder.resolve("answers.jsonl");
+        for (String cache : List.of("dense", "shadow", "auto")) {
+            Outcome outcome = run(
+                    "generate", "--model", NEEDLE, "--prompts", prompts, "--cache", cache, "--rank", 40, "--budget", 64,
+                    "--max-new-tokens", 3, "--out", out, "--device", "cpu");
+            assertThat(outcome.code()).as(outcome.err()).isZero();
+            List<JsonNode> lines = Files.readAllLines(out).stream().map(Output::tree).toList();
+            assertThat(lines).extracting(line -> line.path("text").asText()).containsExactly("943 568 .", "122 251 .");
+            assertThat(lines).extracting(line -> line.path("tag").asText()).containsExactly("a", "b");
+        }
+    }
+
+    @Test
+    void generateTakesIdsWithoutATokenizer() throws IOException {
+        Path ids = write("ids.txt", "1 5 9 200\n7 8\n");
+        JsonNode report = run("generate", "--model", LLAMA, "--ids", ids, "--max-new-tokens", 4, "--ignore-end", "--json").json();
+        assertThat(report.path("results")).hasSize(2);
+        assertThat(report.path("results").get(1).path("ids")).hasSize(4);
+        JsonNode again = run(
+                        "generate", "--model", LLAMA, "--ids", ids, "--max-new-tokens", 4, "--ignore-end", "--json", "--temperature",
+                        1, "--seed", 3)
+                .json();
+        assertThat(again.path("results").get(0).path("ids")).hasSize(4);
+    }
+
+    @Test
+    void scoreWritesLogitsThatDoNotDependOnTheSplit() throws IOException {
+        Path ids = write("ids.txt", "1 5 9 200 17 3 250 31 8 99\n7 8 3 4 5 6 7 8 9 10\n");
+        Path whole = folder.resolve("whole.safetensors");
+        Path steps = folder.resolve("steps.safetensors");
+        assertThat(run("score", "--model", LLAMA, "--ids", ids, "--out", whole).code()).isZero();
+        JsonNode report = run(
+                        "score", "--model", LLAMA, "--ids", ids, "--cache", "shadow", "--rank", 32, "--prefill", 3, "--out", steps,
+                        "--json")
+                .json();
+        assertThat(report.path("prefill").asInt()).isEqualTo(3);
+        try (SafetensorsFile a = SafetensorsFile.open(whole);
+                SafetensorsFile b = SafetensorsFile.open(steps)) {
+            assertThat(a.tensor("logits").shape()).containsExactly(2L, 10L, 320L);
+            float[] expected = a.tensor("logits").toFloats();
+            float[] actual = b.tensor("logits").toFloats();
+            for (int i = 0; i < expected.length; i++) {
+                assertThat(actual[i]).isCloseTo(expected[i], org.assertj.core.data.Offset.offset(2e-3f));
+            }
+        }
+    }
+
+    @Test
+    void evalComparesAndGoesOn() {
+        Path out = folder.resolve("results.jsonl");
+        Object[] command = {
+            "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single", "--lengths", "1024", "--samples", 2, "--out", out,
+            "--variant", "exact=dense", "--variant", "paper=shadow,rank=40,budget=128,radius-weight=0", "--json"
+        };
+        JsonNode first = run(command).json();
+        assertThat(first.path("scores")).hasSize(2);
+        assertThat(run(command).json().path("scores")).isEqualTo(first.path("scores"));
+    }
+
+    @Test
+    void benchMeasuresAndDraws() {
+        JsonNode report = run("bench", "context", "--contexts", "1024,512", "--charts", folder.resolve("c"), "--json").json();
+        assertThat(report.path("results")).hasSize(4).allMatch(row -> row.path("attentionMilliseconds").asDouble() > 0);
+        assertThat(folder.resolve("c-memory.png")).isNotEmptyFile();
+        assertThat(folder.resolve("c-attention.png")).isNotEmptyFile();
+        assertRefused(run("bench", "context", "--contexts", "99999"), 1, "99999");
+        assertRefused(run("bench"), 2, "benchmark");
+    }
+
+    @Test
+    void missingFilesAreNamed() {
+        Path none = folder.resolve("none");
+        assertRefused(run("generate", "--model", none, "--prompt", "x"), 1, none.toString());
+        assertRefused(run("generate", "--model", NEEDLE, "--prompt-file", none), 1, none.toString());
+        assertRefused(run("generate", "--model", NEEDLE, "--prompts", none), 1, none.toString());
+        assertRefused(run("score", "--model", LLAMA, "--ids", none, "--out", folder.resolve("x.safetensors")), 1, none.toString());
+    }
+
+    @Test
+    void aTruncatedCheckpointIsNamed() throws IOException {
+        Path model = copyOfLlama();
+        Path weights = model.resolve("model.safetensors");
+        byte[] bytes = Files.readAllBytes(weights);
+        for (int length : new int[] {0, 5, 200, bytes.length - 1}) {
+            Files.write(weights, java.util.Arrays.copyOf(bytes, length));
+            assertRefused(run("generate", "--model", model, "--ids", write("ids.txt", "1 2")), 1, "model.safetensors");
+        }
+    }
+
+    @Test
+    void aWrongShapeIsNamed() throws IOException {
+        Path model = copyOfLlama();
+        Path config = model.resolve("config.json");
+        Files.writeString(config, Files.readString(config).replace("\"intermediate_size\": 224", "\"intermediate_size\": 225"));
+        assertRefused(run("generate", "--model", model, "--ids", write("ids.txt", "1 2")), 1, "shape", "225");
+    }
+
+    @Test
+    void anUnknownArchitectureIsNamed() throws IOException {
+        Path model = copyOfLlama();
+        Path config = model.resolve("config.json");
+        Files.writeString(config, Files.readString(config).replace("LlamaForCausalLM", "MambaForCausalLM"));
+        assertRefused(run("generate", "--model", model, "--ids", write("ids.txt", "1 2")), 1, "MambaForCausalLM");
+    }
+
+    @Test
+    void idsOutsideTheVocabularyAreNamed() throws IOException {
+        assertRefused(run("generate", "--model", LLAMA, "--ids", write("ids.txt", "1 320")), 1, "320");
+        assertRefused(run("generate", "--model", LLAMA, "--ids", write("words.txt", "1 two")), 1, "two");
+        Path tensor = folder.resolve("ids.safetensors");
+        try (SafetensorsWriter writer = SafetensorsWriter.create(
+                tensor, Map.of("input_ids", new SafetensorsWriter.Declaration(TensorType.I64, List.of(1L, 2L, 1L))))) {
+            writer.append("input_ids", new long[] {1, 2});
+        }
+        assertRefused(run("generate", "--model", LLAMA, "--ids", tensor), 1, "input_ids", "[1, 2, 1]");
+    }
+
+    @Test
+    void contextsBeyondWhatThereIsAreRefused() throws IOException {
+        Path ids = write("ids.txt", "1 2 3 4 5 6 7 8");
+        assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--capacity", 10, "--max-new-tokens", 3), 1, "11", "10");
+        Path model = copyOfLlama();
+        Path config = model.resolve("config.json");
+        Files.writeString(config, Files.readString(config).replace("\"max_position_embeddings\": 131072", "\"max_position_embeddings\": 7"));
+        assertRefused(run("generate", "--model", model, "--ids", ids), 1, "8", "7");
+        assertRefused(run("demo", "--context", 32769), 1, "32769");
+    }
+
+    @Test
+    void settingsOutOfRangeAreRefused() throws IOException {
+        Path ids = write("ids.txt", "1 2 3 4 5 6 7 8");
+        Path out = folder.resolve("x.safetensors");
+        assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--cache", "shadow", "--budget", 7), 1, "budget 7", "8");
+        assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--cache", "shadow", "--rank", 64), 1, "rank", "64");
+        assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--cache", "shadow", "--chunk", 9), 1, "chunk", "9");
+        assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--top-p", 2), 1, "top-p");
+        assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--value-type", "f12"), 1, "f12");
+        assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--device", "tpu"), 1, "tpu");
+        assertRefused(run("score", "--model", LLAMA, "--ids", ids, "--prefill", 9, "--out", out), 1, "9", "8");
+        assertRefused(run("score", "--model", LLAMA, "--ids", write("ragged.txt", "1 2\n3\n"), "--out", out), 1, "length");
+        assertThat(out).doesNotExist();
+    }
+
+    @Test
+    void wrongOptionsAreRefused() {
+        assertRefused(run(), 2, "command");
+        assertRefused(run("generat"), 2, "generat");
+        assertRefused(run("generate", "--model", LLAMA), 2, "--prompt");
+        assertRefused(run("generate", "--model", LLAMA, "--prompt", "a", "--cache", "fast"), 2, "fast");
+        assertRefused(run("score", "--model", LLAMA), 2, "--ids");
+    }
+
+    @Test
+    void helpIsThere() {
+        for (String command : List.of("info", "demo", "generate", "score", "eval", "bench")) {
+            Outcome outcome = run(command, "--help");
+            assertThat(outcome.code()).isZero();
+            assertThat(outcome.out()).contains("Usage: shadowkv " + command);
+        }
+    }
+}
