@@ -38,7 +38,8 @@ final class Machine {
         out.put("system", System.getProperty("os.name") + " " + System.getProperty("os.version"));
         out.put("java", System.getProperty("java.vendor") + " " + Runtime.version());
         out.put("library", Device.nativeBuildInfo());
-        out.put("blas", device.describeBlas());
+        // Its version counts, not the folder.
+        out.put("blas", device.describeBlas().replaceAll("/[^ ,;()]*/", ""));
         out.put("loadAverageBefore", loadAverage());
         return out;
     }

@@ -27,7 +27,7 @@ public final class ResultPage {
     private static final String LAYER = "DecodeLayerBenchmark";
     private static final List<String> OPERATIONS = List.of("DecodeBenchmark", "BuildBenchmark", "PrefillBenchmark",
             "MatmulBenchmark", "TransformerBenchmark");
-    private static final List<String> SHOWN = List.of("batch", "context", "budget", "tokens", "rows", "rank", "valueType",
+    private static final List<String> SHOWN = List.of("batch", "context", "budget", "tokens", "rows", "valueType",
             "landmarkType");
 
     private final StringBuilder text = new StringBuilder();
@@ -69,7 +69,7 @@ public final class ResultPage {
                 The *floor* of an operation is the time that the machine needs at its own measured ceilings for the bytes that
                 the operation must read and write, the bytes that must cross the link, or its multiplications, whichever
                 takes longest. *Share* is the floor over the measured time: 100 % cannot be beaten, but by what a processor's
-                cache holds.
+                cache holds, or by a ceiling that was measured while the machine had other work.
 
                 To repeat: build the bundle (`bench/bundle.sh`), then `bin/shadowkv-bench quick`, `cpu-8b` or `gpu-8b`; or in a
                 working copy `java -cp ... dev.shadowkv.bench.Bench quick`. JMH's own options work too:
@@ -219,7 +219,7 @@ public final class ResultPage {
     }
 
     private void chart(ResultFile file, String kind, String description, Drawing drawing) throws IOException {
-        String name = file.name() + "-" + kind + ".svg";
+        String name = file.name() + "-" + kind + ".png";
         drawing.draw(charts.resolve(name));
         text.append("\n![").append(description).append("](benchmarks/").append(name).append(")\n");
     }
