@@ -51,6 +51,7 @@ record ResultFile(String name, String set, Map<String, String> machine, Map<Stri
                 ceilings.put(entry.getKey(), entry.getValue().asDouble());
             }
         });
+        machine.put("matrixType", root.path("ceilings").path("matrixType").asText());
         List<Measured> results = new ArrayList<>();
         for (JsonNode one : root.path("results")) {
             if (!one.path("primaryMetric").path("scoreUnit").asText().equals("us/op")) {

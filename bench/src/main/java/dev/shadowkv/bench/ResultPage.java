@@ -68,8 +68,9 @@ public final class ResultPage {
 
                 The *floor* of an operation is the time that the machine needs at its own measured ceilings for the bytes that
                 the operation must read and write, the bytes that must cross the link, or its multiplications, whichever
-                takes longest. *Share* is the floor over the measured time: 100 % cannot be beaten, but by what a processor's
-                cache holds, or by a ceiling that was measured while the machine had other work.
+                takes longest. *Share* is the floor over the measured time. More than 100 % means that the ceiling did not
+                apply: the operands lay in a processor's cache, the multiplications were of bf16 while the ceiling is that of
+                fp32 (on a CPU), or the machine had other work while it was measured.
 
                 To repeat: build the bundle (`bench/bundle.sh`), then `bin/shadowkv-bench quick`, `cpu-8b` or `gpu-8b`; or in a
                 working copy `java -cp ... dev.shadowkv.bench.Bench quick`. JMH's own options work too:
@@ -96,7 +97,7 @@ public final class ResultPage {
         ceiling(file, "copyBandwidth", "copy within the memory, read and written", 1e9, "GB/s");
         ceiling(file, "readBandwidth", "reading", 1e9, "GB/s");
         ceiling(file, "linkBandwidth", "link to the device", 1e9, "GB/s");
-        ceiling(file, "matrixRate", "matrix product", 1e12, "TFLOP/s");
+        ceiling(file, "matrixRate", "matrix product, " + machine.get("matrixType"), 1e12, "TFLOP/s");
         layers(file);
         javaShare(file);
         operations(file);
