@@ -1,7 +1,9 @@
 package dev.shadowkv.bench;
 
 import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
 
 import org.openjdk.jmh.runner.options.ChainedOptionsBuilder;
 import org.openjdk.jmh.runner.options.OptionsBuilder;
@@ -90,20 +92,19 @@ record Profile(String name, String device, int forks, List<Run> runs) {
             builder.warmupIterations(1).warmupTime(TimeValue.milliseconds(200)).measurementIterations(3)
                     .measurementTime(TimeValue.milliseconds(200));
         }
-        for (String parameter : run.parameters()) {
-            set(builder, parameter);
-        }
-        for (String parameter : overrides) {
-            set(builder, parameter);
-        }
+        // The builder would add the values of an override to those of the run.
+        Map<String, String> values = new LinkedHashMap<>();
+        run.parameters().forEach(parameter -> set(values, parameter));
+        overrides.forEach(parameter -> set(values, parameter));
+        values.forEach((key, value) -> builder.param(key, value.split(",")));
         return builder;
     }
 
-    private static void set(ChainedOptionsBuilder builder, String parameter) {
+    private static void set(Map<String, String> values, String parameter) {
         int at = parameter.indexOf('=');
         if (at < 1) {
             throw new IllegalArgumentException("a parameter must be name=value[,value]: " + parameter);
         }
-        builder.param(parameter.substring(0, at), parameter.substring(at + 1).split(","));
+        values.put(parameter.substring(0, at), parameter.substring(at + 1));
     }
 }
