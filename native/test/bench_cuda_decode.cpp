@@ -110,7 +110,8 @@ class StageTimes {
     int least = 0, greatest = 0;
     check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
     for (auto& side : side_) {
-      check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, greatest), "stream");
+      const int priority = &side == &side_.back() ? (least + greatest) / 2 : greatest;  // as the backend's own
+      check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, priority), "stream");
     }
     for (auto& event : events_) {
       check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
@@ -488,7 +489,7 @@ int main(int argc, char** argv) {
              ceiling.memory);
       }
       if (wanted("value_gather")) {
-        for (const int blocks : {4, 8, 16}) {
+        for (const int blocks : {8, 16, 32}) {
           g.blocks = blocks;
           std::snprintf(name, sizeof(name), "value_gather %s, %d blocks", type_name, blocks);
           line(name, timer.median(flush, [&] { backend->value_gather(g); }),
@@ -567,7 +568,7 @@ int main(int argc, char** argv) {
         for (const int landmark_type : {SKV_BF16, SKV_I8}) {
           d.geometry.landmark_type = landmark_type;
           for (const double resident : {0.6, 0.83}) {
-            for (const int groups : {0, 1, 4, 8}) {
+            for (const int groups : {0, 1, 2, 4, 8}) {
               if (landmark_type == SKV_I8 && groups != 0) {
                 continue;
               }

@@ -422,6 +422,8 @@ __device__ inline void softmax_step(const float* scores, int group, Statistics& 
       write(head, 32 * i + lane, weight);
     }
     sum = warp_sum(sum);
+    // Every lane has read the largest so far before it is replaced: shuffles alone do not order memory.
+    __syncwarp();
     if (lane == 0) {
       const float factor = before > -INFINITY ? exp2_fast(before - largest) : 0.0F;
       statistics.largest[head] = largest;

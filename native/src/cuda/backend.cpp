@@ -100,8 +100,10 @@ class CudaBackend final : public Backend {
       } else {
         stream_ = reinterpret_cast<cudaStream_t>(params.stream);
       }
+      // The last is for work that others wait for, but that must let theirs in.
       for (cudaStream_t& side : side_) {
-        check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, greatest), "creating a side stream");
+        const int priority = &side == &side_.back() ? (least + greatest) / 2 : greatest;
+        check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, priority), "creating a side stream");
       }
       for (cudaEvent_t& event : events_) {
         check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");
@@ -291,7 +293,8 @@ class CudaBackend final : public Backend {
     cudaGraph_t graph = nullptr;
     check(cudaStreamEndCapture(stream_, &graph), "ending a graph");
     cudaGraphExec_t executable = nullptr;
-    const cudaError_t code = cudaGraphInstantiate(&executable, graph, 0);
+    // Kernels keep the priorities of the streams that they were captured from.
+    const cudaError_t code = cudaGraphInstantiate(&executable, graph, cudaGraphInstantiateFlagUseNodePriority);
     (void)cudaGraphDestroy(graph);
     check(code, "instantiating a graph");
     auto result = std::make_unique<CudaGraph>(executable, ordinal_);

@@ -7,8 +7,8 @@ namespace skv::cuda {
 namespace {
 
 constexpr int kMostGroups = 16;
-constexpr int kEventsPerGroup = 3;
-static_assert(kMostGroups * kEventsPerGroup + 2 <= Launch::kEvents);
+constexpr int kEventsPerGroup = 2;
+static_assert(kMostGroups * kEventsPerGroup + 1 <= Launch::kEvents);
 
 // The parts of the batch that are pipelined: group i is the pairs from bound[i] to bound[i + 1].
 struct Groups {
@@ -17,22 +17,14 @@ struct Groups {
 };
 
 Groups pipelined_groups(const skv_decode_layer_params& p) {
+  // Small groups let the link begin early and leave little attention behind the last fetch; each costs launches.
+  constexpr int kDefaultGroups = 8;
   const int pairs = all_pairs(p.batch, p.geometry).count;
+  const int wanted = p.groups > 0 ? p.groups : std::min(p.batch, kDefaultGroups);
   Groups groups;
-  if (p.groups > 0 || p.batch < 8) {
-    const int wanted = p.groups > 0 ? p.groups : p.batch;
-    groups.count = std::clamp(wanted, 1, std::max(1, std::min(pairs, kMostGroups)));
-    for (int i = 0; i <= groups.count; ++i) {
-      groups.bound[static_cast<std::size_t>(i)] = static_cast<int>(static_cast<std::int64_t>(pairs) * i / groups.count);
-    }
-    return groups;
-  }
-  // Small at both ends: the link begins early, and little attention is left behind the last fetch. Larger between,
-  // where only the number of launches counts.
-  constexpr std::array<int, 7> kEighths = {0, 1, 2, 4, 6, 7, 8};
-  groups.count = static_cast<int>(kEighths.size()) - 1;
-  for (std::size_t i = 0; i < kEighths.size(); ++i) {
-    groups.bound[i] = static_cast<int>(static_cast<std::int64_t>(pairs) * kEighths[i] / 8);
+  groups.count = std::clamp(wanted, 1, std::max(1, std::min(pairs, kMostGroups)));
+  for (int i = 0; i <= groups.count; ++i) {
+    groups.bound[static_cast<std::size_t>(i)] = static_cast<int>(static_cast<std::int64_t>(pairs) * i / groups.count);
   }
   return groups;
 }
@@ -142,9 +134,11 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
          attention_partials_bytes(pairs.count, sparse_attention_splits(p.geometry, p.select), p.geometry);
 }
 
-// Four lanes of work, each in the order of the groups: logits on the caller's stream, selection, the fetch over the
-// link, attention. What a group needs of the lane before it waits for that group alone, so that the link carries
-// the values of one group while the next is selected and the one before attends.
+// The link is what a step waits for, so everything before a fetch only has to keep the link fed, and attention fills
+// what is left of the machine. Logits go group by group on the last side stream. Selection, a chain of barriers that
+// leaves most of the machine idle, and the fetch of a group take turns on the other side streams, which are the most
+// urgent: groups are selected while the values of others travel, and one fetch begins while another ends. Attention
+// follows on the caller's stream, the least urgent. A group waits for nothing but its own stages and its lanes.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   decode_in_stages(p, launch, [](const char*, int, cudaStream_t) {});
 }
@@ -218,36 +212,33 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   const PairRange all = all_pairs(p.batch, p.geometry);
   const Groups groups = pipelined_groups(p);
   const bool piped = groups.count > 1;
-  cudaStream_t const select_stream = piped ? launch.side[0] : launch.stream;
-  cudaStream_t const gather_stream = piped ? launch.side[1] : launch.stream;
-  cudaStream_t const attention_stream = piped ? launch.side[2] : launch.stream;
+  constexpr int kFetchLanes = Launch::kSideStreams - 1;
+  cudaStream_t const logits_stream = piped ? launch.side[kFetchLanes] : launch.stream;
+  if (piped) {
+    launch.order(launch.stream, logits_stream, kMostGroups * kEventsPerGroup);
+  }
   for (int group = 0; group < groups.count; ++group) {
     const int first = groups.bound[static_cast<std::size_t>(group)];
     const PairRange pairs = {first, groups.bound[static_cast<std::size_t>(group) + 1] - first};
     const int event = group * kEventsPerGroup;
-    launch_landmark_logits(selection, s.selection, launch.traits, pairs, launch.stream);
-    launched("logits", group, launch.stream);
+    cudaStream_t const fetch_stream = piped ? launch.side[group % kFetchLanes] : launch.stream;
+    launch_landmark_logits(selection, s.selection, launch.traits, pairs, logits_stream);
+    launched("logits", group, logits_stream);
     if (piped) {
-      launch.order(launch.stream, select_stream, event);
+      launch.order(logits_stream, fetch_stream, event);
     }
-    launch_landmark_select(selection, s.selection, selection_plan, launch.traits, pairs, select_stream);
+    launch_landmark_select(selection, s.selection, selection_plan, launch.traits, pairs, fetch_stream);
     if (p.shortlist > 0) {
-      launch_rerank(rerank, s.rerank, s.plan, pairs, select_stream);
+      launch_rerank(rerank, s.rerank, s.plan, pairs, fetch_stream);
     }
-    launched("select", group, select_stream);
+    launched("select", group, fetch_stream);
+    launch_value_gather(gather, pairs, fetch_stream);
+    launched("gather", group, fetch_stream);
     if (piped) {
-      launch.order(select_stream, gather_stream, event + 1);
+      launch.order(fetch_stream, launch.stream, event + 1);
     }
-    launch_value_gather(gather, pairs, gather_stream);
-    launched("gather", group, gather_stream);
-    if (piped) {
-      launch.order(gather_stream, attention_stream, event + 2);
-    }
-    launch_sparse_attention(attention, s.partials, pairs, attention_stream);
-    launched("attention", group, attention_stream);
-  }
-  if (piped) {
-    launch.order(attention_stream, launch.stream, kMostGroups * kEventsPerGroup);
+    launch_sparse_attention(attention, s.partials, pairs, launch.stream);
+    launched("attention", group, launch.stream);
   }
   CombineOutput out;
   out.output = p.output;

@@ -7,10 +7,11 @@
 namespace skv::cuda {
 namespace {
 
-constexpr int kGatherThreads = 512;
+// Few, so that a block finds room beside those of the logits and of attention.
+constexpr int kGatherThreads = 256;
 constexpr int kGatherWarps = kGatherThreads / 32;
 // Already this few blocks ask for as much as the link delivers; the other SMs stay with the other sessions.
-constexpr int kDefaultBlocks = 8;
+constexpr int kDefaultBlocks = 16;
 
 struct GatherParams {
   skv_value_gather_params p;
