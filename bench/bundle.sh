@@ -127,7 +127,7 @@ $prologue
 # JUnit console: --include-classname='.*Rope.*', --details=tree, ...
 folders=''
 for folder in "\$here"/tests/shadowkv*; do folders="\$folders:\$folder"; done
-exec "\$java" \$options -Xmx4g -Dshadowkv.root="\$here" -Dshadowkv.test.device="\${SHADOWKV_TEST_DEVICE:-cpu}" \\
+exec "\$java" \$options -Xmx4g -Dshadowkv.root="\$here" -Dshadowkv.home="\$here" -Dshadowkv.test.device="\${SHADOWKV_TEST_DEVICE:-cpu}" \\
   \${SHADOWKV_JAVA_OPTIONS:-} -cp "\$here/tests/lib/*:\$here/lib/*\$folders" \\
   org.junit.platform.console.ConsoleLauncher execute --disable-banner --details=summary \\
   --exclude-classname=".*\\.Charts?[A-Za-z]*Test" --scan-class-path="\${folders#:}" "\$@"
