@@ -21,7 +21,7 @@ import java.util.Objects;
  *
  * <p>A prompt goes through a layer as a whole, in blocks of rows, before the next layer begins, so that the cache needs
  * staging memory for one layer alone and the temporaries are as large as a block; only the residual stream is as long as
- * the prompt.
+ * the prompt. On a GPU that stream is of F32: every layer adds to it, and in BF16 every addition would round it.
  *
  * <p>For one caller at a time; but a {@link PrefillListener} may run decode steps, which use memory of their own.
  */
@@ -36,6 +36,7 @@ public final class Transformer implements AutoCloseable {
     private final ModelConfig config;
     private final Device device;
     private final ElementType type;
+    private final ElementType streamType;
     private final TransformerKernels kernels;
     private final DeviceArena arena;
     private final Arena hostArena = Arena.ofShared();
@@ -81,15 +82,17 @@ public final class Transformer implements AutoCloseable {
         config = model.config();
         device = model.device();
         type = model.type();
+        streamType = streamType(model);
         kernels = new TransformerKernels(device);
         epsilon = (float) config.rmsNormEpsilon();
         vocabulary = config.vocabularySize();
         logitsBlock = Math.clamp(LOGITS_BYTES / (4L * vocabulary), 1, block);
         arena = device.newArena();
         try {
-            prompt = new Scratch(config, type, arena, block);
-            step = new Scratch(config, type, arena, maxBatch);
-            stepHidden = Rows.of(arena.allocate((long) maxBatch * config.hiddenSize() * type.bytes()), type);
+            prompt = new Scratch(config, type, streamType, arena, block);
+            step = new Scratch(config, type, streamType, arena, maxBatch);
+            stepHidden = Rows.of(
+                    arena.allocate((long) maxBatch * config.hiddenSize() * streamType.bytes()), streamType);
             stepIds = arena.allocate(4L * maxBatch);
             stepBest = arena.allocate(4L * maxBatch);
             stepLogits = Rows.of(arena.allocate(4L * maxBatch * vocabulary), ElementType.F32);
@@ -104,13 +107,18 @@ public final class Transformer implements AutoCloseable {
         hostPromptLogits = hostArena.allocate(4L * logitsBlock * vocabulary, 64);
     }
 
+    private static ElementType streamType(Model model) {
+        return model.device().isCpu() ? model.type() : ElementType.F32;
+    }
+
     /** Device memory that a transformer takes while a prompt of a length goes through it. */
     public static long bytes(Model model, int maxBatch, long promptTokens) {
         ModelConfig config = model.config();
         long block = model.device().isCpu() ? CPU_BLOCK : GPU_BLOCK;
         long logits = 4L * config.vocabularySize() * (maxBatch + Math.clamp(LOGITS_BYTES / (4L * config.vocabularySize()), 1, block));
-        return Scratch.bytes(config, model.type(), block + maxBatch)
-                + (promptTokens + maxBatch) * config.hiddenSize() * model.type().bytes()
+        ElementType stream = streamType(model);
+        return Scratch.bytes(config, model.type(), stream, block + maxBatch)
+                + (promptTokens + maxBatch) * config.hiddenSize() * stream.bytes()
                 + logits;
     }
 
@@ -159,7 +167,7 @@ public final class Transformer implements AutoCloseable {
         check(ids, ids.length);
         sealNanos = new long[sessions.size()];
         try (DeviceArena own = device.newArena()) {
-            long row = (long) config.hiddenSize() * type.bytes();
+            long row = (long) config.hiddenSize() * streamType.bytes();
             DeviceBuffer hidden = own.allocate(ids.length * row);
             embed(ids, hidden, own);
             long total = (long) ids.length * config.layers();
@@ -205,11 +213,11 @@ public final class Transformer implements AutoCloseable {
     private void embed(int[] ids, DeviceBuffer hidden, DeviceArena own) {
         DeviceBuffer positions = own.allocate(4L * ids.length);
         device.copy(MemorySegment.ofArray(ids), positions);
-        kernels.embed(model.embedding(), positions, Rows.of(hidden, type), ids.length, config.hiddenSize(), vocabulary);
+        kernels.embed(model.embedding(), positions, Rows.of(hidden, streamType), ids.length, config.hiddenSize(), vocabulary);
     }
 
     private void appendBlock(int layer, List<KvSession> sessions, DeviceBuffer hidden, int rows) {
-        project(model.layers().get(layer), Rows.of(hidden, type), rows, prompt);
+        project(model.layers().get(layer), Rows.of(hidden, streamType), rows, prompt);
         for (KvSession session : sessions) {
             session.append(layer, rows, prompt.keys, prompt.stride, prompt.values, prompt.stride);
         }
@@ -217,7 +225,7 @@ public final class Transformer implements AutoCloseable {
 
     private void layerBlock(int layer, List<KvSession> sessions, DeviceBuffer hidden, int rows) {
         Model.Layer weights = model.layers().get(layer);
-        Rows stream = Rows.of(hidden, type);
+        Rows stream = Rows.of(hidden, streamType);
         project(weights, stream, rows, prompt);
         for (int i = 1; i < sessions.size(); i++) {
             sessions.get(i).append(layer, rows, prompt.keys, prompt.stride, prompt.values, prompt.stride);
@@ -235,10 +243,20 @@ public final class Transformer implements AutoCloseable {
         rest(weights, stream, rows, prompt);
     }
 
+    /** Normalizes rows of the residual stream into the scratch, in the type of the products that follow. */
+    private void norm(Rows stream, Rows weight, int rows, Scratch scratch) {
+        int hidden = config.hiddenSize();
+        kernels.rmsNorm(stream, null, weight, scratch.streamNormed.buffer(), rows, hidden, epsilon);
+        if (streamType != type) {
+            kernels.convert(
+                    scratch.streamNormed.buffer(), streamType, scratch.normed.buffer(), type, (long) rows * hidden);
+        }
+    }
+
     /** Norm and projections before attention. */
     private void project(Model.Layer weights, Rows stream, int rows, Scratch scratch) {
         int hidden = config.hiddenSize();
-        kernels.rmsNorm(stream, null, weights.attentionNorm(), scratch.normed.buffer(), rows, hidden, epsilon);
+        norm(stream, weights.attentionNorm(), rows, scratch);
         kernels.matmul(
                 scratch.normed, weights.attention(), weights.attentionBias(), scratch.projected, rows, scratch.stride, hidden, false);
     }
@@ -249,7 +267,7 @@ public final class Transformer implements AutoCloseable {
         int intermediate = config.intermediateSize();
         kernels.matmul(
                 scratch.attended, weights.output(), weights.outputBias(), stream, rows, hidden, config.queryWidth(), true);
-        kernels.rmsNorm(stream, null, weights.mlpNorm(), scratch.normed.buffer(), rows, hidden, epsilon);
+        norm(stream, weights.mlpNorm(), rows, scratch);
         kernels.matmul(scratch.normed, weights.gateUp(), null, scratch.gateUp, rows, 2L * intermediate, hidden, false);
         kernels.siluMultiply(scratch.gate, scratch.up, scratch.activated.buffer(), rows, intermediate);
         kernels.matmul(scratch.activated, weights.down(), null, stream, rows, hidden, intermediate, true);
@@ -262,8 +280,8 @@ public final class Transformer implements AutoCloseable {
         int width = config.hiddenSize();
         for (int at = first; at < end; at += logitsBlock) {
             int rows = Math.min(logitsBlock, end - at);
-            Rows stream = Rows.of(hidden.slice(at * row, rows * row), type);
-            kernels.rmsNorm(stream, null, model.finalNorm(), prompt.normed.buffer(), rows, width, epsilon);
+            Rows stream = Rows.of(hidden.slice(at * row, rows * row), streamType);
+            norm(stream, model.finalNorm(), rows, prompt);
             kernels.matmul(prompt.normed, model.outputProjection(), null, promptLogits, rows, vocabulary, width, false);
             MemorySegment host = hostPromptLogits.asSlice(0, 4L * rows * vocabulary);
             device.copy(promptLogits.buffer(), host);
@@ -308,7 +326,7 @@ public final class Transformer implements AutoCloseable {
             attend(cache, layer, batch);
             rest(weights, stepHidden, rows, step);
         }
-        kernels.rmsNorm(stepHidden, null, model.finalNorm(), step.normed.buffer(), rows, config.hiddenSize(), epsilon);
+        norm(stepHidden, model.finalNorm(), rows, step);
         kernels.matmul(
                 step.normed, model.outputProjection(), null, stepLogits, rows, vocabulary, config.hiddenSize(), false);
         kernels.argmax(stepLogits, rows, vocabulary, stepBest);
