@@ -41,7 +41,7 @@ final class CacheArguments {
     @Option(
             names = "--rerank",
             paramLabel = "X",
-            description = "Shortlist X times the budget and pick from it by exact attention; 0: off. Default: 0.")
+            description = "Shortlist X times the budget and pick from it by exact attention; 0: off. Default: 4.")
     private Double rerank;
 
     @Option(
@@ -76,7 +76,7 @@ final class CacheArguments {
                 chunk == null ? 8 : chunk,
                 outliers == null ? OptionalInt.empty() : OptionalInt.of(outliers),
                 radiusWeight == null ? 0.5f : radiusWeight,
-                rerank == null ? 0 : rerank,
+                rerank == null ? CacheOptions.USUAL_RERANK : rerank,
                 type("--value-type", valueType),
                 type("--landmark-type", landmarkType),
                 type("--storage-type", storageType));

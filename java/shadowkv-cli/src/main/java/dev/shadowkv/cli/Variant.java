@@ -29,7 +29,7 @@ record Variant(String name, CacheOptions options, int budget, boolean budgetIsSh
         String budget = "2048";
         int chunk = 8;
         float radiusWeight = 0.5f;
-        double rerank = 0;
+        double rerank = CacheOptions.USUAL_RERANK;
         Optional<ElementType> valueType = Optional.empty();
         for (int i = 1; i < parts.length; i++) {
             String[] setting = parts[i].split("=", 2);

@@ -162,7 +162,7 @@ class CommandLineTest {
         Path out = folder.resolve("results.jsonl");
         Object[] command = {
             "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single", "--lengths", "1024", "--samples", 2, "--out", out,
-            "--variant", "exact=dense", "--variant", "paper=shadow,rank=40,budget=128,radius-weight=0", "--json"
+            "--variant", "exact=dense", "--variant", "paper=shadow,rank=40,budget=128,radius-weight=0,rerank=0", "--json"
         };
         JsonNode first = run(command).json();
         assertThat(first.path("scores")).hasSize(2);

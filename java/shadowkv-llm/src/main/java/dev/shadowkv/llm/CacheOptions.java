@@ -7,6 +7,7 @@ import dev.shadowkv.ElementType;
 import dev.shadowkv.KvCache;
 import dev.shadowkv.MemoryPlan;
 import dev.shadowkv.ShadowKvCache;
+import dev.shadowkv.kernels.Geometry;
 import dev.shadowkv.llm.checkpoint.ModelConfig;
 import java.util.Objects;
 import java.util.Optional;
@@ -22,7 +23,8 @@ import java.util.OptionalLong;
  * @param chunk tokens a chunk
  * @param outliers chunks a head that stay dense
  * @param radiusWeight weight of a landmark's radius; 0 is the paper's method
- * @param rerank how many times the budget is shortlisted and then ranked by exact attention; 1 or less: off
+ * @param rerank how many times the budget is shortlisted and then ranked by exact attention, as far as the shortlist
+ *     stays within {@link Geometry#MAX_SELECT} chunks; 1 or less: off
  * @param valueType how values are kept in host memory
  * @param landmarkType how landmarks are kept
  * @param storageType how everything else is kept
@@ -38,6 +40,9 @@ public record CacheOptions(
         Optional<ElementType> valueType,
         Optional<ElementType> landmarkType,
         Optional<ElementType> storageType) {
+    /** Rerank factor where none is wished. */
+    public static final double USUAL_RERANK = 4;
+
     private static final int RANK = 160;
     /** A context of so many budgets is short. */
     private static final int SHORT_BUDGETS = 4;
@@ -87,7 +92,7 @@ public record CacheOptions(
                 8,
                 OptionalInt.empty(),
                 0.5f,
-                0,
+                USUAL_RERANK,
                 Optional.empty(),
                 Optional.empty(),
                 Optional.empty());
@@ -103,6 +108,12 @@ public record CacheOptions(
     public CacheOptions withRadiusWeight(float value) {
         return new CacheOptions(
                 kind, rank, budget, chunk, outliers, value, rerank, valueType, landmarkType, storageType);
+    }
+
+    /** The same with another rerank factor. */
+    public CacheOptions withRerank(double value) {
+        return new CacheOptions(
+                kind, rank, budget, chunk, outliers, radiusWeight, value, valueType, landmarkType, storageType);
     }
 
     /** The same with {@link CacheKind#AUTO} decided for sessions of a capacity. */
@@ -130,13 +141,18 @@ public record CacheOptions(
                         .chunk(chunk)
                         .budget(budget)
                         .radiusWeight(radiusWeight)
-                        .rerank(rerank);
+                        .rerank(rerankWithinLimits());
                 outliers.ifPresent(shadow::outliers);
                 valueType.ifPresent(shadow::valueType);
                 landmarkType.ifPresent(shadow::landmarkType);
                 yield shape(shadow, device, config, memory, length);
             }
         };
+    }
+
+    /** A budget of as many chunks as a shortlist may have leaves nothing to choose from. */
+    private double rerankWithinLimits() {
+        return budget / chunk < Geometry.MAX_SELECT ? rerank : 0;
     }
 
     /** Makes a cache for a model. */
