@@ -89,6 +89,9 @@ for module in shadowkv shadowkv-llm shadowkv-eval shadowkv-cli; do
   cp -r "java/$module/target/test-classes" "$stage/tests/$module"
   copy_jars "java/$module/target/test-classpath.txt" "$stage/tests/lib" "$stage/lib"
 done
+# The command line's tests look for checkpoints where the source tree has them.
+mkdir -p "$stage/java/shadowkv-llm/src/test/resources"
+ln -s ../../../../../tests/shadowkv-llm/golden "$stage/java/shadowkv-llm/src/test/resources/golden"
 # In the console's jar already.
 rm -f "$stage"/tests/lib/junit-jupiter*.jar "$stage"/tests/lib/junit-platform-{commons,engine,launcher}*.jar \
   "$stage"/tests/lib/opentest4j-*.jar "$stage"/tests/lib/apiguardian-*.jar "$stage"/tests/lib/jspecify-*.jar
@@ -123,14 +126,14 @@ exec "\$java" \$options -XX:+UseSerialGC -Dshadowkv.home="\$here" \${SHADOWKV_JA
 EOF
 cat >"$stage/bin/shadowkv-tests" <<EOF
 $prologue
-# The JUnit tests but those of charts, which need java.desktop; SHADOWKV_TEST_DEVICE=cuda runs those that take either device on the GPU. Arguments go to the
-# JUnit console: --include-classname='.*Rope.*', --details=tree, ...
+# The JUnit tests but those that draw charts, which need java.desktop; SHADOWKV_TEST_DEVICE=cuda runs those that take
+# either device on the GPU. Arguments go to the JUnit console: --include-classname='.*Rope.*', --details=tree, ...
 folders=''
 for folder in "\$here"/tests/shadowkv*; do folders="\$folders:\$folder"; done
 exec "\$java" \$options -Xmx4g -Dshadowkv.root="\$here" -Dshadowkv.home="\$here" -Dshadowkv.test.device="\${SHADOWKV_TEST_DEVICE:-cpu}" \\
   \${SHADOWKV_JAVA_OPTIONS:-} -cp "\$here/tests/lib/*:\$here/lib/*\$folders" \\
   org.junit.platform.console.ConsoleLauncher execute --disable-banner --details=summary \\
-  --exclude-classname=".*\\.Charts?[A-Za-z]*Test" --scan-class-path="\${folders#:}" "\$@"
+  --exclude-classname=".*\\.Charts?[A-Za-z]*Test" --exclude-methodname=".*#benchMeasuresAndDraws.*" --scan-class-path="\${folders#:}" "\$@"
 EOF
 cat >"$stage/bin/shadowkv-bench" <<EOF
 $prologue

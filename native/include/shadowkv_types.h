@@ -227,8 +227,8 @@ typedef struct skv_low_rank_factor_params {
   int32_t iterations;        /* 0: default */
   void *coefficients;        /* [tokens][stored_rank] */
   void *basis;               /* [K][stored_rank][D] */
-  float *singular_values;    /* [rank], descending */
-  float *energy;             /* [2]: sum of squares of the keys, and the share of it that the basis captures (0..1) */
+  float *singular_values;    /* [rank], descending, or null */
+  float *energy;             /* [2]: sum of squares of the keys, and the share of it that the basis captures (0..1), or null */
 } skv_low_rank_factor_params;
 
 /* Projects new keys onto an existing basis. */

@@ -94,7 +94,9 @@ final class ContextBenchCommand implements Callable<Integer> {
                 progress.to(i + 1, "");
             }
         }
+        // The figures first: a chart that cannot be drawn must not lose them.
         report(where);
+        draw(where);
         return 0;
     }
 
@@ -124,11 +126,6 @@ final class ContextBenchCommand implements Callable<Integer> {
 
     private void report(String where) {
         PrintWriter terminal = spec.commandLine().getOut();
-        if (charts != null) {
-            Charts.lines("Key-value memory on the device (MiB), " + where, "context (tokens)", "MiB", memory, Path.of(charts + "-memory.png"));
-            Charts.lines(
-                    "Attention of a decode step (ms), " + where, "context (tokens)", "ms", attention, Path.of(charts + "-attention.png"));
-        }
         if (json) {
             ObjectNode report = Output.object();
             report.put("device", where);
@@ -153,5 +150,19 @@ final class ContextBenchCommand implements Callable<Integer> {
         }
         terminal.println(where);
         terminal.println(table);
+    }
+
+    private void draw(String where) {
+        if (charts == null) {
+            return;
+        }
+        try {
+            Charts.lines("Key-value memory on the device (MiB), " + where, "context (tokens)", "MiB", memory, Path.of(charts + "-memory.png"));
+            Charts.lines(
+                    "Attention of a decode step (ms), " + where, "context (tokens)", "ms", attention, Path.of(charts + "-attention.png"));
+        } catch (LinkageError e) {
+            throw new UnsupportedOperationException(
+                    "no charts: this runtime lacks XChart or java.desktop, as the portable bundle does", e);
+        }
     }
 }
