@@ -11,6 +11,7 @@ module dev.shadowkv.llm {
     exports dev.shadowkv.llm.input;
     exports dev.shadowkv.llm.sampling;
     exports dev.shadowkv.llm.text;
+    exports dev.shadowkv.llm.throughput;
     exports dev.shadowkv.llm.internal.json to
             dev.shadowkv.eval;
 }

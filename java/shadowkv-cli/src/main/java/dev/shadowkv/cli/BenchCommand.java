@@ -11,7 +11,7 @@ import picocli.CommandLine.Spec;
         mixinStandardHelpOptions = true,
         synopsisSubcommandLabel = "COMMAND",
         description = "Measures whole models; single operations are measured by the benchmarks in bench/.",
-        subcommands = ContextBenchCommand.class)
+        subcommands = {ContextBenchCommand.class, ThroughputBenchCommand.class})
 final class BenchCommand implements Runnable {
     @Spec
     private CommandSpec spec;

@@ -24,7 +24,8 @@ import picocli.CommandLine.Spec;
         footer = {
             "  shadowkv demo --context 16384",
             "  shadowkv generate --model models/needle-32k --prompt-file prompt.txt --cache shadow --budget 512 --rank 40",
-            "  shadowkv score --model DIR --ids ids.txt --cache dense --out logits.safetensors"
+            "  shadowkv score --model DIR --ids ids.txt --cache dense --out logits.safetensors",
+            "  shadowkv bench throughput --shape llama-3.1-8b --context 122k --gpu-memory-limit 80g"
         },
         subcommands = {
             InfoCommand.class,

@@ -180,6 +180,51 @@ class CommandLineTest {
     }
 
     @Test
+    void benchFillsWhatFitsAndTimesIt() {
+        Object[] common = {
+            "bench", "throughput", "--shape", "needle-32k", "--context", "2k", "--gpu-memory-limit", "200m", "--budget", 256, "--rank", 40,
+            "--device", "cpu"
+        };
+        JsonNode report = run(with(common, "--host-memory-limit", "40m", "--steps", 4, "--layers", 2, "--slots", 32, "--json")).json();
+        assertThat(report.path("modelLayers").asInt()).isEqualTo(4);
+        assertThat(report.path("measuredLayers").asInt()).isEqualTo(2);
+        for (String cache : List.of("dense", "shadow")) {
+            JsonNode result = report.path("caches").path(cache);
+            assertThat(result.path("run").path("sessions").asInt()).as(result.toString()).isPositive();
+            assertThat(result.path("tokensPerSecond").asDouble()).isPositive();
+        }
+        JsonNode shadow = report.path("caches").path("shadow");
+        assertThat(shadow.path("resident").asDouble()).isBetween(0.5, 0.7);
+        assertThat(shadow.path("hostBytes").asLong()).isBetween(1L, 40L << 20);
+        assertThat(shadow.path("run").path("sessions").asInt()).isLessThan(shadow.path("planned").path("sessions").asInt());
+        assertThat(report.path("shadowOverDense").asDouble()).isPositive();
+
+        Outcome text = run(with(common, "--host-memory-limit", "40m", "--steps", 2, "--batch", 2, "--layers", 1));
+        assertThat(text.code()).as(text.err()).isZero();
+        assertThat(text.out()).contains("1 of 4 layers", "unlimited memory", "tokens/s");
+
+        JsonNode plan = run(with(common, "--plan-only", "--json")).json();
+        assertThat(plan.path("caches").path("dense").path("sessions").asInt()).isPositive();
+        assertThat(plan.path("caches").path("dense").has("tokensPerSecond")).isFalse();
+    }
+
+    private static Object[] with(Object[] common, Object... more) {
+        return java.util.stream.Stream.concat(java.util.Arrays.stream(common), java.util.Arrays.stream(more)).toArray();
+    }
+
+    @Test
+    void wrongThroughputOptionsAreRefused() {
+        assertRefused(run("bench", "throughput", "--shape", "gpt-2"), 1, "gpt-2", "llama-3.1-8b");
+        assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--context", "12x"), 1, "--context", "12x");
+        assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--cache", "auto"), 1, "auto");
+        assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--layers", 5), 1, "layers", "5", "4");
+        assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--resident", 1.5), 1, "resident", "1.5");
+        assertRefused(
+                run("bench", "throughput", "--shape", "needle-32k", "--context", "2k", "--batch", 900, "--gpu-memory-limit", "100m"),
+                1, "900 sessions", "hold");
+    }
+
+    @Test
     void missingFilesAreNamed() {
         Path none = folder.resolve("none");
         assertRefused(run("generate", "--model", none, "--prompt", "x"), 1, none.toString());

@@ -3,6 +3,7 @@ package dev.shadowkv.llm;
 import dev.shadowkv.Device;
 import dev.shadowkv.DeviceArena;
 import dev.shadowkv.DeviceBuffer;
+import dev.shadowkv.DeviceGraph;
 import dev.shadowkv.ElementType;
 import dev.shadowkv.KvBatch;
 import dev.shadowkv.KvCache;
@@ -58,6 +59,13 @@ public final class Transformer implements AutoCloseable {
     private final MemorySegment hostPromptLogits;
     private final int logitsBlock;
 
+    /** Queries that take the place of the model's own, or null. */
+    private DeviceBuffer replaced;
+    /** The batch of the last step, and what was recorded of it; null before its second step. */
+    private KvBatch recordedBatch;
+    private int recordedRows;
+    private DeviceGraph recorded;
+
     private boolean timing;
     private double attentionMilliseconds;
     private long[] sealNanos = new long[0];
@@ -82,7 +90,7 @@ public final class Transformer implements AutoCloseable {
         config = model.config();
         device = model.device();
         type = model.type();
-        streamType = streamType(model);
+        streamType = streamType(device, type);
         kernels = new TransformerKernels(device);
         epsilon = (float) config.rmsNormEpsilon();
         vocabulary = config.vocabularySize();
@@ -107,17 +115,25 @@ public final class Transformer implements AutoCloseable {
         hostPromptLogits = hostArena.allocate(4L * logitsBlock * vocabulary, 64);
     }
 
-    private static ElementType streamType(Model model) {
-        return model.device().isCpu() ? model.type() : ElementType.F32;
+    private static ElementType streamType(Device device, ElementType type) {
+        return device.isCpu() ? type : ElementType.F32;
     }
 
     /** Device memory that a transformer takes while a prompt of a length goes through it. */
     public static long bytes(Model model, int maxBatch, long promptTokens) {
-        ModelConfig config = model.config();
-        long block = model.device().isCpu() ? CPU_BLOCK : GPU_BLOCK;
+        return bytes(model.config(), model.device(), model.type(), maxBatch, promptTokens);
+    }
+
+    /**
+     * As above, before there is a model.
+     *
+     * @param type of the weights
+     */
+    public static long bytes(ModelConfig config, Device device, ElementType type, int maxBatch, long promptTokens) {
+        long block = device.isCpu() ? CPU_BLOCK : GPU_BLOCK;
         long logits = 4L * config.vocabularySize() * (maxBatch + Math.clamp(LOGITS_BYTES / (4L * config.vocabularySize()), 1, block));
-        ElementType stream = streamType(model);
-        return Scratch.bytes(config, model.type(), stream, block + maxBatch)
+        ElementType stream = streamType(device, type);
+        return Scratch.bytes(config, type, stream, block + maxBatch)
                 + (promptTokens + maxBatch) * config.hiddenSize() * stream.bytes()
                 + logits;
     }
@@ -136,6 +152,22 @@ public final class Transformer implements AutoCloseable {
     public void timeAttention(boolean on) {
         timing = on;
         attentionMilliseconds = 0;
+    }
+
+    /**
+     * Gives attention other queries than the model's own, which are still computed: for measurements with random
+     * weights, whose queries resemble each other less from step to step than those of a trained model.
+     *
+     * @param queries {@code [layers][maxBatch][queryWidth]} before RoPE, of the model's type, read by each step; null:
+     *     the model's own again
+     */
+    public void replaceQueries(DeviceBuffer queries) {
+        if (queries != null) {
+            Objects.checkFromIndexSize(
+                    0, (long) config.layers() * maxBatch * config.queryWidth() * type.bytes(), queries.byteSize());
+        }
+        forget();
+        replaced = queries;
     }
 
     /** Milliseconds that the attention of decode steps took since {@link #timeAttention}. */
@@ -305,7 +337,40 @@ public final class Transformer implements AutoCloseable {
         }
         check(ids, count);
         stepInput(ids, count, rows);
-        stepLayers(batch, rows);
+        // Always here, for a step that was replayed leaves the batch with nothing begun.
+        batch.advance();
+        if (device.isCpu() || timing) {
+            stepLayers(batch, rows);
+        } else {
+            replay(batch, rows);
+        }
+    }
+
+    /**
+     * Launches the recorded step. The first step of a batch is computed call by call, so that everything that is made at
+     * first use is there; the second one is recorded. What changes from step to step lies in device memory: tokens,
+     * lengths, addresses.
+     */
+    private void replay(KvBatch batch, int rows) {
+        if (batch != recordedBatch || rows != recordedRows) {
+            forget();
+            recordedBatch = batch;
+            recordedRows = rows;
+            stepLayers(batch, rows);
+            return;
+        }
+        if (recorded == null) {
+            recorded = device.capture(() -> stepLayers(batch, rows));
+        }
+        recorded.launch();
+    }
+
+    private void forget() {
+        if (recorded != null) {
+            recorded.close();
+            recorded = null;
+        }
+        recordedBatch = null;
     }
 
     /** Brings the tokens of a step to the device; rows without a session get token 0. */
@@ -336,11 +401,12 @@ public final class Transformer implements AutoCloseable {
         if (timing) {
             device.mark(0);
         }
+        boolean own = replaced == null;
         cache.attend(
                 layer,
                 batch,
-                step.queries,
-                step.stride,
+                own ? step.queries : replaced.slice((long) layer * maxBatch * config.queryWidth() * type.bytes()),
+                own ? step.stride : config.queryWidth(),
                 step.keys,
                 step.stride,
                 step.values,
@@ -377,6 +443,7 @@ public final class Transformer implements AutoCloseable {
     /** Frees the memory, not the model's; does nothing the second time. */
     @Override
     public void close() {
+        forget();
         arena.close();
         if (hostArena.scope().isAlive()) {
             hostArena.close();

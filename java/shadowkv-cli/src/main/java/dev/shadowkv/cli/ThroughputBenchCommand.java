@@ -1,0 +1,231 @@
+package dev.shadowkv.cli;
+
+import dev.shadowkv.Device;
+import dev.shadowkv.llm.AdmissionException;
+import dev.shadowkv.llm.CacheKind;
+import dev.shadowkv.llm.CacheOptions;
+import dev.shadowkv.llm.checkpoint.ModelConfig;
+import dev.shadowkv.llm.throughput.ModelShapes;
+import dev.shadowkv.llm.throughput.SessionCount;
+import dev.shadowkv.llm.throughput.ThroughputBenchmark;
+import dev.shadowkv.llm.throughput.ThroughputResult;
+import dev.shadowkv.llm.throughput.ThroughputSettings;
+import java.util.EnumMap;
+import java.util.List;
+import java.util.Map;
+import java.util.OptionalInt;
+import java.util.concurrent.Callable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
+
+/** {@code shadowkv bench throughput}. */
+@Command(
+        name = "throughput",
+        mixinStandardHelpOptions = true,
+        sortOptions = false,
+        description = {
+            "Tokens a second of a model within a memory limit, exact and with ShadowKV.",
+            "",
+            "Weights of the real shape and contexts are random and made on the device, so no checkpoint is needed. The "
+                    + "largest batch that fits next to the weights is filled and decodes; queries drift such that the "
+                    + "wanted share of chunks is found on the device."
+        })
+final class ThroughputBenchCommand implements Callable<Integer> {
+    private static final int FEW_STEPS_CPU = 16;
+    private static final int FOLD_STEPS = 64;
+
+    @Option(
+            names = "--shape",
+            paramLabel = "NAME",
+            defaultValue = "llama-3.1-8b",
+            description = "llama-3.1-8b, llama-3-8b-1m, glm-4-9b-1m, yi-9b-200k, phi-3-mini-128k, qwen2-7b-128k, or "
+                    + "needle-32k, which is small. Default: ${DEFAULT-VALUE}.")
+    private String shape;
+
+    @Option(
+            names = "--context",
+            paramLabel = "TOKENS",
+            defaultValue = "122k",
+            description = "Tokens of each session; k and m are binary. Default: ${DEFAULT-VALUE}.")
+    private String context;
+
+    @Option(
+            names = "--gpu-memory-limit",
+            paramLabel = "BYTES",
+            description = "Device memory for weights, sessions and everything else, as 80g (binary). Default: what is free.")
+    private String deviceLimit;
+
+    @Option(
+            names = "--host-memory-limit",
+            paramLabel = "BYTES",
+            description = "Pinned host memory for values, as 120g (binary). Default: three quarters of what is free.")
+    private String hostLimit;
+
+    @Option(
+            names = "--cache",
+            paramLabel = "CACHE",
+            split = ",",
+            defaultValue = "dense,shadow",
+            description = "dense, shadow. Default: ${DEFAULT-VALUE}.")
+    private List<CacheKind> caches;
+
+    @Option(
+            names = "--resident",
+            paramLabel = "SHARE",
+            defaultValue = "0.6",
+            description = "Share of the selected chunks that a step shall find on the device. Default: ${DEFAULT-VALUE}.")
+    private double resident;
+
+    @Option(
+            names = "--layers",
+            paramLabel = "N",
+            description = "Measure fewer layers, with the batch of the whole model as far as memory allows. Figures are "
+                    + "of these layers and are not scaled. Default: all.")
+    private Integer layers;
+
+    @Option(names = "--batch", paramLabel = "N|max", defaultValue = "max", description = "Sessions. Default: the most that fit.")
+    private String batch;
+
+    @Option(
+            names = "--steps",
+            paramLabel = "N",
+            description = "Steps that are timed. Default: 64, which is how often the recent window is folded; 16 on a CPU.")
+    private Integer steps;
+
+    @Option(
+            names = "--slots",
+            paramLabel = "N",
+            description = "Chunks whose values are kept on the device, for each key-value head. Default: as many as a step "
+                    + "selects; 0 on a CPU.")
+    private Integer slots;
+
+    @Option(names = "--seed", paramLabel = "N", defaultValue = "1", description = "Seed. Default: ${DEFAULT-VALUE}.")
+    private long seed;
+
+    @Option(names = "--plan-only", description = "Only tell how many sessions fit; makes nothing.")
+    private boolean planOnly;
+
+    @Option(names = "--json", description = "Print JSON.")
+    private boolean json;
+
+    @Mixin
+    private CacheArguments cacheArguments;
+
+    @Mixin
+    private DeviceArguments deviceArguments;
+
+    @Spec
+    private CommandSpec spec;
+
+    @Override
+    public Integer call() {
+        if (caches.contains(CacheKind.AUTO)) {
+            throw new IllegalArgumentException("--cache auto measures nothing of its own: give dense, shadow or both");
+        }
+        ModelConfig config = ModelShapes.of(shape);
+        try (Device device = deviceArguments.open()) {
+            ThroughputSettings settings = settings(device, config);
+            ThroughputReport report = new ThroughputReport(spec.commandLine().getOut(), json, device, shape, settings);
+            if (planOnly) {
+                plan(device, settings, report);
+            } else {
+                measure(device, settings, report);
+            }
+        }
+        return 0;
+    }
+
+    private CacheOptions options(CacheKind kind) {
+        return cacheArguments.options(kind);
+    }
+
+    private ThroughputSettings settings(Device device, ModelConfig config) {
+        Device.Memory memory = device.memory();
+        long free = memory.free();
+        // What is taken already, such as by the driver, has to fit into the limit too.
+        long taken = device.isCpu() ? 0 : memory.total() - free;
+        long limit = deviceLimit == null ? free : Quantity.of("--gpu-memory-limit", deviceLimit) - taken;
+        long host = hostLimit == null ? HostMemory.availableBytes() / 4 * 3 : Quantity.of("--host-memory-limit", hostLimit);
+        return new ThroughputSettings(
+                config,
+                layers == null ? config.layers() : layers,
+                Quantity.of("--context", context),
+                Math.clamp(limit, 1, planOnly ? Long.MAX_VALUE : free),
+                host,
+                batch.equalsIgnoreCase("max")
+                        ? OptionalInt.empty()
+                        : OptionalInt.of(Math.toIntExact(Quantity.of("--batch", batch))),
+                steps == null ? device.isCpu() ? FEW_STEPS_CPU : FOLD_STEPS : steps,
+                resident,
+                slots == null ? OptionalInt.empty() : OptionalInt.of(slots),
+                seed);
+    }
+
+    private void plan(Device device, ThroughputSettings settings, ThroughputReport report) {
+        Map<CacheKind, SessionCount> counts = new EnumMap<>(CacheKind.class);
+        for (CacheKind kind : caches) {
+            counts.put(kind, ThroughputBenchmark.plan(device, settings, options(kind)));
+        }
+        report.plans(counts);
+    }
+
+    private void measure(Device device, ThroughputSettings settings, ThroughputReport report) {
+        Map<CacheKind, ThroughputResult> results = new EnumMap<>(CacheKind.class);
+        Map<CacheKind, String> refused = new EnumMap<>(CacheKind.class);
+        try (Stages stages = new Stages(json);
+                ThroughputBenchmark benchmark = new ThroughputBenchmark(device, settings, stages)) {
+            for (CacheKind kind : caches) {
+                stages.cache(kind);
+                try {
+                    results.put(kind, benchmark.run(options(kind)));
+                } catch (AdmissionException e) {
+                    // The other cache may fit all the same.
+                    refused.put(kind, e.getMessage());
+                    if (refused.size() == caches.size()) {
+                        throw e;
+                    }
+                }
+            }
+        }
+        report.results(results, refused);
+    }
+
+    /** A progress bar for each stage of the measurement. */
+    private static final class Stages implements ThroughputBenchmark.Listener, AutoCloseable {
+        private final boolean quiet;
+        private CacheKind cache;
+        private String stage = "";
+        private Progress progress;
+
+        Stages(boolean quiet) {
+            this.quiet = quiet;
+        }
+
+        void cache(CacheKind kind) {
+            cache = kind;
+            close();
+        }
+
+        @Override
+        public void progress(String what, long done, long total) {
+            if (!what.equals(stage)) {
+                close();
+                progress = Progress.of(cache.name().toLowerCase(java.util.Locale.ROOT) + ": " + what, total, quiet);
+                stage = what;
+            }
+            progress.to(done, "");
+        }
+
+        @Override
+        public void close() {
+            if (progress != null) {
+                progress.close();
+                progress = null;
+            }
+            stage = "";
+        }
+    }
+}

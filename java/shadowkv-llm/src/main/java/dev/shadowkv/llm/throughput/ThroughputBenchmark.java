@@ -1,0 +1,305 @@
+package dev.shadowkv.llm.throughput;
+
+import dev.shadowkv.CacheBuilder;
+import dev.shadowkv.Device;
+import dev.shadowkv.ElementType;
+import dev.shadowkv.KvBatch;
+import dev.shadowkv.KvCache;
+import dev.shadowkv.KvSession;
+import dev.shadowkv.MemoryPlan;
+import dev.shadowkv.ShadowKvCache;
+import dev.shadowkv.llm.AdmissionException;
+import dev.shadowkv.llm.CacheKind;
+import dev.shadowkv.llm.CacheOptions;
+import dev.shadowkv.llm.Model;
+import dev.shadowkv.llm.Transformer;
+import dev.shadowkv.llm.checkpoint.ModelConfig;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Objects;
+import java.util.OptionalDouble;
+
+/**
+ * Measures decode steps of a model with random weights over contexts that were filled directly. For one thread.
+ *
+ * <p>The largest batch is what fits into the device memory beside the weights and an engine that could compute prompts
+ * as long as the context. Where the host's memory is too small for it, fewer sessions are run, and the result tells both
+ * numbers.
+ */
+public final class ThroughputBenchmark implements AutoCloseable {
+    private static final int SETTLING_STEPS = 2;
+    private static final int PROBE_STEPS = 4;
+    private static final int PROBES = 12;
+    private static final double LARGEST_DRIFT = 8;
+    /** As near as a probe of few steps can tell. */
+    private static final double NEAR = 0.004;
+
+    private static final int WARM_UP_STEPS = 6;
+    private static final int ATTENTION_STEPS = 4;
+
+    /** Told what is being done, and how much of it. */
+    @FunctionalInterface
+    public interface Listener {
+        /** Some more is done. */
+        void progress(String what, long done, long total);
+    }
+
+    private final Device device;
+    private final ThroughputSettings settings;
+    private final ModelConfig config;
+    private final Listener listener;
+    private final Model model;
+
+    /** Makes the weights. */
+    public ThroughputBenchmark(Device device, ThroughputSettings settings, Listener listener) {
+        this.device = Objects.requireNonNull(device, "device");
+        this.settings = Objects.requireNonNull(settings, "settings");
+        this.listener = Objects.requireNonNull(listener, "listener");
+        config = settings.measured();
+        model = Model.random(config, device);
+    }
+
+    /** The most sessions of the whole model that fit into the device memory, whatever the host has. */
+    public static SessionCount plan(Device device, ThroughputSettings settings, CacheOptions options) {
+        return SessionCount.largest(
+                device,
+                settings.shape(),
+                settings.context(),
+                settings.deviceLimit(),
+                Long.MAX_VALUE,
+                sessions -> builder(device, settings.shape(), settings, options, sessions).plan());
+    }
+
+    private static CacheBuilder<?> builder(
+            Device device, ModelConfig config, ThroughputSettings settings, CacheOptions options, int sessions) {
+        MemoryPlan memory = MemoryPlan.of(sessions, settings.capacity()).withStaging(settings.context(), 1);
+        CacheBuilder<?> builder = options.builder(device, config, memory, settings.capacity());
+        if (builder instanceof ShadowKvCache.Builder shadow) {
+            settings.slots().ifPresent(shadow::slots);
+        }
+        return builder;
+    }
+
+    /**
+     * Measures one cache.
+     *
+     * @throws AdmissionException when not one session fits, or the batch that was asked for does not
+     */
+    public ThroughputResult run(CacheOptions options) {
+        SessionCount planned = plan(device, settings, options);
+        SessionCount count = count(options, planned);
+        ModelConfig measured = config;
+        try (KvCache cache =
+                        builder(device, measured, settings, options, count.sessions()).build();
+                Transformer transformer = new Transformer(model, count.sessions())) {
+            List<KvSession> sessions = new ArrayList<>();
+            long start = System.nanoTime();
+            fill(cache, sessions, count.sessions());
+            double fillSeconds = (System.nanoTime() - start) * 1e-9;
+            try (DriftingQueries queries =
+                            new DriftingQueries(device, measured, count.sessions(), model.type(), settings.seed() + 7);
+                    KvBatch batch = cache.batch(sessions)) {
+                transformer.replaceQueries(queries.queries());
+                return measure(options, cache, transformer, queries, batch, planned, count, fillSeconds);
+            }
+        }
+    }
+
+    private SessionCount count(CacheOptions options, SessionCount planned) {
+        // With fewer layers the batch of the whole model is measured, as far as the host has memory for it.
+        SessionCount possible = SessionCount.largest(
+                device,
+                config,
+                settings.context(),
+                settings.deviceLimit(),
+                settings.hostLimit(),
+                sessions -> builder(device, config, settings, options, sessions).plan());
+        int wanted = settings.batch().orElse(Math.min(planned.sessions(), possible.sessions()));
+        if (wanted < 1 || wanted > possible.sessions()) {
+            SessionCount refused = SessionCount.of(
+                    device,
+                    config,
+                    settings.context(),
+                    Math.max(1, wanted),
+                    sessions -> builder(device, config, settings, options, sessions).plan());
+            throw new AdmissionException(Math.max(1, wanted) + " sessions of " + settings.context() + " tokens, weights"
+                    + " and engine take " + refused.device() + " bytes of device memory and "
+                    + refused.plan().pinnedBytes() + " of host memory; the limits are " + settings.deviceLimit()
+                    + " and " + settings.hostLimit() + ", which hold " + possible.sessions());
+        }
+        return SessionCount.of(
+                device,
+                config,
+                settings.context(),
+                wanted,
+                sessions -> builder(device, config, settings, options, sessions).plan());
+    }
+
+    private void fill(KvCache cache, List<KvSession> sessions, int count) {
+        long total = (long) count * config.layers();
+        try (SyntheticContext context = new SyntheticContext(device, config, model.type(), settings.seed())) {
+            for (int i = 0; i < count; i++) {
+                KvSession session = cache.open(settings.capacity());
+                sessions.add(session);
+                for (int layer = 0; layer < config.layers(); layer++) {
+                    context.fill(session, layer, settings.context());
+                    listener.progress("filling contexts", (long) i * config.layers() + layer + 1, total);
+                }
+            }
+        }
+    }
+
+    private ThroughputResult measure(
+            CacheOptions options,
+            KvCache cache,
+            Transformer transformer,
+            DriftingQueries queries,
+            KvBatch batch,
+            SessionCount planned,
+            SessionCount count,
+            double fillSeconds) {
+        Steps steps = new Steps(transformer, queries, batch);
+        boolean fetches = cache instanceof ShadowKvCache shadow && shadow.geometry().slots() > 0;
+        steps.run(SETTLING_STEPS);
+        if (fetches) {
+            findDrift(steps, queries);
+        }
+        steps.run(WARM_UP_STEPS);
+        KvBatch.Statistics before = batch.statistics();
+        device.synchronize();
+        double[] times = new double[settings.steps()];
+        long start = System.nanoTime();
+        for (int i = 0; i < times.length; i++) {
+            long begin = System.nanoTime();
+            steps.step();
+            times[i] = (System.nanoTime() - begin) * 1e-6;
+            listener.progress("timing steps", i + 1, times.length);
+        }
+        double seconds = (System.nanoTime() - start) * 1e-9;
+        long deviceBytes = device.allocatedBytes();
+        long hostBytes = device.pinnedBytes();
+        KvBatch.Statistics after = batch.statistics();
+        double attention = attentionMilliseconds(transformer, steps);
+
+        double length = sessionLength(batch) - ATTENTION_STEPS - times.length / 2.0;
+        ElementType storage = options.storageType().orElse(device.defaultType());
+        double cacheBytes = batch.sessions().size() * StepTraffic.cache(config, cache, options, length, storage);
+        OptionalDouble limit = options.decided(settings.capacity()).kind() == CacheKind.DENSE
+                ? OptionalDouble.of(batch.sessions().size() * 1000 / attention)
+                : OptionalDouble.empty();
+        long fetched = after.fetchedChunks() - before.fetchedChunks();
+        long selected = after.selectedChunks() - before.selectedChunks();
+        double linkBytes = fetches ? (double) fetched / times.length * chunkBytes((ShadowKvCache) cache) : 0;
+        double mean = seconds * 1000 / times.length;
+        double[] sorted = times.clone();
+        Arrays.sort(sorted);
+        return new ThroughputResult(
+                planned,
+                count,
+                config.layers(),
+                settings.context(),
+                fillSeconds,
+                queries.drift(),
+                fetches && selected > 0 ? OptionalDouble.of(1 - (double) fetched / selected) : OptionalDouble.empty(),
+                mean,
+                sorted[sorted.length / 2],
+                sorted[sorted.length - 1],
+                attention,
+                batch.sessions().size() * 1000 / mean,
+                StepTraffic.weights(config, model.byteSize(), model.type()) + cacheBytes,
+                cacheBytes,
+                linkBytes,
+                deviceBytes,
+                hostBytes,
+                limit);
+    }
+
+    private static long sessionLength(KvBatch batch) {
+        return batch.sessions().getFirst().length();
+    }
+
+    private static long chunkBytes(ShadowKvCache cache) {
+        return (long) cache.geometry().chunk() * cache.geometry().headDim() * cache.geometry().valueType().bytes();
+    }
+
+    /** Bisects for the deviation of the noise that leaves the wanted share of chunks where it is. */
+    private void findDrift(Steps steps, DriftingQueries queries) {
+        double low = 0;
+        double high = LARGEST_DRIFT;
+        for (int probe = 0; probe < PROBES; probe++) {
+            // The first probe tells whether queries that stay reach the share at all.
+            queries.drift(probe == 0 ? 0 : (low + high) / 2);
+            double share = steps.residentShare();
+            listener.progress("finding the drift", probe + 1, PROBES);
+            if (Math.abs(share - settings.resident()) < NEAR || probe == 0 && share < settings.resident()) {
+                return;
+            }
+            if (probe == 0) {
+                continue;
+            }
+            if (share > settings.resident()) {
+                low = queries.drift();
+            } else {
+                high = queries.drift();
+            }
+        }
+    }
+
+    private double attentionMilliseconds(Transformer transformer, Steps steps) {
+        transformer.timeAttention(true);
+        steps.run(1);
+        transformer.timeAttention(true);
+        steps.run(ATTENTION_STEPS - 1);
+        double milliseconds = transformer.attentionMilliseconds() / (ATTENTION_STEPS - 1);
+        transformer.timeAttention(false);
+        return milliseconds;
+    }
+
+    /** Steps as an engine takes them: tokens to the device, all layers, the likeliest tokens back. */
+    private static final class Steps {
+        private final Transformer transformer;
+        private final DriftingQueries queries;
+        private final KvBatch batch;
+        private final int[] ids;
+
+        Steps(Transformer transformer, DriftingQueries queries, KvBatch batch) {
+            this.transformer = transformer;
+            this.queries = queries;
+            this.batch = batch;
+            ids = new int[batch.sessions().size()];
+        }
+
+        void step() {
+            queries.step();
+            transformer.decode(batch, ids, ids.length);
+            transformer.largest(ids, ids.length);
+            for (int id : ids) {
+                if (id < 0) {
+                    throw new ArithmeticException("a logit of the step is not a number");
+                }
+            }
+        }
+
+        void run(int count) {
+            for (int i = 0; i < count; i++) {
+                step();
+            }
+        }
+
+        double residentShare() {
+            run(SETTLING_STEPS);
+            KvBatch.Statistics before = batch.statistics();
+            run(PROBE_STEPS);
+            KvBatch.Statistics after = batch.statistics();
+            long selected = after.selectedChunks() - before.selectedChunks();
+            return selected == 0 ? 1 : 1 - (double) (after.fetchedChunks() - before.fetchedChunks()) / selected;
+        }
+    }
+
+    /** Frees the weights; does nothing the second time. */
+    @Override
+    public void close() {
+        model.close();
+    }
+}
