@@ -154,25 +154,45 @@ abstract sealed class CacheBase implements KvCache permits DenseKvCache, ShadowK
                     "a batch has from 1 to " + Geometry.MAX_BATCH + " sessions: " + sessions.size());
         }
         SessionBase[] members = new SessionBase[sessions.size()];
+        long capacity = 0;
         for (int i = 0; i < members.length; i++) {
-            KvSession session = Objects.requireNonNull(sessions.get(i), "session");
-            if (session.cache() != this) {
-                throw new IllegalArgumentException("session " + i + " belongs to another cache");
-            }
-            members[i] = (SessionBase) session;
-            members[i].lifetime.check();
-            for (int j = 0; j < i; j++) {
-                if (members[j] == members[i]) {
-                    throw new IllegalArgumentException("session " + i + " is also session " + j + " of the batch");
-                }
-            }
+            members[i] = member(members, i, Objects.requireNonNull(sessions.get(i), "session"));
+            capacity = Math.max(capacity, members[i].capacity);
         }
+        return newBatchLocked(members, capacity);
+    }
+
+    @Override
+    public final KvBatch batch(int rows) {
+        lifetime.check();
+        if (rows < 1 || rows > Geometry.MAX_BATCH) {
+            throw new IllegalArgumentException("a batch has from 1 to " + Geometry.MAX_BATCH + " rows: " + rows);
+        }
+        return newBatchLocked(new SessionBase[rows], plan.tokens());
+    }
+
+    private StepBatch newBatchLocked(SessionBase[] members, long capacity) {
         lock.lock();
         try {
-            return newBatch(members);
+            return newBatch(members, capacity);
         } finally {
             lock.unlock();
         }
+    }
+
+    /** A session as a row of a batch, if it can be one. */
+    final SessionBase member(SessionBase[] others, int row, KvSession session) {
+        if (session.cache() != this) {
+            throw new IllegalArgumentException("session " + row + " belongs to another cache");
+        }
+        SessionBase member = (SessionBase) session;
+        member.lifetime.check();
+        for (int j = 0; j < others.length; j++) {
+            if (j != row && others[j] == member) {
+                throw new IllegalArgumentException("session " + row + " is also session " + j + " of the batch");
+            }
+        }
+        return member;
     }
 
     @Override
@@ -288,7 +308,7 @@ abstract sealed class CacheBase implements KvCache permits DenseKvCache, ShadowK
 
     abstract KvSession openSession(long capacity);
 
-    abstract StepBatch newBatch(SessionBase[] members);
+    abstract StepBatch newBatch(SessionBase[] members, long capacity);
 
     abstract void closePools();
 }

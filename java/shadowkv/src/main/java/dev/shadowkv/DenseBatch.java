@@ -10,28 +10,39 @@ final class DenseBatch extends StepBatch {
     private final DenseLayers layers;
     private final SessionStates states;
     private long longest;
-    private long largest;
+    private boolean stale;
 
-    DenseBatch(DenseKvCache cache, SessionBase[] members) {
-        super(cache, members);
+    DenseBatch(DenseKvCache cache, SessionBase[] members, long capacity) {
+        super(cache, members, capacity);
         this.cache = cache;
         layers = new DenseLayers(cache.device, cache.geometry, entries());
         states = new SessionStates(cache.device, members.length);
         for (int i = 0; i < members.length; i++) {
-            DenseSession session = (DenseSession) members[i];
-            largest = Math.max(largest, session.capacity);
-            for (int layer = 0; layer < cache.shape.layers; layer++) {
-                layers.set((long) layer * members.length + i, session.layer(layer));
-            }
+            changed(i);
         }
-        layers.upload();
+    }
+
+    @Override
+    void changed(int row) {
+        DenseSession session = (DenseSession) members[row];
+        if (session == null) {
+            return;
+        }
+        for (int layer = 0; layer < cache.shape.layers; layer++) {
+            layers.set((long) layer * members.length + row, session.layer(layer));
+        }
+        stale = true;
     }
 
     @Override
     void describe() {
+        if (stale) {
+            layers.upload();
+            stale = false;
+        }
         longest = 0;
         for (int i = 0; i < members.length; i++) {
-            long length = members[i].length(0);
+            long length = members[i] == null ? 0 : members[i].length(0);
             longest = Math.max(longest, length);
             states.set(i, length, 0, 0, 0, (int) steps);
         }
@@ -41,7 +52,7 @@ final class DenseBatch extends StepBatch {
     @Override
     void decode(int layer, ElementType type, DeviceBuffer queries, long queryStride, DeviceBuffer keys, long keyStride,
                 DeviceBuffer values, long valueStride, DeviceBuffer output) {
-        long bound = cache.device.capturing() ? largest : longest;
+        long bound = cache.device.capturing() ? capacity : longest;
         cache.decodeKernels.denseDecodeLayer(cache.geometry, members.length, type, queries, queryStride, keys,
                 keyStride,
                 values, valueStride, layers, (long) layer * members.length, states, 0, cache.ropeTable, bound, bound,

@@ -47,8 +47,8 @@ public final class DenseKvCache extends CacheBase {
     }
 
     @Override
-    StepBatch newBatch(SessionBase[] members) {
-        return new DenseBatch(this, members);
+    StepBatch newBatch(SessionBase[] members, long capacity) {
+        return new DenseBatch(this, members, capacity);
     }
 
     @Override

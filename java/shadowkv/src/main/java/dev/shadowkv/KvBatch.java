@@ -28,8 +28,22 @@ public interface KvBatch extends AutoCloseable {
     /** Whose sessions they are. */
     KvCache cache();
 
-    /** The sessions in the order of the rows. */
+    /** The sessions in the order of the rows; null where a row is idle. */
     List<KvSession> sessions();
+
+    /**
+     * Gives a row to a session, or to none, between two steps. The batch stays as large as it was made, and a
+     * {@link DeviceGraph} of its step stays valid: where sessions lie and how long they are is read from device memory
+     * when it runs. The output of an idle row is zero. Take a session out before closing it.
+     *
+     * @param session one that fits into {@link #capacity()}; null: the row becomes idle
+     * @throws IllegalStateException if a step is not finished, or the session is closed
+     * @throws IllegalArgumentException if the session is of another cache, too large, or in another row already
+     */
+    void set(int row, KvSession session);
+
+    /** Tokens of the largest session that a row can be given to. */
+    long capacity();
 
     /**
      * Begins a decode step: makes room for one more token in each session and tells the device about it. Layer 0 of
@@ -37,7 +51,8 @@ public interface KvBatch extends AutoCloseable {
      * {@link DeviceGraph}, call this before each {@link DeviceGraph#launch()}; and before capturing, so that it is not
      * captured.
      *
-     * @throws IllegalStateException if a step is not finished, a session is full, not sealed or closed
+     * @throws IllegalStateException if a step is not finished, all rows are idle, or a session is full, not sealed or
+     *     closed
      */
     void advance();
 

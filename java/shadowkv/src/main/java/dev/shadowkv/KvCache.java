@@ -59,6 +59,12 @@ public interface KvCache extends AutoCloseable {
     KvBatch batch(List<? extends KvSession> sessions);
 
     /**
+     * A batch of a number of idle rows, for sessions of any capacity that the cache has room for; see {@link
+     * KvBatch#set}.
+     */
+    KvBatch batch(int rows);
+
+    /**
      * One layer of one decode step: adds one new token to each session of the batch and attends over all that the
      * session holds, the new token included. Layers are called in order from 0; layer 0 begins a step, see
      * {@link KvBatch#advance()}.

@@ -20,7 +20,6 @@ final class ShadowBatch extends StepBatch {
     /** Which version of a session's addresses the table holds. */
     private final int[] versions;
     private final long capacityChunks;
-    private final long capacityTokens;
     private long chunks;
     private long longest;
     /** Key/value heads, over steps, layers and sessions, that selected by landmark. */
@@ -28,8 +27,8 @@ final class ShadowBatch extends StepBatch {
     private long reportedSelected;
     private long reportedFetched;
 
-    ShadowBatch(ShadowKvCache cache, SessionBase[] members) {
-        super(cache, members);
+    ShadowBatch(ShadowKvCache cache, SessionBase[] members, long capacity) {
+        super(cache, members, capacity);
         this.cache = cache;
         layers = new ShadowLayers(cache.device, cache.options.geometry(), entries());
         states = new SessionStates(cache.device, entries());
@@ -39,13 +38,13 @@ final class ShadowBatch extends StepBatch {
         cache.device.fill(counters, 0);
         versions = new int[members.length];
         java.util.Arrays.fill(versions, -1);
-        long largest = 0;
-        for (SessionBase member : members) {
-            largest = Math.max(largest, member.capacity);
-        }
         int chunk = cache.options.geometry().chunk();
-        capacityChunks = (largest + chunk - 1) / chunk;
-        capacityTokens = largest;
+        capacityChunks = (capacity + chunk - 1) / chunk;
+    }
+
+    @Override
+    void changed(int row) {
+        versions[row] = -1;
     }
 
     /** Brings the addresses of sessions up to date whose memory has moved. */
@@ -54,7 +53,7 @@ final class ShadowBatch extends StepBatch {
         int size = members.length;
         for (int i = 0; i < size; i++) {
             ShadowSession session = (ShadowSession) members[i];
-            if (versions[i] != session.version()) {
+            if (session != null && versions[i] != session.version()) {
                 for (int layer = 0; layer < cache.shape.layers; layer++) {
                     layers.set((long) layer * size + i, session.table(layer));
                 }
@@ -88,6 +87,10 @@ final class ShadowBatch extends StepBatch {
         for (int layer = fromLayer; layer < toLayer; layer++) {
             for (int i = 0; i < members.length; i++) {
                 ShadowSession session = (ShadowSession) members[i];
+                if (session == null) {
+                    states.set((long) layer * members.length + i, 0, 0, 0, 0, 0);
+                    continue;
+                }
                 LayerState state = session.state(layer);
                 int indexed = state.indexedChunks(chunk);
                 states.set((long) layer * members.length + i, state.length, state.recentBegin, indexed, state.outliers,
@@ -107,7 +110,7 @@ final class ShadowBatch extends StepBatch {
         long first = (long) layer * members.length;
         cache.decodeKernels.decodeLayer(o.geometry(), members.length, type, queries, queryStride, keys, keyStride,
                 values,
-                valueStride, layers, first, states, first, cache.ropeTable, capturing ? capacityTokens : longest,
+                valueStride, layers, first, states, first, cache.ropeTable, capturing ? capacity : longest,
                 o.radiusWeight(), o.select(), o.shortlist(), capturing ? capacityChunks : chunks, output, counters);
     }
 

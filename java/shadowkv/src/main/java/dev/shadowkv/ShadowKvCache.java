@@ -176,8 +176,8 @@ public final class ShadowKvCache extends CacheBase {
     }
 
     @Override
-    StepBatch newBatch(SessionBase[] members) {
-        return new ShadowBatch(this, members);
+    StepBatch newBatch(SessionBase[] members, long capacity) {
+        return new ShadowBatch(this, members, capacity);
     }
 
     @Override

@@ -137,7 +137,7 @@ final class ShadowSession extends SessionBase {
     /** Token by token, as decode steps would, so that an answer does not depend on how its question came in. */
     private void decode(int layer, long count, Rows queries, Rows keys, Rows values, DeviceBuffer output) {
         if (alone == null) {
-            alone = new ShadowBatch(cache, new SessionBase[] {this});
+            alone = new ShadowBatch(cache, new SessionBase[] {this}, capacity);
         }
         long width = cache.shape.keyWidth();
         long queryWidth = cache.shape.queryWidth();

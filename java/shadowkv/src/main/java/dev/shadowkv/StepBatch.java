@@ -1,6 +1,9 @@
 package dev.shadowkv;
 
+import java.util.Arrays;
+import java.util.Collections;
 import java.util.List;
+import java.util.Objects;
 
 import dev.shadowkv.internal.Children;
 import dev.shadowkv.internal.Lifetime;
@@ -9,7 +12,9 @@ import dev.shadowkv.kernels.SessionStates;
 /** What both batches share: the order of layers and steps. */
 abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBatch {
 
+    /** By row; null where a row is idle. */
     final SessionBase[] members;
+    final long capacity;
     final Lifetime lifetime;
     long steps;
     DecodeStepEvent event;
@@ -21,10 +26,11 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
     /** Whether the step was begun by {@link #advance()}. */
     private boolean advanced;
 
-    StepBatch(CacheBase cache, SessionBase[] members) {
+    StepBatch(CacheBase cache, SessionBase[] members, long capacity) {
         this.cache = cache;
         this.members = members;
-        view = List.of(members);
+        this.capacity = capacity;
+        view = Collections.unmodifiableList(Arrays.asList(members));
         lifetime = new Lifetime("KvBatch", cache.lifetime);
         closing = cache.children.add(this::close);
     }
@@ -39,6 +45,32 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
         return view;
     }
 
+    @Override
+    public final long capacity() {
+        return capacity;
+    }
+
+    @Override
+    public final void set(int row, KvSession session) {
+        Objects.checkIndex(row, members.length);
+        cache.lock.lock();
+        try {
+            lifetime.check();
+            if (nextLayer != 0 && inStep()) {
+                throw new IllegalStateException("the step is not finished: layer " + nextLayer + " is next");
+            }
+            SessionBase member = session == null ? null : cache.member(members, row, session);
+            if (member != null && member.capacity > capacity) {
+                throw new IllegalArgumentException("the session is of " + member.capacity
+                        + " tokens, the batch is for sessions of at most " + capacity);
+            }
+            members[row] = member;
+            changed(row);
+        } finally {
+            cache.lock.unlock();
+        }
+    }
+
     final int size() {
         return members.length;
     }
@@ -51,11 +83,15 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
         int entered = 0;
         try {
             for (; entered < members.length; entered++) {
-                members[entered].enter();
+                if (members[entered] != null) {
+                    members[entered].enter();
+                }
             }
         } catch (IllegalStateException e) {
             for (int i = 0; i < entered; i++) {
-                members[i].exit();
+                if (members[i] != null) {
+                    members[i].exit();
+                }
             }
             throw e;
         }
@@ -63,7 +99,9 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
 
     final void exit() {
         for (SessionBase member : members) {
-            member.exit();
+            if (member != null) {
+                member.exit();
+            }
         }
     }
 
@@ -106,14 +144,18 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
             advanced = false;
             nextLayer = 0;
             for (SessionBase member : members) {
-                member.step = this;
+                if (member != null) {
+                    member.step = this;
+                }
             }
         } else {
             if (layer != nextLayer || !inStep()) {
                 throw new IllegalStateException("layer " + (inStep() ? nextLayer : 0) + " is next, not " + layer);
             }
             for (SessionBase member : members) {
-                member.lifetime.check();
+                if (member != null) {
+                    member.lifetime.check();
+                }
             }
         }
     }
@@ -124,7 +166,9 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
         if (nextLayer == cache.shape.layers) {
             nextLayer = 0;
             for (SessionBase member : members) {
-                member.step = null;
+                if (member != null) {
+                    member.step = null;
+                }
             }
             finished();
             if (event != null) {
@@ -136,7 +180,7 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
 
     private boolean inStep() {
         for (SessionBase member : members) {
-            if (member.step == this) {
+            if (member != null && member.step == this) {
                 return true;
             }
         }
@@ -144,23 +188,34 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
     }
 
     private void advanceNow() {
+        if (Arrays.stream(members).allMatch(Objects::isNull)) {
+            throw new IllegalStateException("no row of the batch has a session");
+        }
         for (SessionBase member : members) {
-            member.requireReady(this);
+            if (member != null) {
+                member.requireReady(this);
+            }
         }
         if (DecodeStepEvent.on()) {
             event = new DecodeStepEvent();
             event.begin();
-            event.sessions = members.length;
+            for (SessionBase member : members) {
+                event.sessions += member == null ? 0 : 1;
+            }
         }
         for (SessionBase member : members) {
-            member.makeRoom();
+            if (member != null) {
+                member.makeRoom();
+            }
         }
         for (SessionBase member : members) {
-            member.grow();
+            if (member != null) {
+                member.grow();
+            }
         }
         if (event != null) {
             for (SessionBase member : members) {
-                event.tokens = Math.max(event.tokens, member.length(0));
+                event.tokens = Math.max(event.tokens, member == null ? 0 : member.length(0));
             }
         }
         steps++;
@@ -184,6 +239,9 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
     final long entries() {
         return (long) cache.shape.layers * members.length;
     }
+
+    /** A row has been given to another session. */
+    abstract void changed(int row);
 
     /** Tells the device where the sessions stand. */
     abstract void describe();

@@ -60,9 +60,9 @@ public final class Engine implements AutoCloseable {
                 // Sequences that are still short have other keys, so they need a cache of their own.
                 MemoryPlan small = MemoryPlan.of(sessions, shortLimit).withStaging(shortLimit, 1);
                 KvCache shorts = builder.cache.build(model.device(), config, small, shortLimit);
-                lanes.add(new Lane(shorts, shortLimit));
+                lanes.add(new Lane(shorts, shortLimit, sessions));
             }
-            lanes.add(new Lane(cache.build(), builder.capacity));
+            lanes.add(new Lane(cache.build(), builder.capacity, sessions));
             transformer = new Transformer(model, sessions);
         } catch (ShadowKvException e) {
             lanes.forEach(Lane::close);
@@ -314,7 +314,7 @@ public final class Engine implements AutoCloseable {
         for (int i = 0; i < count; i++) {
             input[i] = lane.active.get(i).newest();
         }
-        transformer.decode(lane.batch(), input, model.device().isCpu() ? count : sessions);
+        transformer.decode(lane.batch, input, model.device().isCpu() ? count : sessions);
         List<ActiveRequest> stepped = List.copyOf(lane.active);
         if (stepped.stream().allMatch(request -> request.greedy)) {
             transformer.largest(best, count);
@@ -353,7 +353,7 @@ public final class Engine implements AutoCloseable {
         request.release();
         KvBatch.Statistics all = new KvBatch.Statistics(0, 0, 0, 0);
         for (Lane each : lanes) {
-            all = Lane.sum(all, each.statistics());
+            all = Lane.sum(all, each.batch.statistics());
         }
         synchronized (this) {
             statistics = all;

@@ -2,7 +2,6 @@ package dev.shadowkv.llm;
 
 import dev.shadowkv.KvBatch;
 import dev.shadowkv.KvCache;
-import dev.shadowkv.KvSession;
 import java.util.ArrayList;
 import java.util.List;
 
@@ -12,45 +11,38 @@ final class Lane implements AutoCloseable {
     /** Longest sequence of this lane. */
     final long limit;
 
+    /** Row i of the batch belongs to request i. */
     final List<ActiveRequest> active = new ArrayList<>();
-    private KvBatch batch;
-    private KvBatch.Statistics finished = new KvBatch.Statistics(0, 0, 0, 0);
 
-    Lane(KvCache cache, long limit) {
+    /** Made once, so that a recorded step stays valid while requests come and go. */
+    final KvBatch batch;
+
+    Lane(KvCache cache, long limit, int rows) {
         this.cache = cache;
         this.limit = limit;
+        try {
+            batch = cache.batch(rows);
+        } catch (RuntimeException e) {
+            cache.close();
+            throw e;
+        }
     }
 
     void join(ActiveRequest request) {
+        batch.set(active.size(), request.session);
         active.add(request);
-        dissolve();
     }
 
+    /** The last request takes the row of the one that leaves, so that the rows in use are the first ones. */
     void leave(ActiveRequest request) {
-        active.remove(request);
-        dissolve();
-    }
-
-    KvBatch batch() {
-        if (batch == null) {
-            List<KvSession> sessions = new ArrayList<>(active.size());
-            active.forEach(request -> sessions.add(request.session));
-            batch = cache.batch(sessions);
+        int row = active.indexOf(request);
+        int last = active.size() - 1;
+        batch.set(last, null);
+        if (row < last) {
+            active.set(row, active.get(last));
+            batch.set(row, active.get(row).session);
         }
-        return batch;
-    }
-
-    /** Counters of the batches so far and the present one. */
-    KvBatch.Statistics statistics() {
-        return batch == null ? finished : sum(finished, batch.statistics());
-    }
-
-    private void dissolve() {
-        if (batch != null) {
-            finished = sum(finished, batch.statistics());
-            batch.close();
-            batch = null;
-        }
+        active.remove(last);
     }
 
     static KvBatch.Statistics sum(KvBatch.Statistics a, KvBatch.Statistics b) {

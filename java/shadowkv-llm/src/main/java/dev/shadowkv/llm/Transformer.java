@@ -3,7 +3,6 @@ package dev.shadowkv.llm;
 import dev.shadowkv.Device;
 import dev.shadowkv.DeviceArena;
 import dev.shadowkv.DeviceBuffer;
-import dev.shadowkv.DeviceGraph;
 import dev.shadowkv.ElementType;
 import dev.shadowkv.KvBatch;
 import dev.shadowkv.KvCache;
@@ -61,10 +60,7 @@ public final class Transformer implements AutoCloseable {
 
     /** Queries that take the place of the model's own, or null. */
     private DeviceBuffer replaced;
-    /** The batch of the last step, and what was recorded of it; null before its second step. */
-    private KvBatch recordedBatch;
-    private int recordedRows;
-    private DeviceGraph recorded;
+    private final StepRecordings recordings;
 
     private boolean timing;
     private double attentionMilliseconds;
@@ -92,6 +88,7 @@ public final class Transformer implements AutoCloseable {
         type = model.type();
         streamType = streamType(device, type);
         kernels = new TransformerKernels(device);
+        recordings = new StepRecordings(device, this::stepLayers);
         epsilon = (float) config.rmsNormEpsilon();
         vocabulary = config.vocabularySize();
         logitsBlock = Math.clamp(LOGITS_BYTES / (4L * vocabulary), 1, block);
@@ -166,7 +163,7 @@ public final class Transformer implements AutoCloseable {
             Objects.checkFromIndexSize(
                     0, (long) config.layers() * maxBatch * config.queryWidth() * type.bytes(), queries.byteSize());
         }
-        forget();
+        recordings.close();
         replaced = queries;
     }
 
@@ -327,13 +324,13 @@ public final class Transformer implements AutoCloseable {
      *
      * @param ids a token for each session
      * @param rows how many rows to compute, at least the batch's: products of equal shape give equal results whatever
-     *     the rest of the batch is, so a caller whose batches vary passes a constant
+     *     the rest of the batch is, so a caller whose batches vary passes a constant; and each number is recorded apart
      */
     public void decode(KvBatch batch, int[] ids, int rows) {
-        int count = batch.sessions().size();
-        if (count > rows || rows > maxBatch || ids.length < count) {
-            throw new IllegalArgumentException("a batch of " + count + " sessions with " + ids.length + " tokens and "
-                    + rows + " rows, of " + maxBatch + " that there is room for");
+        int count = inUse(batch);
+        if (count > rows || rows > maxBatch || batch.sessions().size() > maxBatch || ids.length < count) {
+            throw new IllegalArgumentException("a batch of " + batch.sessions().size() + " rows, " + count + " in use, with "
+                    + ids.length + " tokens and " + rows + " rows to compute, of " + maxBatch + " that there is room for");
         }
         check(ids, count);
         stepInput(ids, count, rows);
@@ -342,35 +339,22 @@ public final class Transformer implements AutoCloseable {
         if (device.isCpu() || timing) {
             stepLayers(batch, rows);
         } else {
-            replay(batch, rows);
+            recordings.step(batch, rows);
         }
     }
 
-    /**
-     * Launches the recorded step. The first step of a batch is computed call by call, so that everything that is made at
-     * first use is there; the second one is recorded. What changes from step to step lies in device memory: tokens,
-     * lengths, addresses.
-     */
-    private void replay(KvBatch batch, int rows) {
-        if (batch != recordedBatch || rows != recordedRows) {
-            forget();
-            recordedBatch = batch;
-            recordedRows = rows;
-            stepLayers(batch, rows);
-            return;
-        }
-        if (recorded == null) {
-            recorded = device.capture(() -> stepLayers(batch, rows));
-        }
-        recorded.launch();
+    /** How many kinds of steps are recorded now; 0 on a CPU. */
+    int recordedSteps() {
+        return recordings.count();
     }
 
-    private void forget() {
-        if (recorded != null) {
-            recorded.close();
-            recorded = null;
+    /** Rows up to the last one that has a session. */
+    private static int inUse(KvBatch batch) {
+        int count = batch.sessions().size();
+        while (count > 0 && batch.sessions().get(count - 1) == null) {
+            count--;
         }
-        recordedBatch = null;
+        return count;
     }
 
     /** Brings the tokens of a step to the device; rows without a session get token 0. */
@@ -443,7 +427,7 @@ public final class Transformer implements AutoCloseable {
     /** Frees the memory, not the model's; does nothing the second time. */
     @Override
     public void close() {
-        forget();
+        recordings.close();
         arena.close();
         if (hostArena.scope().isAlive()) {
             hostArena.close();
