@@ -648,11 +648,11 @@ void test_contexts() {
   p.threads = -1;
   refused(kInvalid, "threads is -1, must be 0..1024");
   p.threads = 1;
-  p.instruction_set = 4;
-  refused(kInvalid, "instruction_set is 4");
-  if (info.instruction_set < 3) {
-    p.instruction_set = 3;
-    refused(SKV_NOT_AVAILABLE, "lacks instruction set 3");
+  p.instruction_set = 5;
+  refused(kInvalid, "instruction_set is 5");
+  if (info.instruction_set < 4) {
+    p.instruction_set = 4;
+    refused(SKV_NOT_AVAILABLE, "lacks instruction set 4");
   }
   p.instruction_set = 0;
   p.backend = -1;

@@ -62,7 +62,7 @@ skv_status skv_context_create(const skv_context_params* params, skv_context** co
     auto created = std::make_unique<skv_context>();
     if (params->backend == SKV_BACKEND_CPU) {
       check.range("threads", params->threads, 0, skv::abi::kMostThreads);
-      check.range("instruction_set", params->instruction_set, 0, 3);
+      check.range("instruction_set", params->instruction_set, 0, 4);
       created->backend = skv::make_cpu_backend(*params);
     } else {
       check.range("ordinal", params->ordinal, 0, INT32_MAX);

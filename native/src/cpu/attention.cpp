@@ -92,23 +92,6 @@ const float* prepare_queries(const skv_geometry& g, std::int32_t batch, std::int
   return prepared;
 }
 
-void attend_rows(const AttentionKernels& kernels, std::int32_t type, const float* queries, std::int32_t group,
-                 std::int32_t dim, const void* keys, const void* values, std::int64_t count,
-                 const RunningSoftmax& softmax, float* sums) {
-  const RowKernels& rows = kernels.rows[type];
-  alignas(64) float scores[SKV_MAX_GROUP * kBlockTokens];
-  for (std::int64_t t = 0; t < count; t += kBlockTokens) {
-    const std::int64_t tokens = count - t < kBlockTokens ? count - t : kBlockTokens;
-    const void* const block_values = element_at(values, type, t * dim);
-    // Full blocks ahead only: what is asked for must be in the array.
-    const bool another = t + kBlockTokens + tokens <= count;
-    rows.score(queries, group, element_at(keys, type, t * dim), tokens, dim, scores, kBlockTokens, block_values);
-    kernels.soften(scores, kBlockTokens, group, tokens, softmax, sums, dim);
-    rows.accumulate(scores, kBlockTokens, group, block_values, tokens, dim, sums,
-                    another ? element_at(keys, type, (t + kBlockTokens) * dim) : nullptr);
-  }
-}
-
 std::uint64_t AttentionParts::bytes(std::int64_t pairs, std::int64_t parts, std::int32_t group, std::int32_t dim) {
   const std::uint64_t rows = static_cast<std::uint64_t>(pairs * parts * group);
   return 2 * Workspace::bytes_of<float>(rows) +

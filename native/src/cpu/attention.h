@@ -1,5 +1,5 @@
-// What the operations of a decode step share: shapes that are taken, queries made ready, attention over dense rows,
-// and attention in parts. Parts are cut by position, never by thread, so that an answer does not depend on how many
+// What the operations of a decode step share: shapes that are taken, queries made ready, and
+// attention in parts. Parts are cut by position, never by thread, so that an answer does not depend on how many
 // threads there are or on what else is in the batch.
 #pragma once
 
@@ -40,14 +40,6 @@ inline void fetch_ahead(const void* address, std::int64_t bytes) {
     __builtin_prefetch(static_cast<const char*>(address) + at);
   }
 }
-
-// Tokens whose scores are held at once: their keys and values stay in the nearest cache meanwhile.
-constexpr std::int64_t kBlockTokens = 64;
-
-// One query head group against `count` keys and values that lie as they are: [count][D] of one type.
-void attend_rows(const AttentionKernels& kernels, std::int32_t type, const float* queries, std::int32_t group,
-                 std::int32_t dim, const void* keys, const void* values, std::int64_t count,
-                 const RunningSoftmax& softmax, float* sums);
 
 // Sums of all (session, key/value head) pairs, each in the same number of parts.
 class AttentionParts {

@@ -11,9 +11,14 @@ extern const AttentionKernels kAttentionKernels;
 namespace avx512 {
 extern const AttentionKernels kAttentionKernels;
 }
+namespace avx512_bf16 {
+extern const AttentionKernels kAttentionKernels;
+}
 
 const AttentionKernels& attention_kernels(InstructionSet set) {
   switch (set) {
+    case InstructionSet::kAvx512Bf16:
+      return avx512_bf16::kAttentionKernels;
     case InstructionSet::kAvx512:
       return avx512::kAttentionKernels;
     case InstructionSet::kAvx2:

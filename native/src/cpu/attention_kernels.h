@@ -18,22 +18,24 @@ constexpr std::int64_t padded_dim(std::int64_t dim) {
 // Rows of scores are a multiple of this many floats apart.
 constexpr std::int64_t kScoreMultiple = 16;
 
-// Kernels over rows of one element type.
-struct RowKernels {
-  // scores[g][t] = queries[g] . rows[t], for g < group, t < count. rows [count][dim], dense. While it works
-  // it asks for `ahead` [count][dim], if not null.
-  void (*score)(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
-                std::int64_t score_stride, const void* ahead);
-  // sums[g] += sum over t of weights[g][t] * rows[t].
-  void (*accumulate)(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count,
-                     int dim, float* sums, const void* ahead);
-};
-
 // A softmax that has seen some of its keys: for each of `group` queries the largest score and the sum of e^(score -
 // largest).
 struct RunningSoftmax {
   float* largest;  // [group], -infinity at first
   float* sum;      // [group], 0 at first
+};
+
+// Kernels over rows of one element type.
+struct RowKernels {
+  // scores[g][t] = queries[g] . rows[t], for g < group, t < count. rows [count][dim], dense.
+  void (*score)(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
+                std::int64_t score_stride);
+  // sums[g] += sum over t of weights[g][t] * rows[t].
+  void (*accumulate)(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count,
+                     int dim, float* sums);
+  // Attention over keys and values [count][dim], dense: adds to softmax and sums [group][padded_dim(dim)].
+  void (*attend)(const float* queries, int group, const void* keys, const void* values, std::int64_t count, int dim,
+                 const RunningSoftmax& softmax, float* sums);
 };
 
 // Queries of consecutive tokens that share keys and values, and the sums of their attention. A query is a column;

@@ -130,9 +130,10 @@ inline void over_queries(int group, Work&& work) {
   }
 }
 
+// As RowKernels::score; while it works it asks for `ahead` [count][dim], if not null.
 template <class T>
-void score(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
-           std::int64_t score_stride, const void* ahead) {
+void score_ahead(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
+                 std::int64_t score_stride, const void* ahead) {
   const std::int64_t query_stride = padded_dim(dim);
   over_queries(group, [&](auto number, int g) {
     score_queries<T, number>(queries + g * query_stride, query_stride, static_cast<const T*>(rows), count, dim,
@@ -214,9 +215,10 @@ inline void accumulate_tile(const float* weights, std::int64_t weight_stride, co
   }
 }
 
+// As RowKernels::accumulate; asks for `ahead` [count][dim], if not null.
 template <class T>
-void accumulate(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count,
-                int dim, float* sums, const void* ahead) {
+void accumulate_ahead(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count,
+                      int dim, float* sums, const void* ahead) {
   const std::int64_t sum_stride = padded_dim(dim);
   const T* const typed = static_cast<const T*>(rows);
   if (ahead != nullptr) {
@@ -238,11 +240,6 @@ void accumulate(const float* weights, std::int64_t weight_stride, int group, con
       accumulate_tile<T, number, 1>(w, weight_stride, typed + at, count, dim, width, s + at, sum_stride);
     }
   });
-}
-
-template <class T>
-constexpr RowKernels row_kernels() {
-  return {score<T>, accumulate<T>};
 }
 
 // Vectors of values behind which -infinity stands.
@@ -306,6 +303,45 @@ void log_sum(const float* values, std::int64_t count, float* largest_out, float*
   over_values(values, count, [&](Vector x) { sum += exponential(x - base); });
   *largest_out = at_most;
   *sum_out = sum_of(sum);
+}
+
+// --- One type's table -------------------------------------------------------------------------
+
+// Tokens whose scores are held at once: their keys and values stay in the nearest cache meanwhile.
+constexpr std::int64_t kBlockTokens = 64;
+
+template <class T>
+void score(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
+           std::int64_t score_stride) {
+  score_ahead<T>(queries, group, rows, count, dim, scores, score_stride, nullptr);
+}
+
+template <class T>
+void accumulate(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count,
+                int dim, float* sums) {
+  accumulate_ahead<T>(weights, weight_stride, group, rows, count, dim, sums, nullptr);
+}
+
+template <class T>
+void attend(const float* queries, int group, const void* keys, const void* values, std::int64_t count, int dim,
+            const RunningSoftmax& softmax, float* sums) {
+  alignas(64) float scores[SKV_MAX_GROUP * kBlockTokens];
+  for (std::int64_t t = 0; t < count; t += kBlockTokens) {
+    const std::int64_t tokens = count - t < kBlockTokens ? count - t : kBlockTokens;
+    const T* const block_keys = static_cast<const T*>(keys) + t * dim;
+    const T* const block_values = static_cast<const T*>(values) + t * dim;
+    // Full blocks ahead only: what is asked for must be in the array.
+    const bool another = t + kBlockTokens + tokens <= count;
+    score_ahead<T>(queries, group, block_keys, tokens, dim, scores, kBlockTokens, block_values);
+    soften(scores, kBlockTokens, group, tokens, softmax, sums, dim);
+    accumulate_ahead<T>(scores, kBlockTokens, group, block_values, tokens, dim, sums,
+                        another ? block_keys + kBlockTokens * dim : nullptr);
+  }
+}
+
+template <class T>
+constexpr RowKernels row_kernels() {
+  return {score<T>, accumulate<T>, attend<T>};
 }
 
 }  // namespace

@@ -28,7 +28,7 @@ InstructionSet choose(std::int32_t asked) {
   if (asked > static_cast<std::int32_t>(best)) {
     throw Error(SKV_NOT_AVAILABLE, "this processor lacks instruction set " + std::to_string(asked) + "; its best is " +
                                        std::to_string(static_cast<std::int32_t>(best)) +
-                                       " (1 portable, 2 AVX2, 3 AVX-512)");
+                                       " (1 portable, 2 AVX2, 3 AVX-512, 4 AVX-512 with bf16)");
   }
   return static_cast<InstructionSet>(asked);
 }

@@ -52,10 +52,11 @@ void dense_attention(const skv_dense_attention_params& p, Execution& execution) 
       return;
     }
     const std::int64_t at = (head * layer.capacity + first) * dim;
-    attend_rows(kernels, g.storage_type, queries + pair * group * padded_dim(dim), group, dim,
-                element_at(static_cast<const void*>(layer.keys), g.storage_type, at),
-                element_at(static_cast<const void*>(layer.values), g.storage_type, at),
-                left < kPartTokens ? left : kPartTokens, sums.begin(pair, part), sums.sums(pair, part));
+    kernels.rows[g.storage_type].attend(queries + pair * group * padded_dim(dim), group,
+                                        element_at(static_cast<const void*>(layer.keys), g.storage_type, at),
+                                        element_at(static_cast<const void*>(layer.values), g.storage_type, at),
+                                        left < kPartTokens ? left : kPartTokens, dim, sums.begin(pair, part),
+                                        sums.sums(pair, part));
   });
   execution.pool.parallel_for(pairs, [&](std::int64_t pair) {
     sums.combine(pair, divide_up(p.states[pair / heads].length, kPartTokens), p.output_type,

@@ -12,7 +12,7 @@ RowProducts row_products_function(std::int32_t type);
 }
 
 RowProducts row_products_function(std::int32_t type, InstructionSet set) {
-  const RowProducts function = set == InstructionSet::kAvx512 ? avx512::row_products_function(type)
+  const RowProducts function = set >= InstructionSet::kAvx512 ? avx512::row_products_function(type)
                                : set == InstructionSet::kAvx2 ? avx2::row_products_function(type)
                                                               : row_products_here(type);
   if (!function) {

@@ -30,6 +30,7 @@ Function checked(Function function, std::int32_t type) {
 Widen widen_function(std::int32_t type, InstructionSet set) {
   switch (set) {
     case InstructionSet::kAvx512:
+    case InstructionSet::kAvx512Bf16:
       return checked(avx512::widen_function(type), type);
     case InstructionSet::kAvx2:
       return checked(avx2::widen_function(type), type);
@@ -41,6 +42,7 @@ Widen widen_function(std::int32_t type, InstructionSet set) {
 Narrow narrow_function(std::int32_t type, InstructionSet set) {
   switch (set) {
     case InstructionSet::kAvx512:
+    case InstructionSet::kAvx512Bf16:
       return checked(avx512::narrow_function(type), type);
     case InstructionSet::kAvx2:
       return checked(avx2::narrow_function(type), type);

@@ -18,7 +18,7 @@
 namespace skv::cpu {
 
 // As skv_context_params counts them. A file compiled for a set is entered only on a processor that has it.
-enum class InstructionSet : std::int32_t { kPortable = 1, kAvx2 = 2, kAvx512 = 3 };
+enum class InstructionSet : std::int32_t { kPortable = 1, kAvx2 = 2, kAvx512 = 3, kAvx512Bf16 = 4 };
 
 // The best set that this processor and system have.
 InstructionSet best_instruction_set();

@@ -83,7 +83,7 @@ void landmark_topk(const skv_landmark_topk_params& p, Execution& execution) {
     float* const rows = logits + pair * group * s.stride + first;
     kernels.rows[g.landmark_type].score(
         query, group, element_at(static_cast<const void*>(layer.landmarks), g.landmark_type, at * dim), count, dim,
-        rows, s.stride, nullptr);
+        rows, s.stride);
     const float* __restrict__ const radius = layer.radius + at;
     for (std::int64_t q = 0; q < group; ++q) {
       float* __restrict__ const row = rows + q * s.stride;

@@ -62,7 +62,7 @@ void rerank(const skv_rerank_params& p, Execution& execution) {
       }
       const float* const rebuilt = keys[thread].rebuild(layer, p.rope, pair, pair % heads, chunks + at, count);
       kernels.rows[SKV_F32].score(queries + pair * group * width, group, rebuilt, count * chunk,
-                                  static_cast<std::int32_t>(width), scores, RebuiltKeys::kTokens, nullptr);
+                                  static_cast<std::int32_t>(width), scores, RebuiltKeys::kTokens);
       for (std::int64_t q = 0; q < group; ++q) {
         for (std::int64_t i = 0; i < count; ++i) {
           float largest, sum;

@@ -54,8 +54,7 @@ class Part {
         keys.expect(layer_, chunks[i]);
       }
       const float* const rebuilt = keys.rebuild(layer_, p_.rope, pair_, head_, chunks + at, count);
-      kernels_.rows[SKV_F32].score(queries_, group, rebuilt, count * g_.chunk, width, scores, RebuiltKeys::kTokens,
-                                   nullptr);
+      kernels_.rows[SKV_F32].score(queries_, group, rebuilt, count * g_.chunk, width, scores, RebuiltKeys::kTokens);
       kernels_.soften(scores, RebuiltKeys::kTokens, group, count * g_.chunk, softmax_, sums_, g_.head_dim);
       for (std::int64_t i = 0; i < count; ++i) {
         float* const weights = scores + i * g_.chunk;
@@ -68,7 +67,7 @@ class Part {
           }
         }
         kernels_.rows[g_.value_type].accumulate(weights, RebuiltKeys::kTokens, group, values(slots[at + i]), g_.chunk,
-                                                g_.head_dim, sums_, nullptr);
+                                                g_.head_dim, sums_);
       }
     }
   }
@@ -96,9 +95,9 @@ class Part {
   }
 
   void rows(const void* keys, const void* values, std::int64_t first, std::int64_t count) const {
-    attend_rows(kernels_, g_.storage_type, queries_, group_size(g_), g_.head_dim,
-                element_at(keys, g_.storage_type, first * g_.head_dim),
-                element_at(values, g_.storage_type, first * g_.head_dim), count, softmax_, sums_);
+    kernels_.rows[g_.storage_type].attend(
+        queries_, group_size(g_), element_at(keys, g_.storage_type, first * g_.head_dim),
+        element_at(values, g_.storage_type, first * g_.head_dim), count, g_.head_dim, softmax_, sums_);
   }
 
   const skv_sparse_attention_params& p_;

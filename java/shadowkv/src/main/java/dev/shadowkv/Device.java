@@ -39,7 +39,7 @@ public final class Device implements AutoCloseable {
      * @param multiprocessors of a GPU, or processors of a CPU
      * @param computeCapability of a GPU such as "9.0", else empty
      * @param driverVersion of a GPU such as 13000, else 0
-     * @param instructionSet of a CPU: "portable", "AVX2", "AVX-512", else empty
+     * @param instructionSet of a CPU: "portable", "AVX2", "AVX-512", "AVX-512 BF16", else empty
      */
     public record Info(String name, int multiprocessors, String computeCapability, int driverVersion,
                        String instructionSet, long totalMemory) {
@@ -54,7 +54,9 @@ public final class Device implements AutoCloseable {
         /** 256-bit vectors with fused multiply-add. */
         AVX2,
         /** 512-bit vectors. */
-        AVX512
+        AVX512,
+        /** 512-bit vectors with products of bf16 pairs. */
+        AVX512_BF16
     }
 
     private final boolean cpu;
@@ -529,6 +531,15 @@ public final class Device implements AutoCloseable {
         Objects.checkFromIndexSize(0, bytes, buffer.byteSize());
     }
 
+    private static String instructionSet(int set) {
+        return switch (set) {
+            case 4 -> "AVX-512 BF16";
+            case 3 -> "AVX-512";
+            case 2 -> "AVX2";
+            default -> "portable";
+        };
+    }
+
     private static Info describe(int backend, int ordinal) {
         try (Arena arena = Arena.ofConfined()) {
             MemorySegment info = skv_device_info.allocate(arena);
@@ -536,11 +547,10 @@ public final class Device implements AutoCloseable {
             MemorySegment message = arena.allocate(4096);
             NativeContext.check(ShadowKv.skv_device_describe(backend, ordinal, info, message, message.byteSize()),
                     "device_describe", message);
-            int set = skv_device_info.instruction_set(info);
             return new Info(skv_device_info.name(info).getString(0), skv_device_info.multiprocessors(info),
                     backend == 0 ? "" : skv_device_info.compute_major(info) + "." + skv_device_info.compute_minor(info),
                     skv_device_info.driver_version(info),
-                    backend != 0 ? "" : set == 3 ? "AVX-512" : set == 2 ? "AVX2" : "portable",
+                    backend != 0 ? "" : instructionSet(skv_device_info.instruction_set(info)),
                     skv_device_info.total_memory(info));
         }
     }

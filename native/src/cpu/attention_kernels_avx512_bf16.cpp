@@ -1,0 +1,38 @@
+#include "cpu/attention_pairs.h"
+#include "cpu/attention_prefill.h"
+#include "cpu/attention_product.h"
+#include "cpu/attention_rows.h"
+
+namespace skv::cpu::avx512_bf16 {
+namespace {
+
+void score_bf16(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
+                std::int64_t score_stride) {
+  (fits_pairs(dim) ? score_pairs : score<BFloat16>)(queries, group, rows, count, dim, scores, score_stride);
+}
+
+void attend_bf16(const float* queries, int group, const void* keys, const void* values, std::int64_t count, int dim,
+                 const RunningSoftmax& softmax, float* sums) {
+  (fits_pairs(dim) ? attend_pairs : attend<BFloat16>)(queries, group, keys, values, count, dim, softmax, sums);
+}
+
+}  // namespace
+
+extern const AttentionKernels kAttentionKernels;
+const AttentionKernels kAttentionKernels = {{row_kernels<float>(),
+                                             {score_bf16, accumulate<BFloat16>, attend_bf16},
+                                             row_kernels<Float16>(),
+                                             row_kernels<Float8>(),
+                                             row_kernels<std::int8_t>()},
+                                            soften,
+                                            log_sum,
+                                            packed_basis_bytes,
+                                            packed_coefficients_bytes,
+                                            pack_basis,
+                                            pack_coefficients,
+                                            rebuild,
+                                            rotate,
+                                            prefill_scratch_bytes,
+                                            prefill};
+
+}  // namespace skv::cpu::avx512_bf16

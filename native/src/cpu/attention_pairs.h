@@ -1,0 +1,365 @@
+// Attention over rows of bf16 by the processor's products of bf16 pairs; included by the file of that instruction set.
+//
+// vdpbf16ps multiplies and adds two pairs a lane: products of bf16 numbers are exact in fp32, and rows need no
+// widening. What stands against the rows is fp32, queries and weights, and is split into two bf16 parts, whose sum is
+// within 2^-18 of it. A sum of D products in fp32 may be off by D * 2^-24 of its terms anyhow, so from D = 64 on the
+// split is no more than that; below it these kernels are not used (fits_pairs).
+#pragma once
+
+#if defined(__AVX512BF16__)
+
+#include <limits>
+
+#include "cpu/attention_kernels.h"
+#include "cpu/vector.h"
+
+namespace skv::cpu {
+namespace {
+
+// Queries of a tile: one in each 128-bit lane. A vector of scores is [kPairQueries][kPairTokens].
+constexpr int kPairQueries = 4;
+constexpr int kPairTokens = 4;
+// Elements of a row that one 128-bit lane holds.
+constexpr int kLaneElements = 8;
+// Rows that are scored at once: each query vector that is loaded serves so many.
+constexpr int kScoreRows = 8;
+// Keys whose weights are held at once. Keys and values of two blocks fit in the nearest cache.
+constexpr int kPairBlock = 32;
+// Columns of the sums that stay in registers while the values of a block pass: 4 x 4 accumulators.
+constexpr int kPairColumns = 64;
+// How far ahead of the loads rows are asked for, in rows. Measured: 32 to 64 is the same, 16 too few.
+constexpr int kRowsAhead = 48;
+
+// Rows that these kernels take: whole vectors, and long enough for two parts to be as good as fp32.
+constexpr bool fits_pairs(int dim) {
+  constexpr int kShortest = 64;
+  return dim >= kShortest && dim % (2 * kLanes) == 0;
+}
+
+using Pairs = __m512bh;
+
+inline Pairs as_pairs(__m512i bits) {
+  return reinterpret_cast<Pairs>(bits);
+}
+
+struct Split {
+  __m256i high, low;  // bf16
+};
+
+// x to two bf16 parts; *sum becomes what the two add up to.
+inline Split split_parts(__m512 x, __m512* sum) {
+  const __m256i high = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
+  const __m512 high_wide = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
+  const __m256i low = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x - high_wide));
+  *sum = high_wide + _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(low), 16));
+  return {high, low};
+}
+
+// The queries of a tile, ready for score_pairs: [dim / 8][2 parts][kPairQueries][8]; a query that is not there is zero.
+struct PairQueries {
+  alignas(64) std::uint16_t at[SKV_MAX_HEAD_DIM / kLaneElements * 2 * kPairQueries * kLaneElements];
+};
+
+inline void split_queries(const float* queries, std::int64_t stride, int count, int dim, PairQueries* to) {
+  static_assert(kLanes == 2 * kLaneElements);
+  for (int q = 0; q < kPairQueries; ++q) {
+    for (int d = 0; d < dim; d += kLanes) {
+      __m512 sum;
+      const Split split = q < count ? split_parts(load(queries + q * stride + d), &sum) : Split{};
+      const auto put = [&](__m256i part, int number) {
+        std::uint16_t* const first = to->at + ((d / kLaneElements * 2 + number) * kPairQueries + q) * kLaneElements;
+        _mm_store_si128(reinterpret_cast<__m128i*>(first), _mm256_castsi256_si128(part));
+        _mm_store_si128(reinterpret_cast<__m128i*>(first + 2 * kPairQueries * kLaneElements),
+                        _mm256_extracti128_si256(part, 1));
+      };
+      put(split.high, 0);
+      put(split.low, 1);
+    }
+  }
+}
+
+// Sums of the four numbers of each 128-bit lane, of four vectors: [kPairQueries][4].
+inline __m512 lane_sums(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+  return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+}
+
+// The same largest number in every place of a 128-bit lane. NaN is passed over.
+inline __m512 lane_largest(__m512 x) {
+  const __m512 pairwise = _mm512_max_ps(x, _mm512_permute_ps(x, 0xb1));
+  return _mm512_max_ps(pairwise, _mm512_permute_ps(pairwise, 0x4e));
+}
+
+// scores[i] = queries . rows first + 4i .. first + 4i + 3, rows behind `last` being taken for `last`.
+template <int kRows, bool kAhead>
+inline void score_rows(const PairQueries& queries, const BFloat16* rows, std::int64_t last, int dim, __m512* scores) {
+  const BFloat16* row[kRows];
+#pragma GCC unroll 8
+  for (int t = 0; t < kRows; ++t) {
+    row[t] = rows + (t < last ? t : last) * dim;
+  }
+  __m512 sums[kRows];
+#pragma GCC unroll 8
+  for (int t = 0; t < kRows; ++t) {
+    sums[t] = _mm512_setzero_ps();
+  }
+  for (int d = 0; d < dim; d += kLaneElements) {
+    if constexpr (kAhead) {
+      // As many cache lines, 32 elements each, as rows pass: kRows * dim / 32 of them in dim / 8 steps.
+#pragma GCC unroll 2
+      for (int i = 0; i < kRows / 4; ++i) {
+        const std::int64_t line = d / kLaneElements * (kRows / 4) + i;
+        __builtin_prefetch(rows + static_cast<std::int64_t>(kRowsAhead) * dim + line * 32);
+      }
+    }
+    const Pairs high = as_pairs(_mm512_load_si512(queries.at + d * 2 * kPairQueries));
+    const Pairs low = as_pairs(_mm512_load_si512(queries.at + (d * 2 + kLaneElements) * kPairQueries));
+#pragma GCC unroll 8
+    for (int t = 0; t < kRows; ++t) {
+      const Pairs key = as_pairs(_mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row[t] + d))));
+      sums[t] = _mm512_dpbf16_ps(_mm512_dpbf16_ps(sums[t], high, key), low, key);
+    }
+  }
+#pragma GCC unroll 2
+  for (int t = 0; t < kRows; t += kPairTokens) {
+    scores[t / kPairTokens] = lane_sums(sums[t], sums[t + 1], sums[t + 2], sums[t + 3]);
+  }
+}
+
+// scores [count / 4 rounded up] vectors; those of rows behind count are of its last row.
+template <bool kAhead>
+inline void score_block(const PairQueries& queries, const BFloat16* rows, std::int64_t count, int dim, __m512* scores) {
+  std::int64_t t = 0;
+  for (; t + kScoreRows <= count; t += kScoreRows) {
+    score_rows<kScoreRows, kAhead>(queries, rows + t * dim, kScoreRows, dim, scores + t / kPairTokens);
+  }
+  for (; t < count; t += kPairTokens) {
+    score_rows<kPairTokens, false>(queries, rows + t * dim, count - t - 1, dim, scores + t / kPairTokens);
+  }
+}
+
+// As RowKernels::score.
+void score_pairs(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
+                 std::int64_t score_stride) {
+  const std::int64_t query_stride = padded_dim(dim);
+  PairQueries tile;
+  for (int g = 0; g < group; g += kPairQueries) {
+    const int here = group - g < kPairQueries ? group - g : kPairQueries;
+    split_queries(queries + g * query_stride, query_stride, here, dim, &tile);
+    for (std::int64_t t = 0; t < count; t += kScoreRows) {
+      const std::int64_t left = count - t;
+      __m512 of[kScoreRows / kPairTokens];
+      score_block<true>(tile, static_cast<const BFloat16*>(rows) + t * dim, left < kScoreRows ? left : kScoreRows, dim,
+                        of);
+      for (int i = 0; i < kScoreRows / kPairTokens && i * kPairTokens < left; ++i) {
+        const std::int64_t tokens = left - i * kPairTokens;
+        const __mmask8 inside = static_cast<__mmask8>(tokens >= kPairTokens ? 0xf : (1 << tokens) - 1);
+        alignas(64) float lanes[kPairQueries * kPairTokens];
+        _mm512_store_ps(lanes, of[i]);
+        for (int q = 0; q < here; ++q) {
+          _mm_mask_storeu_ps(scores + (g + q) * score_stride + t + i * kPairTokens, inside,
+                             _mm_load_ps(lanes + q * kPairTokens));
+        }
+      }
+    }
+  }
+}
+
+// --- Softmax and weighted sums ----------------------------------------------------------------
+
+// Weights of a block, pairs of consecutive tokens side by side: [kPairBlock / 4][kPairQueries][4] bf16.
+struct PairWeights {
+  alignas(64) std::uint32_t high[kPairBlock / kPairTokens * kPairQueries * kPairTokens / 2];
+  alignas(64) std::uint32_t low[kPairBlock / kPairTokens * kPairQueries * kPairTokens / 2];
+  static int index(std::int64_t pair, int query) {
+    return static_cast<int>(pair / 2) * 2 * kPairQueries + query * 2 + static_cast<int>(pair % 2);
+  }
+};
+
+// What a tile of queries has seen of its keys.
+struct PairSoftmax {
+  __m512 largest;  // of a query in each place of its lane
+  __m512 sum;      // in parts, one a place
+  // [dim / 32][kPairQueries][2][16]: sums in the order in which pairs of rows are brought together.
+  alignas(64) float sums[SKV_MAX_HEAD_DIM * kPairQueries];
+};
+
+inline void begin_pairs(int dim, PairSoftmax* state) {
+  state->largest = broadcast(-std::numeric_limits<float>::infinity());
+  state->sum = _mm512_setzero_ps();
+  std::memset(state->sums, 0, static_cast<std::size_t>(dim) * kPairQueries * sizeof(float));
+}
+
+// scores [count / 4 rounded up] vectors to weights.
+inline void soften_pairs(__m512* scores, std::int64_t count, int dim, PairSoftmax* state, PairWeights* weights) {
+  const std::int64_t vectors = (count + kPairTokens - 1) / kPairTokens;
+  if (const int over = static_cast<int>(count % kPairTokens); over != 0) {
+    const __mmask16 behind = static_cast<__mmask16>((0xf & ~((1 << over) - 1)) * 0x1111);
+    scores[vectors - 1] =
+        _mm512_mask_mov_ps(scores[vectors - 1], behind, broadcast(-std::numeric_limits<float>::infinity()));
+  }
+  __m512 here = state->largest;
+  for (std::int64_t i = 0; i < vectors; ++i) {
+    here = _mm512_max_ps(scores[i], here);  // of NaN and a number, the second
+  }
+  const __m512 now = lane_largest(here);
+  const __m512 nothing = broadcast(-std::numeric_limits<float>::infinity());
+  const __m512 base = _mm512_mask_mov_ps(now, _mm512_cmp_ps_mask(now, nothing, _CMP_EQ_OQ), _mm512_setzero_ps());
+  if (_mm512_cmp_ps_mask(now, state->largest, _CMP_GT_OQ) != 0) {
+    // e^-infinity is 0: what was nothing before stays nothing.
+    const __m512 factor = exponential(state->largest - base);
+    state->sum *= factor;
+    state->largest = now;
+    alignas(64) float of[kPairQueries * kPairTokens];
+    _mm512_store_ps(of, factor);
+    for (int d = 0; d < dim; d += 2 * kLanes) {
+      for (int q = 0; q < kPairQueries; ++q) {
+        float* const at = state->sums + d * kPairQueries + q * 2 * kLanes;
+        const Vector scale = broadcast(of[q * kPairTokens]);
+        store(at, load(at) * scale);
+        store(at + kLanes, load(at + kLanes) * scale);
+      }
+    }
+  }
+  for (std::int64_t i = 0; i < vectors; ++i) {
+    __m512 weight;
+    const Split split = split_parts(exponential(scores[i] - base), &weight);
+    state->sum += weight;  // as the values will be weighted
+    _mm256_store_si256(reinterpret_cast<__m256i*>(weights->high + i * kPairQueries * 2), split.high);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(weights->low + i * kPairQueries * 2), split.low);
+  }
+}
+
+// row_at(t): the values of an even token, with those of the token after it behind them.
+template <class RowAt, int kColumns, bool kAhead>
+inline void accumulate_columns(const PairWeights& weights, const RowAt& row_at, std::int64_t count, int dim, int column,
+                               float* sums) {
+  constexpr int kBlocks = kColumns / 32;  // of 32 columns, two accumulators each
+  __m512 tile[kPairQueries][2 * kBlocks];
+#pragma GCC unroll 4
+  for (int q = 0; q < kPairQueries; ++q) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 2 * kBlocks; ++c) {
+      tile[q][c] = _mm512_load_ps(sums + (c / 2 * kPairQueries + q) * 2 * kLanes + c % 2 * kLanes);
+    }
+  }
+  const auto add = [&](std::int64_t pair, auto&& second_row) __attribute__((always_inline)) {
+    const BFloat16* const first = row_at(2 * pair) + column;
+    __m512i low[kBlocks], high[kBlocks];
+#pragma GCC unroll 2
+    for (int c = 0; c < kBlocks; ++c) {
+      const __m512i a = _mm512_loadu_si512(first + 32 * c), b = second_row(first + dim + 32 * c);
+      low[c] = _mm512_unpacklo_epi16(a, b);
+      high[c] = _mm512_unpackhi_epi16(a, b);
+    }
+    if constexpr (kAhead) {
+#pragma GCC unroll 4
+      for (int c = 0; c < 2 * kBlocks; ++c) {
+        __builtin_prefetch(first + static_cast<std::int64_t>(kRowsAhead) * dim + c % 2 * dim + c / 2 * 32);
+      }
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < kPairQueries; ++q) {
+      const int at = PairWeights::index(pair, q);
+      const Pairs most = as_pairs(_mm512_set1_epi32(static_cast<int>(weights.high[at])));
+      const Pairs rest = as_pairs(_mm512_set1_epi32(static_cast<int>(weights.low[at])));
+#pragma GCC unroll 2
+      for (int c = 0; c < kBlocks; ++c) {
+        tile[q][2 * c] = _mm512_dpbf16_ps(tile[q][2 * c], as_pairs(low[c]), most);
+        tile[q][2 * c + 1] = _mm512_dpbf16_ps(tile[q][2 * c + 1], as_pairs(high[c]), most);
+      }
+#pragma GCC unroll 2
+      for (int c = 0; c < kBlocks; ++c) {
+        tile[q][2 * c] = _mm512_dpbf16_ps(tile[q][2 * c], as_pairs(low[c]), rest);
+        tile[q][2 * c + 1] = _mm512_dpbf16_ps(tile[q][2 * c + 1], as_pairs(high[c]), rest);
+      }
+    }
+  };
+  for (std::int64_t pair = 0; pair < count / 2; ++pair) {
+    add(pair, [](const BFloat16* p) { return _mm512_loadu_si512(p); });
+  }
+  if (count % 2 != 0) {
+    add(count / 2, [](const BFloat16*) { return _mm512_setzero_si512(); });
+  }
+#pragma GCC unroll 4
+  for (int q = 0; q < kPairQueries; ++q) {
+#pragma GCC unroll 4
+    for (int c = 0; c < 2 * kBlocks; ++c) {
+      _mm512_store_ps(sums + (c / 2 * kPairQueries + q) * 2 * kLanes + c % 2 * kLanes, tile[q][c]);
+    }
+  }
+}
+
+template <bool kAhead, class RowAt>
+inline void accumulate_pairs(const PairWeights& weights, const RowAt& row_at, std::int64_t count, int dim,
+                             PairSoftmax* state) {
+  int column = 0;
+  for (; column + kPairColumns <= dim; column += kPairColumns) {
+    accumulate_columns<RowAt, kPairColumns, kAhead>(weights, row_at, count, dim, column,
+                                                    state->sums + column * kPairQueries);
+  }
+  if (column < dim) {
+    accumulate_columns<RowAt, kPairColumns / 2, kAhead>(weights, row_at, count, dim, column,
+                                                        state->sums + column * kPairQueries);
+  }
+}
+
+// Adds what a tile has seen to softmax and sums [kPairQueries][padded_dim(dim)] of its first `count` queries.
+inline void finish_pairs(const PairSoftmax& state, int count, int dim, const RunningSoftmax& softmax, int first,
+                         float* sums) {
+  alignas(64) float largest[kLanes], sum[kLanes];
+  _mm512_store_ps(largest, state.largest);
+  _mm512_store_ps(sum, state.sum);
+  const __m512i front = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i back = _mm512_add_epi32(front, _mm512_set1_epi32(8));
+  for (int q = 0; q < count; ++q) {
+    const float before = softmax.largest[first + q], here = largest[q * kPairTokens];
+    const float now = here > before ? here : before;
+    // A side of nothing has no weight; one of NaN alone keeps -infinity as its largest and must be heard.
+    const float old_factor = before == now ? 1.0F : exponential(broadcast(before - now))[0];
+    const float new_factor = here == now ? 1.0F : exponential(broadcast(here - now))[0];
+    const float* const part = sum + q * kPairTokens;
+    softmax.largest[first + q] = now;
+    softmax.sum[first + q] =
+        softmax.sum[first + q] * old_factor + ((part[0] + part[1]) + (part[2] + part[3])) * new_factor;
+    float* const row = sums + (first + q) * padded_dim(dim);
+    for (int d = 0; d < dim; d += 2 * kLanes) {
+      const float* const from = state.sums + d * kPairQueries + q * 2 * kLanes;
+      const __m512 low = _mm512_load_ps(from), high = _mm512_load_ps(from + kLanes);
+      store(row + d, load(row + d) * old_factor + _mm512_permutex2var_ps(low, front, high) * new_factor);
+      store(row + d + kLanes,
+            load(row + d + kLanes) * old_factor + _mm512_permutex2var_ps(low, back, high) * new_factor);
+    }
+  }
+}
+
+// As RowKernels::attend. A token of one key/value head costs 2 * 2 * D / 32 pair products a query (two parts,
+// keys and values), 4 * D bytes.
+void attend_pairs(const float* queries, int group, const void* keys, const void* values, std::int64_t count, int dim,
+                  const RunningSoftmax& softmax, float* sums) {
+  const std::int64_t query_stride = padded_dim(dim);
+  for (int g = 0; g < group; g += kPairQueries) {
+    const int here = group - g < kPairQueries ? group - g : kPairQueries;
+    PairQueries tile;
+    PairSoftmax state;
+    PairWeights weights;
+    split_queries(queries + g * query_stride, query_stride, here, dim, &tile);
+    begin_pairs(dim, &state);
+    for (std::int64_t t = 0; t < count; t += kPairBlock) {
+      const std::int64_t tokens = count - t < kPairBlock ? count - t : kPairBlock;
+      const BFloat16* const block_values = static_cast<const BFloat16*>(values) + t * dim;
+      __m512 scores[kPairBlock / kPairTokens];
+      score_block<true>(tile, static_cast<const BFloat16*>(keys) + t * dim, tokens, dim, scores);
+      soften_pairs(scores, tokens, dim, &state, &weights);
+      accumulate_pairs<true>(
+          weights, [=](std::int64_t row) { return block_values + row * dim; }, tokens, dim, &state);
+    }
+    finish_pairs(state, here, dim, softmax, g, sums);
+  }
+}
+
+}  // namespace
+}  // namespace skv::cpu
+
+#endif
