@@ -8,13 +8,14 @@ import dev.shadowkv.llm.checkpoint.ModelConfig;
 import dev.shadowkv.llm.throughput.ModelShapes;
 import dev.shadowkv.llm.throughput.SessionCount;
 import dev.shadowkv.llm.throughput.ThroughputBenchmark;
-import dev.shadowkv.llm.throughput.ThroughputResult;
 import dev.shadowkv.llm.throughput.ThroughputSettings;
 import java.util.EnumMap;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.concurrent.Callable;
+import java.util.function.BiConsumer;
+import java.util.function.BiFunction;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -108,6 +109,9 @@ final class ThroughputBenchCommand implements Callable<Integer> {
     @Option(names = "--plan-only", description = "Only tell how many sessions fit; makes nothing.")
     private boolean planOnly;
 
+    @Option(names = "--prefill", description = "Time the computation of one prompt as long as the context instead of steps.")
+    private boolean prefill;
+
     @Option(names = "--json", description = "Print JSON.")
     private boolean json;
 
@@ -131,8 +135,10 @@ final class ThroughputBenchCommand implements Callable<Integer> {
             ThroughputReport report = new ThroughputReport(spec.commandLine().getOut(), json, device, shape, settings);
             if (planOnly) {
                 plan(device, settings, report);
+            } else if (prefill) {
+                measure(device, settings, ThroughputBenchmark::prompt, report::prompts);
             } else {
-                measure(device, settings, report);
+                measure(device, settings, ThroughputBenchmark::run, report::results);
             }
         }
         return 0;
@@ -172,15 +178,19 @@ final class ThroughputBenchCommand implements Callable<Integer> {
         report.plans(counts);
     }
 
-    private void measure(Device device, ThroughputSettings settings, ThroughputReport report) {
-        Map<CacheKind, ThroughputResult> results = new EnumMap<>(CacheKind.class);
+    private <R> void measure(
+            Device device,
+            ThroughputSettings settings,
+            BiFunction<ThroughputBenchmark, CacheOptions, R> measurement,
+            BiConsumer<Map<CacheKind, R>, Map<CacheKind, String>> report) {
+        Map<CacheKind, R> results = new EnumMap<>(CacheKind.class);
         Map<CacheKind, String> refused = new EnumMap<>(CacheKind.class);
         try (Stages stages = new Stages(json);
                 ThroughputBenchmark benchmark = new ThroughputBenchmark(device, settings, stages)) {
             for (CacheKind kind : caches) {
                 stages.cache(kind);
                 try {
-                    results.put(kind, benchmark.run(options(kind)));
+                    results.put(kind, measurement.apply(benchmark, options(kind)));
                 } catch (AdmissionException e) {
                     // The other cache may fit all the same.
                     refused.put(kind, e.getMessage());
@@ -190,7 +200,7 @@ final class ThroughputBenchCommand implements Callable<Integer> {
                 }
             }
         }
-        report.results(results, refused);
+        report.accept(results, refused);
     }
 
     /** A progress bar for each stage of the measurement. */

@@ -5,6 +5,7 @@ import dev.shadowkv.Device;
 import dev.shadowkv.eval.TextTable;
 import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.checkpoint.ModelConfig;
+import dev.shadowkv.llm.throughput.PromptResult;
 import dev.shadowkv.llm.throughput.SessionCount;
 import dev.shadowkv.llm.throughput.ThroughputResult;
 import dev.shadowkv.llm.throughput.ThroughputSettings;
@@ -13,6 +14,7 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
 import java.util.Map;
+import java.util.Optional;
 import java.util.OptionalDouble;
 
 /** What {@code bench throughput} prints. */
@@ -122,16 +124,52 @@ final class ThroughputReport {
         notes(results, refused).forEach(out::println);
     }
 
+    void prompts(Map<CacheKind, PromptResult> results, Map<CacheKind, String> refused) {
+        PromptResult dense = results.get(CacheKind.DENSE);
+        PromptResult shadow = results.get(CacheKind.SHADOW);
+        if (json) {
+            ObjectNode report = header();
+            ObjectNode caches = report.putObject("caches");
+            results.forEach((kind, r) -> caches.putObject(name(kind))
+                    .put("prefillSeconds", r.seconds())
+                    .put("sealSeconds", r.sealSeconds())
+                    .put("tokensPerSecond", r.tokensPerSecond()));
+            refused.forEach((kind, why) -> caches.putObject(name(kind)).put("refused", why));
+            if (dense != null && shadow != null) {
+                report.put("shadowOverDense", shadow.seconds() / dense.seconds());
+            }
+            out.println(Output.pretty(report));
+            return;
+        }
+        title();
+        TextTable table = new TextTable(List.of("cache", "prefill s", "sealing s", "tokens/s"));
+        results.forEach((kind, r) -> table.add(List.of(
+                name(kind),
+                Output.number("%.3f", r.seconds()),
+                Output.number("%.3f", r.sealSeconds()),
+                Output.number("%.0f", r.tokensPerSecond()))));
+        out.println(table);
+        partNote().ifPresent(out::println);
+        refused.forEach((kind, why) -> out.println(name(kind) + ": not run: " + why + "."));
+        if (dense != null && shadow != null) {
+            out.println(Output.number("A prompt takes %.3f times as long with shadow as with dense.", shadow.seconds() / dense.seconds()));
+        }
+    }
+
+    private Optional<String> partNote() {
+        return settings.layers() == settings.shape().layers()
+                ? Optional.empty()
+                : Optional.of("Measured with " + settings.layers() + " of " + settings.shape().layers()
+                        + " layers: times and tokens/s are of these layers, not of the model.");
+    }
+
     private static double bandwidth(double bytes, double milliseconds) {
         return bytes / milliseconds * 1e-6;
     }
 
     private List<String> notes(Map<CacheKind, ThroughputResult> results, Map<CacheKind, String> refused) {
         List<String> notes = new ArrayList<>();
-        if (settings.layers() < settings.shape().layers()) {
-            notes.add("Measured with " + settings.layers() + " of " + settings.shape().layers()
-                    + " layers: times and tokens/s are of these layers, not of the model.");
-        }
+        partNote().ifPresent(notes::add);
         results.forEach((kind, r) -> {
             if (r.run().sessions() < r.planned().sessions() && settings.batch().isEmpty()) {
                 notes.add(name(kind) + ": " + r.planned().sessions() + " sessions fit into the device memory, but the host's "

@@ -208,6 +208,24 @@ class CommandLineTest {
         assertThat(plan.path("caches").path("dense").has("tokensPerSecond")).isFalse();
     }
 
+    @Test
+    void benchTimesPrompts() {
+        Object[] common = {
+            "bench", "throughput", "--prefill", "--shape", "needle-32k", "--context", 1500, "--budget", 256, "--rank", 40, "--layers", 1,
+            "--device", "cpu"
+        };
+        JsonNode report = run(with(common, "--json")).json();
+        JsonNode dense = report.path("caches").path("dense");
+        JsonNode shadow = report.path("caches").path("shadow");
+        assertThat(dense.path("prefillSeconds").asDouble()).isPositive();
+        assertThat(shadow.path("sealSeconds").asDouble()).isPositive().isLessThan(shadow.path("prefillSeconds").asDouble());
+        assertThat(report.path("shadowOverDense").asDouble()).isPositive();
+        Outcome text = run(with(common, "--gpu-memory-limit", "60m"));
+        assertThat(text.code()).as(text.err()).isZero();
+        assertThat(text.out()).contains("1 of 4 layers", "times as long");
+        assertRefused(run(with(common, "--gpu-memory-limit", "1m")), 1, "1 session of", "hold 0");
+    }
+
     private static Object[] with(Object[] common, Object... more) {
         return java.util.stream.Stream.concat(java.util.Arrays.stream(common), java.util.Arrays.stream(more)).toArray();
     }

@@ -12,13 +12,16 @@ import dev.shadowkv.llm.AdmissionException;
 import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
 import dev.shadowkv.llm.Model;
+import dev.shadowkv.llm.PrefillListener;
 import dev.shadowkv.llm.Transformer;
 import dev.shadowkv.llm.checkpoint.ModelConfig;
+import java.lang.foreign.ValueLayout;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Objects;
 import java.util.OptionalDouble;
+import java.util.SplittableRandom;
 
 /**
  * Measures decode steps of a model with random weights over contexts that were filled directly. For one thread.
@@ -37,6 +40,7 @@ public final class ThroughputBenchmark implements AutoCloseable {
 
     private static final int WARM_UP_STEPS = 6;
     private static final int ATTENTION_STEPS = 4;
+    private static final int WARM_UP_TOKENS = 8192;
 
     /** Told what is being done, and how much of it. */
     @FunctionalInterface
@@ -106,34 +110,77 @@ public final class ThroughputBenchmark implements AutoCloseable {
         }
     }
 
+    /**
+     * Measures the computation of one prompt as long as the context.
+     *
+     * @throws AdmissionException when its session does not fit
+     */
+    public PromptResult prompt(CacheOptions options) {
+        SessionCount possible = possible(options);
+        if (possible.sessions() < 1) {
+            throw refusal(options, 1, possible);
+        }
+        int[] ids = new SplittableRandom(settings.seed())
+                .ints(Math.toIntExact(settings.context()), 0, config.vocabularySize())
+                .toArray();
+        try (KvCache cache = builder(device, config, settings, options, 1).build();
+                Transformer transformer = new Transformer(model, 1)) {
+            // What is made at first use is no part of the measurement.
+            prompt(cache, transformer, Arrays.copyOf(ids, Math.min(ids.length, WARM_UP_TOKENS)), (done, total) -> {});
+            device.synchronize();
+            long start = System.nanoTime();
+            double sealing = prompt(cache, transformer, ids, (done, total) -> listener.progress("computing the prompt", done, total));
+            return new PromptResult(ids.length, config.layers(), (System.nanoTime() - start) * 1e-9, sealing);
+        }
+    }
+
+    private double prompt(KvCache cache, Transformer transformer, int[] ids, PrefillListener progress) {
+        try (KvSession session = cache.open(settings.capacity())) {
+            float[] first = new float[1];
+            transformer.prefill(
+                    session,
+                    ids,
+                    ids.length - 1,
+                    (at, rows, logits) -> first[0] = logits.get(ValueLayout.JAVA_FLOAT, 0),
+                    progress);
+            if (Float.isNaN(first[0])) {
+                throw new ArithmeticException("a logit of the prompt is not a number");
+            }
+            return transformer.sealSeconds(0);
+        }
+    }
+
     private SessionCount count(CacheOptions options, SessionCount planned) {
-        // With fewer layers the batch of the whole model is measured, as far as the host has memory for it.
-        SessionCount possible = SessionCount.largest(
+        SessionCount possible = possible(options);
+        int wanted = settings.batch().orElse(Math.min(planned.sessions(), possible.sessions()));
+        if (wanted < 1 || wanted > possible.sessions()) {
+            throw refusal(options, Math.max(1, wanted), possible);
+        }
+        return of(options, wanted);
+    }
+
+    /** With fewer layers the batch of the whole model is measured, as far as there is memory for it. */
+    private SessionCount possible(CacheOptions options) {
+        return SessionCount.largest(
                 device,
                 config,
                 settings.context(),
                 settings.deviceLimit(),
                 settings.hostLimit(),
                 sessions -> builder(device, config, settings, options, sessions).plan());
-        int wanted = settings.batch().orElse(Math.min(planned.sessions(), possible.sessions()));
-        if (wanted < 1 || wanted > possible.sessions()) {
-            SessionCount refused = SessionCount.of(
-                    device,
-                    config,
-                    settings.context(),
-                    Math.max(1, wanted),
-                    sessions -> builder(device, config, settings, options, sessions).plan());
-            throw new AdmissionException(Math.max(1, wanted) + " sessions of " + settings.context() + " tokens, weights"
-                    + " and engine take " + refused.device() + " bytes of device memory and "
-                    + refused.plan().pinnedBytes() + " of host memory; the limits are " + settings.deviceLimit()
-                    + " and " + settings.hostLimit() + ", which hold " + possible.sessions());
-        }
+    }
+
+    private SessionCount of(CacheOptions options, int sessions) {
         return SessionCount.of(
-                device,
-                config,
-                settings.context(),
-                wanted,
-                sessions -> builder(device, config, settings, options, sessions).plan());
+                device, config, settings.context(), sessions, n -> builder(device, config, settings, options, n).plan());
+    }
+
+    private AdmissionException refusal(CacheOptions options, int wanted, SessionCount possible) {
+        SessionCount refused = of(options, wanted);
+        return new AdmissionException(wanted + (wanted == 1 ? " session of " : " sessions of ") + settings.context() + " tokens, weights and engine take "
+                + refused.device() + " bytes of device memory and " + refused.plan().pinnedBytes()
+                + " of host memory; the limits are " + settings.deviceLimit() + " and " + settings.hostLimit()
+                + ", which hold " + possible.sessions());
     }
 
     private void fill(KvCache cache, List<KvSession> sessions, int count) {
