@@ -484,7 +484,7 @@ typedef struct skv_dense_decode_layer_params {
   void *output;              /* [B][H][D] */
 } skv_dense_decode_layer_params;
 
-/* output = input . weight^T (+ bias) (+ output). Accumulates in fp32. */
+/* output = input . weight^T (+ bias) (+ output). Accumulates in fp32 and rounds once, at the end. */
 typedef struct skv_matmul_params {
   uint32_t struct_size;
   int32_t input_type, weight_type, output_type;

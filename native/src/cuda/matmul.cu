@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/cublas.h"
 #include "cuda/launch.h"
 #include "cuda/mma.cuh"
@@ -146,15 +148,46 @@ void tile(const skv_matmul_params& p, const Launch& launch) {
 }
 
 // Adds a bias to every row. Follows a product of cuBLAS, whose output is still in the cache when it is small.
-template <class W, class Y>
+template <class W>
 __global__ void __launch_bounds__(kThreads) bias_kernel(const __grid_constant__ skv_matmul_params p) {
   const std::int64_t items = p.rows * p.columns;
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
     const std::int64_t row = i / p.columns, column = i % p.columns;
-    Y* const to = static_cast<Y*>(p.output) + row * p.output_stride + column;
-    *to = from_float<Y>(to_float(*to) + to_float(static_cast<const W*>(p.bias)[column]));
+    static_cast<float*>(p.output)[row * p.output_stride + column] += to_float(static_cast<const W*>(p.bias)[column]);
   }
+}
+
+// output = sums (+ bias) (+ output), rounded once.
+//
+// sums [rows][columns] of fp32, output [rows][columns] strided. Floor: the sums read, the output written (and read, to
+// accumulate) once; bound by memory.
+__global__ void __launch_bounds__(kThreads)
+    round_kernel(const __grid_constant__ skv_matmul_params p, const float* const sums) {
+  using T = __nv_bfloat16;
+  const std::int64_t items = p.rows * p.columns;
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < items; i += step) {
+    const std::int64_t row = i / p.columns, column = i % p.columns;
+    T* const to = static_cast<T*>(p.output) + row * p.output_stride + column;
+    float sum = sums[i];
+    if (p.bias) {
+      sum += to_float(static_cast<const T*>(p.bias)[column]);
+    }
+    if (p.accumulate) {
+      sum += to_float(*to);
+    }
+    *to = from_float<T>(sum);
+  }
+}
+
+// cuBLAS rounds a product to the output's type before it adds what the output holds, and a bias can only follow it. So
+// sums that something is added to stay in fp32 until then, a strip of rows at a time: enough to keep the device busy.
+constexpr std::int64_t kStripBytes = std::int64_t{32} << 20;
+
+std::int64_t strip_rows(const skv_matmul_params& p) {
+  const std::int64_t row = p.columns * static_cast<std::int64_t>(sizeof(float));
+  return std::clamp<std::int64_t>(kStripBytes / row, 1, p.rows);
 }
 
 template <class X, class W, class Y>
@@ -180,10 +213,44 @@ void few_rows(const skv_matmul_params& p, const Launch& launch) {
   }
 }
 
+// Whether tensor cores take the product without cuBLAS.
+bool tiles(const skv_matmul_params& p) {
+  const std::int64_t stride = p.input_stride ? p.input_stride : p.inner;
+  return p.rows <= kTileRows && p.input_type == SKV_BF16 && p.weight_type == SKV_BF16 &&
+         aligned_16({p.input, p.weight}, {2 * p.inner, 2 * stride});
+}
+
+// Whether a product of cuBLAS needs its sums in the workspace.
+bool needs_sums(const skv_matmul_params& p) {
+  return p.output_type == SKV_BF16 && (p.bias || p.accumulate) && p.rows > kFewRows && !tiles(p);
+}
+
+void multiply(const skv_matmul_params& p, bool accumulate, void* output, std::int32_t output_type,
+              std::int64_t output_stride, Launch& launch) {
+  launch.cublas.multiply(launch.stream, p.rows, p.columns, p.inner, 1.0F, {p.input, p.input_type, p.input_stride},
+                         {p.weight, p.weight_type, p.inner, true}, accumulate ? 1.0F : 0.0F, output, output_type,
+                         output_stride);
+}
+
+void multiply_and_round(const skv_matmul_params& params, Launch& launch) {
+  launch.workspace.require(matmul_workspace(params, launch.traits), "matmul");
+  const std::int64_t rows = strip_rows(params);
+  float* const sums = Workspace(launch.workspace).take<float>(static_cast<std::uint64_t>(rows * params.columns));
+  for (std::int64_t first = 0; first < params.rows; first += rows) {
+    skv_matmul_params p = params;
+    p.rows = std::min(rows, params.rows - first);
+    p.input = static_cast<const __nv_bfloat16*>(params.input) + first * p.input_stride;
+    p.output = static_cast<__nv_bfloat16*>(params.output) + first * p.output_stride;
+    multiply(p, false, sums, SKV_F32, p.columns, launch);
+    const unsigned blocks = striding_blocks(p.rows * p.columns, kThreads, launch.traits.multiprocessors);
+    launch_kernel("matmul", round_kernel, dim3(blocks), dim3(kThreads), 0, launch.stream, p, sums);
+  }
+}
+
 }  // namespace
 
-std::uint64_t matmul_workspace(const skv_matmul_params&, const DeviceTraits&) {
-  return 0;
+std::uint64_t matmul_workspace(const skv_matmul_params& p, const DeviceTraits&) {
+  return needs_sums(p) ? Workspace::align(static_cast<std::uint64_t>(strip_rows(p) * p.columns) * sizeof(float)) : 0;
 }
 
 void matmul(const skv_matmul_params& params, Launch& launch) {
@@ -200,8 +267,7 @@ void matmul(const skv_matmul_params& params, Launch& launch) {
                                      std::to_string(p.input_type) + " by " + std::to_string(p.weight_type) + " into " +
                                      std::to_string(p.output_type));
   }
-  const bool aligned = aligned_16({p.input, p.weight}, {2 * p.inner, 2 * p.input_stride});
-  if (bf16 && aligned && p.rows <= kTileRows) {
+  if (tiles(p)) {
     if (p.output_type == SKV_F32) {
       tile<float>(p, launch);
     } else {
@@ -219,14 +285,14 @@ void matmul(const skv_matmul_params& params, Launch& launch) {
     }
     return;
   }
-  launch.cublas.multiply(launch.stream, p.rows, p.columns, p.inner, 1.0F, {p.input, p.input_type, p.input_stride},
-                         {p.weight, p.weight_type, p.inner, true}, p.accumulate ? 1.0F : 0.0F, p.output, p.output_type,
-                         p.output_stride);
+  if (needs_sums(p)) {
+    multiply_and_round(p, launch);
+    return;
+  }
+  multiply(p, p.accumulate, p.output, p.output_type, p.output_stride, launch);
   if (p.bias) {
     const unsigned blocks = striding_blocks(p.rows * p.columns, kThreads, launch.traits.multiprocessors);
-    const auto kernel = f32                        ? bias_kernel<float, float>
-                        : p.output_type == SKV_F32 ? bias_kernel<__nv_bfloat16, float>
-                                                   : bias_kernel<__nv_bfloat16, __nv_bfloat16>;
+    const auto kernel = f32 ? bias_kernel<float> : bias_kernel<__nv_bfloat16>;
     launch_kernel("matmul", kernel, dim3(blocks), dim3(kThreads), 0, launch.stream, p);
   }
 }

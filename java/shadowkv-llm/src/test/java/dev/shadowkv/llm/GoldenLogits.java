@@ -40,16 +40,48 @@ final class GoldenLogits {
                 .orElseThrow());
     }
 
-    /** Rows of logits must be within a share of the reference's standard deviation. */
-    void assertClose(int row, long first, long rows, MemorySegment actual, double tolerance) {
-        assertThat(actual.byteSize()).isEqualTo(4L * rows * vocabulary);
-        for (long i = 0; i < rows * vocabulary; i++) {
-            double expected = logits[(int) (((long) row * ids[0].length + first) * vocabulary + i)];
-            double error = Math.abs(actual.getAtIndex(ValueLayout.JAVA_FLOAT, i) - expected) / deviation;
-            if (!(error < tolerance)) {
-                throw new AssertionError("row " + row + ", position " + (first + i / vocabulary) + ", token " + i % vocabulary
-                        + ": " + error + " standard deviations from the reference, allowed " + tolerance);
+    /** What logits miss of the reference, in standard deviations of the reference. */
+    final class Errors {
+        private double squares;
+        private long count;
+        private double worst;
+        private String where = "nowhere";
+
+        /** Counts rows of logits of one of the reference's sequences; NaN makes everything NaN. */
+        void add(int row, long first, long rows, MemorySegment actual) {
+            assertThat(actual.byteSize()).isEqualTo(4L * rows * vocabulary);
+            for (long i = 0; i < rows * vocabulary; i++) {
+                add(row, first + i / vocabulary, (int) (i % vocabulary), actual.getAtIndex(ValueLayout.JAVA_FLOAT, i));
             }
+        }
+
+        void add(int row, long position, int token, double actual) {
+            double expected = logits[(int) (((long) row * ids[0].length + position) * vocabulary + token)];
+            double error = Math.abs(actual - expected) / deviation;
+            squares += error * error;
+            count++;
+            if (!(error <= worst)) {
+                worst = error;
+                where = "row " + row + ", position " + position + ", token " + token;
+            }
+        }
+
+        long count() {
+            return count;
+        }
+
+        double worst() {
+            return worst;
+        }
+
+        double rootMeanSquare() {
+            return Math.sqrt(squares / count);
+        }
+
+        @Override
+        public String toString() {
+            return String.format(
+                    "root of mean square %.5f, worst %.5f standard deviations (%s)", rootMeanSquare(), worst, where);
         }
     }
 }

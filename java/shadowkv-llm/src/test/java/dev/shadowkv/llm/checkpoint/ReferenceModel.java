@@ -1,6 +1,7 @@
 package dev.shadowkv.llm.checkpoint;
 
 import java.util.Arrays;
+import java.util.function.DoubleUnaryOperator;
 
 /**
  * A decoder in plain double-precision loops, straight from its definition: the oracle for what a configuration means
@@ -9,10 +10,34 @@ import java.util.Arrays;
 public final class ReferenceModel {
     private final Checkpoint checkpoint;
     private final ModelConfig config;
+    private final DoubleUnaryOperator activation;
 
     public ReferenceModel(Checkpoint checkpoint) {
+        this(checkpoint, DoubleUnaryOperator.identity());
+    }
+
+    /**
+     * A model that keeps its activations in another type: whatever a product reads or writes, rotated queries and keys,
+     * and weights of attention. Sums, norms and the residual stream stay in double precision. What it loses is what
+     * that type costs the best of implementations.
+     *
+     * @param activation what the type makes of a number
+     */
+    public ReferenceModel(Checkpoint checkpoint, DoubleUnaryOperator activation) {
         this.checkpoint = checkpoint;
         this.config = checkpoint.config();
+        this.activation = activation;
+    }
+
+    /** The nearest BF16 number, the even one of two. */
+    public static double bf16(double value) {
+        int bits = Float.floatToRawIntBits((float) value);
+        return Float.intBitsToFloat(bits + 0x7fff + (bits >>> 16 & 1) & 0xffff0000);
+    }
+
+    private double[] kept(double[] values) {
+        Arrays.setAll(values, i -> activation.applyAsDouble(values[i]));
+        return values;
     }
 
     /** Hidden states after every layer, and the logits: {@code hidden[layers][position]}, {@code logits[position]}. */
@@ -47,7 +72,7 @@ public final class ReferenceModel {
         double[] head = values(Weight.OUTPUT_PROJECTION, -1);
         double[][] logits = new double[positions][];
         for (int p = 0; p < positions; p++) {
-            logits[p] = multiply(head, null, norm(x[p], norm));
+            logits[p] = multiply(head, null, kept(norm(x[p], norm)));
         }
         return new Result(hidden, logits);
     }
@@ -64,28 +89,28 @@ public final class ReferenceModel {
         };
         double[] frequencies = frequencies(positions);
         for (int p = 0; p < positions; p++) {
-            double[] in = norm(x[p], norm);
-            q[p] = rotate(multiply(weights[0], biases[0], in), p, frequencies);
-            k[p] = rotate(multiply(weights[1], biases[1], in), p, frequencies);
-            v[p] = multiply(weights[2], biases[2], in);
+            double[] in = kept(norm(x[p], norm));
+            q[p] = kept(rotate(kept(multiply(weights[0], biases[0], in)), p, frequencies));
+            k[p] = kept(rotate(kept(multiply(weights[1], biases[1], in)), p, frequencies));
+            v[p] = kept(multiply(weights[2], biases[2], in));
         }
         double[] output = values(Weight.ATTENTION_OUTPUT, layer);
         double[] outputBias = values(Weight.ATTENTION_OUTPUT_BIAS, layer);
         for (int p = 0; p < positions; p++) {
-            add(x[p], multiply(output, outputBias, attend(q[p], k, v, p)));
+            add(x[p], multiply(output, outputBias, kept(attend(q[p], k, v, p))));
         }
         double[] mlpNorm = values(Weight.MLP_NORM, layer);
         double[] gate = values(Weight.GATE, layer);
         double[] up = values(Weight.UP, layer);
         double[] down = values(Weight.DOWN, layer);
         for (int p = 0; p < positions; p++) {
-            double[] in = norm(x[p], mlpNorm);
-            double[] gated = multiply(gate, null, in);
-            double[] raised = multiply(up, null, in);
+            double[] in = kept(norm(x[p], mlpNorm));
+            double[] gated = kept(multiply(gate, null, in));
+            double[] raised = kept(multiply(up, null, in));
             for (int i = 0; i < gated.length; i++) {
                 gated[i] = gated[i] / (1 + Math.exp(-gated[i])) * raised[i];
             }
-            add(x[p], multiply(down, null, gated));
+            add(x[p], multiply(down, null, kept(gated)));
         }
     }
 
@@ -105,7 +130,7 @@ public final class ReferenceModel {
             double total = Arrays.stream(score).map(s -> Math.exp(s - largest)).sum();
             for (int t = 0; t <= position; t++) {
                 for (int i = 0; i < d; i++) {
-                    out[head * d + i] += Math.exp(score[t] - largest) / total * v[t][shared + i];
+                    out[head * d + i] += activation.applyAsDouble(Math.exp(score[t] - largest)) / total * v[t][shared + i];
                 }
             }
         }
