@@ -9,6 +9,8 @@ import dev.shadowkv.llm.checkpoint.Golden;
 import dev.shadowkv.llm.sampling.SamplingOptions;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Optional;
+import java.util.OptionalInt;
 import java.util.Set;
 import java.util.SplittableRandom;
 import java.util.concurrent.CountDownLatch;
@@ -108,6 +110,75 @@ class EngineTest {
             assertThatThrownBy(() -> engine.submit(GenerationRequest.of(wrong, 5), TokenListener.NONE))
                     .isInstanceOf(IllegalArgumentException.class)
                     .hasMessageContaining("320");
+        }
+    }
+
+    @Test
+    void refusesSessionsThatMemoryCannotHold() {
+        for (CacheOptions options : List.of(CacheOptions.dense(), CacheOptions.shadow(2048).withRank(32))) {
+            assertThatThrownBy(() -> engine(options, 1000, 100_000_000))
+                    .isInstanceOf(AdmissionException.class)
+                    .hasMessageContaining("1000 sessions of 100000000 tokens")
+                    .hasMessageContaining("free");
+        }
+        // Nothing is left behind: what fits is still served.
+        try (Engine engine = engine(CacheOptions.dense(), 1, 64)) {
+            assertThat(engine.submit(GenerationRequest.of(prompt(10, 1), 5), TokenListener.NONE).join().ids()).hasSize(5);
+        }
+    }
+
+    @Test
+    void decidesForTheCacheThatSuitsTheCapacity() {
+        CacheOptions auto = new CacheOptions(
+                CacheKind.AUTO, OptionalInt.of(32), 64, 8, OptionalInt.empty(), 0.5f, 0, Optional.empty(), Optional.empty(),
+                Optional.empty());
+        try (Engine shorter = engine(auto, 1, 4 * 64); Engine longer = engine(auto, 1, 4 * 64 + 1)) {
+            assertThat(shorter.memoryPlan().sessionPinnedBytes()).isZero();
+            assertThat(longer.memoryPlan().sessionPinnedBytes()).isPositive();
+            for (Engine engine : List.of(shorter, longer)) {
+                assertThat(engine.submit(GenerationRequest.of(prompt(200, 1), 9), TokenListener.NONE).join().ids()).hasSize(9);
+            }
+            assertThat(shorter.statistics().selectedChunks()).isZero();
+            assertThat(longer.statistics().selectedChunks()).isPositive();
+        }
+    }
+
+    @Test
+    void aSeedIsTheRequestsOwn() {
+        GenerationRequest first = sampled(30, 24, 7);
+        GenerationRequest otherSeed = new GenerationRequest(first.ids(), 24, Set.of(), new SamplingOptions(0.8, 40, 0.95, 8));
+        try (Engine engine = engine(CacheOptions.dense(), 3, 128)) {
+            List<Generation> running = List.of(
+                    engine.submit(first, TokenListener.NONE),
+                    engine.submit(otherSeed, TokenListener.NONE),
+                    engine.submit(first, TokenListener.NONE));
+            int[] once = running.get(0).join().ids();
+            assertThat(running.get(2).join().ids()).containsExactly(once);
+            assertThat(running.get(1).join().ids()).isNotEqualTo(once);
+        }
+    }
+
+    @Test
+    void cancelsWhatWaitsAndWhatIsBeingRead() throws InterruptedException {
+        try (Engine engine = engine(CacheOptions.dense(), 1, 40_000)) {
+            CountDownLatch reading = new CountDownLatch(1);
+            Generation prompt = engine.submit(GenerationRequest.of(prompt(30_000, 1), 5), new TokenListener() {
+                @Override
+                public void onToken(int index, int id) {}
+
+                @Override
+                public void onPrefill(long done, long total) {
+                    reading.countDown();
+                }
+            });
+            Generation waiting = engine.submit(GenerationRequest.of(prompt(10, 1), 5), TokenListener.NONE);
+            waiting.cancel();
+            assertThat(reading.await(30, TimeUnit.SECONDS)).isTrue();
+            prompt.cancel();
+            assertThat(prompt.join().reason()).isEqualTo(Completion.Reason.CANCELLED);
+            assertThat(prompt.join().ids()).isEmpty();
+            assertThat(waiting.join().reason()).isEqualTo(Completion.Reason.CANCELLED);
+            assertThat(engine.submit(GenerationRequest.of(prompt(10, 1), 5), TokenListener.NONE).join().ids()).hasSize(5);
         }
     }
 
