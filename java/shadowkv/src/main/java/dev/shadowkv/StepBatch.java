@@ -188,13 +188,15 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
     }
 
     private void advanceNow() {
-        if (Arrays.stream(members).allMatch(Objects::isNull)) {
-            throw new IllegalStateException("no row of the batch has a session");
-        }
+        boolean idle = true;
         for (SessionBase member : members) {
             if (member != null) {
                 member.requireReady(this);
+                idle = false;
             }
+        }
+        if (idle) {
+            throw new IllegalStateException("no row of the batch has a session");
         }
         if (DecodeStepEvent.on()) {
             event = new DecodeStepEvent();
