@@ -68,23 +68,12 @@ final class ShadowBatch extends StepBatch {
 
     @Override
     void describe() {
-        describe(0, cache.shape.layers);
-        states.upload();
-    }
-
-    /** For prefill of a sealed session: one layer is ahead of the others. */
-    void describe(int layer) {
-        describe(layer, layer + 1);
-        states.upload();
-    }
-
-    private void describe(int fromLayer, int toLayer) {
         refresh();
         int chunk = cache.options.geometry().chunk();
         int heads = cache.shape.keyValueHeads;
         chunks = 0;
         longest = 0;
-        for (int layer = fromLayer; layer < toLayer; layer++) {
+        for (int layer = 0; layer < cache.shape.layers; layer++) {
             for (int i = 0; i < members.length; i++) {
                 ShadowSession session = (ShadowSession) members[i];
                 if (session == null) {
@@ -100,6 +89,7 @@ final class ShadowBatch extends StepBatch {
                 selections += indexed > 0 ? heads : 0;
             }
         }
+        states.upload();
     }
 
     @Override

@@ -26,6 +26,7 @@ public final class ShadowKvCache extends CacheBase {
     final ShadowOptions options;
     final ShadowIndex index;
     final Scratch scratch;
+    final AppendedTokens appended;
 
     private final PinnedArena pinned;
     private final DeviceBuffer sharedPool;
@@ -57,6 +58,7 @@ public final class ShadowKvCache extends CacheBase {
                 staging.add(new Staging(arena.allocate(Staging.bytes(shape, plan.stagingTokens())), shape,
                         plan.stagingTokens()));
             }
+            appended = new AppendedTokens(this);
             new Workspaces(device).reserve(plan.workspaceBytes());
         } catch (RuntimeException e) {
             host.close();
@@ -199,6 +201,10 @@ public final class ShadowKvCache extends CacheBase {
 
     @Override
     void closePools() {
+        // Null when the constructor failed before it.
+        if (appended != null) {
+            appended.close();
+        }
         pinned.close();
     }
 
@@ -371,11 +377,14 @@ public final class ShadowKvCache extends CacheBase {
             int batch = Math.min(wish.sessions(), Geometry.MAX_BATCH);
             Geometry g = o.geometry();
             ShadowLayout layout = new ShadowLayout(o, wish.tokens());
-            long tables = CacheBase.commonBytes(s, wish) + Scratch.bytes(s, o) + ShadowBatch.bytes(batch, s.layers);
+            long tables = CacheBase.commonBytes(s, wish) + Scratch.bytes(s, o) + ShadowBatch.bytes(batch, s.layers)
+                    + AppendedTokens.bytes(AppendedTokens.rows(wish, o));
             Workspaces w = new Workspaces(s.device);
             int prefill = CacheBase.prefillTokens(wish);
             long workspace = w.decodeLayer(g, batch, s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(),
                     layout.chunks);
+            workspace = Math.max(workspace, w.decodeLayer(AppendedTokens.withoutSlots(g), AppendedTokens.rows(wish, o),
+                    s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(), layout.chunks));
             workspace = Math.max(workspace, w.prefillAttention(g, s.inputType, prefill, wish.stagingTokens() - prefill,
                     wish.stagingTokens()));
             long dense = Math.max(wish.stagingTokens(), Scratch.denseTokens(o, layout));

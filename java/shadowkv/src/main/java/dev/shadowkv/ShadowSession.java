@@ -26,8 +26,6 @@ final class ShadowSession extends SessionBase {
     private int version;
     /** Counts decode steps: what value slots are stamped with. */
     private int stamp;
-    /** For prefill after sealing; made when it is first needed. */
-    private ShadowBatch alone;
 
     ShadowSession(ShadowKvCache cache, ShadowLayout layout, SharedSlab shared, DeviceBuffer ownSlab, long ownOffset) {
         super(cache, layout.capacity);
@@ -94,7 +92,9 @@ final class ShadowSession extends SessionBase {
         } else if (queries == null) {
             store(layer, count, keys, values);
         } else {
-            decode(layer, count, queries, keys, values, output);
+            long bytes = count * cache.shape.queryWidth() * queries.type().bytes();
+            java.util.Objects.checkFromIndexSize(0, bytes, output.byteSize());
+            cache.appended.attend(this, layer, count, queries, keys, values, output);
         }
     }
 
@@ -134,32 +134,14 @@ final class ShadowSession extends SessionBase {
         }
     }
 
-    /** Token by token, as decode steps would, so that an answer does not depend on how its question came in. */
-    private void decode(int layer, long count, Rows queries, Rows keys, Rows values, DeviceBuffer output) {
-        if (alone == null) {
-            alone = new ShadowBatch(cache, new SessionBase[] {this}, capacity);
-        }
-        long width = cache.shape.keyWidth();
-        long queryWidth = cache.shape.queryWidth();
-        long e = queries.type().bytes();
-        java.util.Objects.checkFromIndexSize(0, count * queryWidth * e, output.byteSize());
-        for (long done = 0; done < count; done++) {
-            cache.index.makeRoom(this, layer);
-            stamp++;
-            grow(layer, 1);
-            alone.describe(layer);
-            alone.decode(layer, queries.type(), from(queries, done, queryWidth).buffer(), 0,
-                    from(keys, done, width).buffer(), 0, from(values, done, width).buffer(), 0,
-                    output.slice(done * queryWidth * e));
-        }
-    }
-
-    private static Rows from(Rows rows, long token, long width) {
+    /** Rows from a token on. */
+    static Rows from(Rows rows, long token, long width) {
         long stride = rows.stride() == 0 ? width : rows.stride();
         return new Rows(rows.buffer().slice(token * stride * rows.type().bytes()), rows.type(), rows.stride());
     }
 
-    private void grow(int layer, long count) {
+    /** Counts more tokens in a layer. */
+    void grow(int layer, long count) {
         LayerState state = states[layer];
         state.length += count;
         state.ringBegin = Math.max(state.ringBegin, state.length - cache.options.geometry().window());
@@ -302,9 +284,6 @@ final class ShadowSession extends SessionBase {
 
     @Override
     void release() {
-        if (alone != null) {
-            alone.close();
-        }
         for (int layer = 0; layer < staging.length; layer++) {
             if (staging[layer] != null) {
                 cache.giveStaging(staging[layer]);

@@ -20,6 +20,7 @@ import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.ValueSource;
 
 /** The shadow cache against the method in double precision, against the dense cache, and against itself. */
 class ShadowKvCacheTest {
@@ -250,6 +251,46 @@ class ShadowKvCacheTest {
                 close += worst < rebuiltTolerance(tokens) ? 1 : 0;
             }
             assertThat(close).isGreaterThan(TestDevice.cuda() ? 40 : 57);
+        }
+    }
+
+    /** Whether values are read in place or through slots, from short and exact to folded several times. */
+    @ParameterizedTest
+    @ValueSource(ints = {0, 8, 11})
+    void appendedTokensGetWhatStepsGet(int slots) {
+        int total = 700;
+        Tokens tokens = CacheRunner.tokens(random, total, RANK);
+        for (ElementType values : new ElementType[] {null, ElementType.F8_E4M3}) {
+            ShadowKvCache.Builder options = builder(2, 2, total).budget(64).slots(slots);
+            if (values != null) {
+                options.valueType(values);
+            }
+            try (ShadowKvCache cache = options.build(); KvSession stepped = cache.open(total)) {
+                int at = 20 + random.nextInt(60);
+                CacheRunner.append(stepped, tokens, 0, at, random);
+                stepped.seal();
+                KvSession read = stepped.fork();
+                while (at < total) {
+                    int n = Math.min(total - at, 1 + random.nextInt(150));
+                    float[] output = new float[n * tokens.queryWidth];
+                    for (int layer = 0; layer < 2; layer++) {
+                        read.prefill(layer, n, tokens.queries(at, at + n), tokens.keys(at, at + n), tokens.values(at, at + n),
+                                MemorySegment.ofArray(output));
+                    }
+                    float[][] expected = CacheRunner.decode(stepped, tokens, at, at + n);
+                    for (int i = 0; i < n; i++) {
+                        Compare.same(expected[i], Arrays.copyOfRange(output, i * tokens.queryWidth, (i + 1) * tokens.queryWidth),
+                                "token " + (at + i) + ", slots " + slots);
+                    }
+                    at += n;
+                    if (at < total) {
+                        // A step between: what is in the slots is still right.
+                        Compare.same(CacheRunner.decode(stepped, tokens, at, at + 1)[0], CacheRunner.decode(read, tokens, at, at + 1)[0],
+                                "step at " + at);
+                        at++;
+                    }
+                }
+            }
         }
     }
 
