@@ -24,6 +24,11 @@ final class ShadowOracle {
     /** The smallest distance, over heads, between the last selected and the first rejected score of the last step. */
     double margin;
     double outlierMargin = Double.POSITIVE_INFINITY;
+    /** What to expect of the errors of a step, if it is wanted. */
+    ExpectedError rounding;
+    /** The expected sum of the squares of the last step's errors. */
+    double expectedSquares;
+    private int rewound;
 
     ShadowOracle(DenseOracle dense, ShadowOptions options) {
         this.dense = dense;
@@ -67,6 +72,7 @@ final class ShadowOracle {
     /** Takes up where a rewound session stands, whose outliers are some of those that it had. */
     void restore(double[][] basisRows, LayerState state) {
         basis = basisRows;
+        rewound = 1;
         exact = state.exact;
         recentBegin = state.recentBegin;
         for (int t = 0; t < raw.size(); t++) {
@@ -141,6 +147,7 @@ final class ShadowOracle {
     double[] step(Tokens tokens, int token) {
         pass(tokens, token);
         margin = Double.POSITIVE_INFINITY;
+        expectedSquares = 0;
         int length = dense.length();
         int group = dense.queryHeads / dense.keyValueHeads;
         double[] result = new double[dense.queryHeads * dense.headDim];
@@ -167,6 +174,9 @@ final class ShadowOracle {
             for (int g = 0; g < group; g++) {
                 double[] out = Oracle.attend(queries[g], keys, values);
                 System.arraycopy(out, 0, result, (head * group + g) * dense.headDim, dense.headDim);
+                if (rounding != null) {
+                    expectedSquares += rounding.squares(queries[g], keys, values, rewound);
+                }
             }
         }
         return result;

@@ -21,6 +21,15 @@ public final class TestDevice {
         return property.equals("cuda");
     }
 
+    /**
+     * How caches under test keep keys and values: as the device does best, or by -Dshadowkv.test.storage=BF16 as a GPU
+     * does, to look on a CPU at what that type costs.
+     */
+    static ElementType storageType(Device device) {
+        String property = System.getProperty("shadowkv.test.storage");
+        return property == null ? device.defaultType() : ElementType.valueOf(property);
+    }
+
     /** A generator with a fresh seed, or the one of -Dshadowkv.test.seed. */
     public static Random random(Class<?> test) {
         long seed = Long.getLong("shadowkv.test.seed", System.nanoTime());
