@@ -160,6 +160,7 @@ done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
 EOF
+cp bench/gpu-check.sh "$stage/bin/shadowkv-gpu-check"
 chmod +x "$stage"/bin/*
 
 tar -C dist --owner=0 --group=0 --sort=name -c "$name" | gzip -9 >"dist/$name.tar.gz"

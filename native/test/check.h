@@ -1,11 +1,14 @@
 // What a native test needs: checks that print and count, a seed that is printed, a verdict.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <random>
+#include <vector>
 
 namespace check {
 
@@ -48,6 +51,23 @@ inline std::mt19937_64 fresh_generator() {
   const std::uint64_t seed = fixed ? std::strtoull(fixed, nullptr, 10) : std::random_device{}();
   std::printf("seed: SHADOWKV_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
   return std::mt19937_64{seed};
+}
+
+// Whether fewer cases are wanted, because a checking tool makes every one of them many times slower.
+inline bool small() {
+  const char* const wish = std::getenv("SHADOWKV_TEST_SMALL");
+  return wish && *wish && *wish != '0';
+}
+
+// The cases, or two of them where fewer are wanted. They share the kernels that they launch.
+template <class T>
+std::vector<T> cases(std::initializer_list<T> all) {
+  std::vector<T> some(all);
+  if (small() && some.size() > 2) {
+    std::shuffle(some.begin(), some.end(), std::mt19937{std::random_device{}()});
+    some.resize(2);
+  }
+  return some;
 }
 
 // The exit code of a test's main().

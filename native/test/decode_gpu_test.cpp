@@ -562,7 +562,7 @@ std::vector<Batch::Row> ragged(const Shape& s) {
 }
 
 void test_shapes() {
-  for (const int group : {1, 4, 7, 8, 16}) {
+  for (const int group : check::cases({1, 4, 7, 8, 16})) {
     for (const int dim : {64, 96, 128}) {
       Shape s;
       s.key_value_heads = group == 16 ? 1 : 2;
@@ -869,7 +869,7 @@ void test_independence(int value_type, int shortlist) {
   CHECK(idle_is_zero);
   // All of it is resident now.
   CHECK(decode(decode_params(b, in, output, 1, shortlist), output) == reference);
-  for (const int groups : {0, 2, 3, 5, 16}) {
+  for (const int groups : check::cases({0, 2, 3, 5, 16})) {
     for (std::size_t i = 0; i < b.sessions.size(); ++i) {
       b.sessions[i]->fill_slots(generator, 0.4, std::max(1, b.states[i].indexed_chunks));
     }
@@ -923,7 +923,7 @@ void test_independence(int value_type, int shortlist) {
 }
 
 void test_dense() {
-  for (const int group : {1, 4, 7, 8, 16}) {
+  for (const int group : check::cases({1, 4, 7, 8, 16})) {
     for (const int dim : {64, 96, 128, 12, 80, 256}) {
       std::printf("dense, G %d, D %d\n", group, dim);
       Shape s;
