@@ -33,11 +33,11 @@ std::uint64_t prepared_query_bytes(const skv_geometry& geometry, std::int32_t ba
 const float* prepare_queries(const skv_geometry& geometry, std::int32_t batch, std::int32_t type, const void* queries,
                              Execution& execution);
 
-// Asks for bytes that will be read soon.
+// Asks for bytes that will be read soon, into the second cache (see ask_for_line in vector.h).
 inline void fetch_ahead(const void* address, std::int64_t bytes) {
   constexpr std::int64_t kCacheLine = 64;
   for (std::int64_t at = 0; at < bytes; at += kCacheLine) {
-    __builtin_prefetch(static_cast<const char*>(address) + at);
+    __builtin_prefetch(static_cast<const char*>(address) + at, 0, 2);
   }
 }
 
@@ -45,6 +45,7 @@ inline void fetch_ahead(const void* address, std::int64_t bytes) {
 class AttentionParts {
  public:
   static std::uint64_t bytes(std::int64_t pairs, std::int64_t parts, std::int32_t group, std::int32_t dim);
+  AttentionParts() = default;
   AttentionParts(std::int64_t pairs, std::int64_t parts, std::int32_t group, std::int32_t dim, Workspace& workspace);
 
   // Empties a part; it must be done for each of those that are combined.
@@ -59,11 +60,11 @@ class AttentionParts {
                const ExecutionTraits& traits) const;
 
  private:
-  std::int64_t parts_;
-  std::int32_t group_, dim_;
-  float* largest_;
-  float* sum_;
-  float* sums_;
+  std::int64_t parts_ = 0;
+  std::int32_t group_ = 0, dim_ = 0;
+  float* largest_ = nullptr;
+  float* sum_ = nullptr;
+  float* sums_ = nullptr;
 };
 
 }  // namespace skv::cpu

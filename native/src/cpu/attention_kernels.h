@@ -38,6 +38,9 @@ struct RowKernels {
                  const RunningSoftmax& softmax, float* sums);
 };
 
+// Keys that are rebuilt together; a chunk is one or two of them.
+constexpr std::int64_t kRebuiltGroup = 8;
+
 // Queries of consecutive tokens that share keys and values, and the sums of their attention. A query is a column;
 // columns come in tiles that a product keeps in registers.
 struct PrefillTile {
@@ -67,14 +70,16 @@ struct AttentionKernels {
   // Largest of count values, and sum of e^(value - largest); -infinity and 0 of none. -infinity adds nothing.
   void (*log_sum)(const float* values, std::int64_t count, float* largest, float* sum);
 
-  // Rebuilt keys: the basis of a head [rank][dim] brought into the order that rebuild() reads, and
-  // keys [tokens][padded_dim(dim)] = coefficients . basis, tokens a multiple of 8.
+  // Rebuilt keys: the basis of a head [rank][dim] brought into the order that rebuild() reads, and keys
+  // [groups * kRebuiltGroup][padded_dim(dim)] = coefficients . basis. coefficients[group]: [kRebuiltGroup][rank] as
+  // they lie, where plain_coefficients() says so, otherwise packed.
   std::uint64_t (*packed_basis_bytes)(std::int32_t type, int rank, int dim);
   std::uint64_t (*packed_coefficients_bytes)(std::int32_t type, int rank, std::int64_t tokens);
   void (*pack_basis)(std::int32_t type, const void* basis, int rank, int dim, void* packed);
+  bool (*plain_coefficients)(std::int32_t type, int rank);
   void (*pack_coefficients)(std::int32_t type, const void* rows, int rank, std::int64_t tokens, void* packed);
-  void (*rebuild)(std::int32_t type, const void* packed_coefficients, const void* packed_basis, int rank, int dim,
-                  std::int64_t tokens, float* keys);
+  void (*rebuild)(std::int32_t type, const void* const* coefficients, const void* packed_basis, int rank, int dim,
+                  std::int64_t groups, float* keys);
   // Rotates keys[t], a row of padded_dim(dim) floats, to position + t.
   void (*rotate)(const skv_rope& rope, std::int64_t position, std::int64_t tokens, int dim, float* keys);
 

@@ -12,6 +12,7 @@ const AttentionKernels kAttentionKernels = {{row_kernels<float>(), row_kernels<B
                                             packed_basis_bytes,
                                             packed_coefficients_bytes,
                                             pack_basis,
+                                            plain_coefficients,
                                             pack_coefficients,
                                             rebuild,
                                             rotate,

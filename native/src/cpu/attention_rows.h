@@ -19,7 +19,7 @@ constexpr std::int64_t kCacheLine = 64;
 
 inline void ask_for(const void* begin, std::int64_t offset, std::int64_t bytes) {
   for (std::int64_t at = 0; at < bytes; at += kCacheLine) {
-    __builtin_prefetch(static_cast<const char*>(begin) + offset + at);
+    ask_for_line(static_cast<const char*>(begin) + offset + at);
   }
 }
 

@@ -1,3 +1,5 @@
+#include "cpu/cache_plan.h"
+
 #include <algorithm>
 #include <string>
 
@@ -23,67 +25,76 @@ std::uint64_t cache_plan_workspace(const skv_cache_plan_params& p, const Executi
          Workspace::bytes_of<Candidate>(static_cast<std::uint64_t>(p.geometry.slots));
 }
 
-// A few thousand integers a head: nothing beside the rest of a step.
-void cache_plan(const skv_cache_plan_params& p, Execution& execution) {
-  const skv_geometry& g = p.geometry;
-  const std::int64_t heads = g.key_value_heads, slots = g.slots;
+CachePlan::CachePlan(const skv_cache_plan_params& p, Execution& execution) : p_(p) {
+  const std::int64_t slots = p.geometry.slots;
   if (slots != 0 && slots < p.select) {
     throw Error(SKV_INVALID_ARGUMENT, "cache_plan: " + std::to_string(slots) + " slots cannot hold the " +
                                           std::to_string(p.select) + " chunks of a selection");
   }
   execution.workspace.require(cache_plan_workspace(p, execution.traits()), "cache_plan");
-  const std::uint64_t thread_slots =
-      Workspace::bytes_of<Candidate>(static_cast<std::uint64_t>(slots)) / sizeof(Candidate);
-  Candidate* const memory =
+  thread_bytes_ = Workspace::bytes_of<Candidate>(static_cast<std::uint64_t>(slots));
+  memory_ =
       slots == 0
           ? nullptr
-          : execution.workspace.take<Candidate>(static_cast<std::uint64_t>(execution.pool.threads()) * thread_slots);
+          : execution.workspace.take<std::byte>(static_cast<std::uint64_t>(execution.pool.threads()) * thread_bytes_);
+}
 
-  execution.pool.parallel_for(head_pairs(g, p.batch), [&](std::int64_t pair, int thread) {
-    const skv_session_state& state = p.states[pair / heads];
-    const std::int32_t count = state.length == 0 ? 0 : p.selected_count[pair];
-    const std::int32_t* const selected = p.selected + pair * p.select;
-    std::int32_t* const selected_slot = p.selected_slot + pair * p.select;
-    p.fetch_count[pair] = 0;
-    if (slots == 0) {
-      std::copy(selected, selected + count, selected_slot);
-      return;
-    }
-    const skv_shadow_layer& layer = p.layers[pair / heads];
-    std::int32_t* const slot_chunk = layer.slot_chunk + pair % heads * slots;
-    std::int32_t* const slot_stamp = layer.slot_stamp + pair % heads * slots;
-    Candidate* const candidates = memory + static_cast<std::uint64_t>(thread) * thread_slots;
-    std::fill(selected_slot, selected_slot + count, kNowhere);
-    std::int64_t others = 0;
-    std::int32_t resident = 0;
-    for (std::int32_t slot = 0; slot < slots; ++slot) {
-      const std::int32_t* const found = std::lower_bound(selected, selected + count, slot_chunk[slot]);
-      const std::int64_t at = found - selected;
-      if (at < count && *found == slot_chunk[slot] && selected_slot[at] == kNowhere) {
-        selected_slot[at] = slot;
-        slot_stamp[slot] = state.step;
-        ++resident;
-      } else {
-        candidates[others++] = {slot_stamp[slot], slot};
-      }
-    }
-    const std::int32_t misses = count - resident;
-    std::partial_sort(candidates, candidates + misses, candidates + others);
-    std::int32_t fetched = 0;
-    for (std::int32_t i = 0; i < count; ++i) {
-      if (selected_slot[i] != kNowhere) {
-        continue;
-      }
-      const std::int32_t slot = candidates[fetched].slot;
-      selected_slot[i] = slot;
-      slot_chunk[slot] = selected[i];
+std::int64_t CachePlan::pairs() const {
+  return head_pairs(p_.geometry, p_.batch);
+}
+
+// A few thousand integers: nothing beside the rest of a step.
+void CachePlan::place(std::int64_t pair, int thread) const {
+  const std::int64_t heads = p_.geometry.key_value_heads, slots = p_.geometry.slots;
+  const skv_session_state& state = p_.states[pair / heads];
+  const std::int32_t count = state.length == 0 ? 0 : p_.selected_count[pair];
+  const std::int32_t* const selected = p_.selected + pair * p_.select;
+  std::int32_t* const selected_slot = p_.selected_slot + pair * p_.select;
+  p_.fetch_count[pair] = 0;
+  if (slots == 0) {
+    std::copy(selected, selected + count, selected_slot);
+    return;
+  }
+  const skv_shadow_layer& layer = p_.layers[pair / heads];
+  std::int32_t* const slot_chunk = layer.slot_chunk + pair % heads * slots;
+  std::int32_t* const slot_stamp = layer.slot_stamp + pair % heads * slots;
+  Candidate* const candidates =
+      reinterpret_cast<Candidate*>(memory_ + static_cast<std::uint64_t>(thread) * thread_bytes_);
+  std::fill(selected_slot, selected_slot + count, kNowhere);
+  std::int64_t others = 0;
+  std::int32_t resident = 0;
+  for (std::int32_t slot = 0; slot < slots; ++slot) {
+    const std::int32_t* const found = std::lower_bound(selected, selected + count, slot_chunk[slot]);
+    const std::int64_t at = found - selected;
+    if (at < count && *found == slot_chunk[slot] && selected_slot[at] == kNowhere) {
+      selected_slot[at] = slot;
       slot_stamp[slot] = state.step;
-      p.fetch_chunk[pair * p.select + fetched] = selected[i];
-      p.fetch_slot[pair * p.select + fetched] = slot;
-      ++fetched;
+      ++resident;
+    } else {
+      candidates[others++] = {slot_stamp[slot], slot};
     }
-    p.fetch_count[pair] = fetched;
-  });
+  }
+  const std::int32_t misses = count - resident;
+  std::partial_sort(candidates, candidates + misses, candidates + others);
+  std::int32_t fetched = 0;
+  for (std::int32_t i = 0; i < count; ++i) {
+    if (selected_slot[i] != kNowhere) {
+      continue;
+    }
+    const std::int32_t slot = candidates[fetched].slot;
+    selected_slot[i] = slot;
+    slot_chunk[slot] = selected[i];
+    slot_stamp[slot] = state.step;
+    p_.fetch_chunk[pair * p_.select + fetched] = selected[i];
+    p_.fetch_slot[pair * p_.select + fetched] = slot;
+    ++fetched;
+  }
+  p_.fetch_count[pair] = fetched;
+}
+
+void cache_plan(const skv_cache_plan_params& p, Execution& execution) {
+  const CachePlan plan(p, execution);
+  execution.pool.parallel_for(plan.pairs(), [&](std::int64_t pair, int thread) { plan.place(pair, thread); });
 }
 
 }  // namespace skv::cpu

@@ -30,14 +30,22 @@ const float* RebuiltKeys::rebuild(const skv_shadow_layer& layer, const skv_rope&
                          g.rank, g.head_dim, basis_);
     packed_pair_ = pair;
   }
-  const std::uint64_t packed = kernels_->packed_coefficients_bytes(g.storage_type, g.rank, chunk);
+  const bool plain = kernels_->plain_coefficients(g.storage_type, g.rank);
+  const std::uint64_t packed = kernels_->packed_coefficients_bytes(g.storage_type, g.rank, kRebuiltGroup);
+  const void* groups[kTokens / kRebuiltGroup];
+  std::int64_t group = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    kernels_->pack_coefficients(
-        g.storage_type,
-        element_at(static_cast<const void*>(layer.coefficients), g.storage_type, chunks[i] * chunk * g.rank), g.rank,
-        chunk, coefficients_ + static_cast<std::uint64_t>(i) * packed);
+    for (std::int64_t t = 0; t < chunk; t += kRebuiltGroup) {
+      const void* const rows =
+          element_at(static_cast<const void*>(layer.coefficients), g.storage_type, (chunks[i] * chunk + t) * g.rank);
+      std::byte* const here = coefficients_ + static_cast<std::uint64_t>(group) * packed;
+      if (!plain) {
+        kernels_->pack_coefficients(g.storage_type, rows, g.rank, kRebuiltGroup, here);
+      }
+      groups[group++] = plain ? rows : here;
+    }
   }
-  kernels_->rebuild(g.storage_type, coefficients_, basis_, g.rank, g.head_dim, count * chunk, keys_);
+  kernels_->rebuild(g.storage_type, groups, basis_, g.rank, g.head_dim, group, keys_);
   for (std::int64_t i = 0; i < count; ++i) {
     kernels_->rotate(rope, chunks[i] * chunk, chunk, g.head_dim, keys_ + i * chunk * width);
   }

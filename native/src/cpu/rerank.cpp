@@ -1,10 +1,11 @@
+#include "cpu/rerank.h"
+
 #include <algorithm>
 #include <cmath>
 #include <new>
 
 #include "cpu/attention.h"
 #include "cpu/elements.h"
-#include "cpu/rebuilt_keys.h"
 #include "cpu/select_best.h"
 
 namespace skv::cpu {
@@ -12,93 +13,112 @@ namespace {
 
 constexpr std::int64_t kUnitTokens = 256;
 
+// Order keys of a shortlist and what select_best wants.
+std::int64_t order_elements(std::int64_t stride) {
+  return stride + select_best_scratch(stride);
+}
+
 }  // namespace
 
 std::uint64_t rerank_workspace(const skv_rerank_params& p, const ExecutionTraits& traits) {
   const skv_geometry& g = p.geometry;
   const std::uint64_t threads = static_cast<std::uint64_t>(traits.threads);
-  const std::int64_t stride = score_stride(p.shortlist_stride);
-  return prepared_query_bytes(g, p.batch) +
-         Workspace::bytes_of<float>(static_cast<std::uint64_t>(head_pairs(g, p.batch) * group_size(g) * stride)) +
+  const std::int64_t stride = score_stride(p.shortlist_stride), rows = head_pairs(g, p.batch) * group_size(g);
+  return prepared_query_bytes(g, p.batch) + Workspace::bytes_of<float>(static_cast<std::uint64_t>(rows * stride)) +
+         Workspace::bytes_of<float>(static_cast<std::uint64_t>(rows * stride * g.chunk)) +
+         Workspace::bytes_of<std::int32_t>(static_cast<std::uint64_t>(head_pairs(g, p.batch) * p.select)) +
          Workspace::bytes_of<RebuiltKeys>(threads) + threads * RebuiltKeys::bytes(g, traits) +
-         threads * Workspace::bytes_of<std::uint32_t>(static_cast<std::uint64_t>(stride));
+         Workspace::bytes_of<std::uint32_t>(threads * static_cast<std::uint64_t>(order_elements(stride)));
 }
 
-// Exact attention mass of shortlisted chunks. Bound by the rebuilding of their keys, as sparse_attention is.
-void rerank(const skv_rerank_params& p, Execution& execution) {
+Rerank::Rerank(const skv_rerank_params& p, Execution& execution) : p_(p), kernels_(attention_kernels(execution.set)) {
   const skv_geometry& g = p.geometry;
   check_shadow_geometry(g, p.query_type, "rerank");
   const ExecutionTraits traits = execution.traits();
   execution.workspace.require(rerank_workspace(p, traits), "rerank");
   Workspace& workspace = execution.workspace;
-  const std::int32_t group = group_size(g), chunk = g.chunk;
-  const std::int64_t heads = g.key_value_heads, pairs = head_pairs(g, p.batch), width = padded_dim(g.head_dim);
-  const std::int64_t stride = score_stride(p.shortlist_stride), unit_chunks = kUnitTokens / chunk;
-  const std::int64_t units = divide_up(p.shortlist_stride, unit_chunks);
-  const float* const queries = prepare_queries(g, p.batch, p.query_type, p.queries, execution);
-  // log of the summed exponentials of a chunk: [pairs][G][stride]
-  float* const chunk_mass = workspace.take<float>(static_cast<std::uint64_t>(pairs * group * stride));
-  const AttentionKernels& kernels = attention_kernels(execution.set);
-  RebuiltKeys* const keys = workspace.take<RebuiltKeys>(static_cast<std::uint64_t>(traits.threads));
+  const std::uint64_t threads = static_cast<std::uint64_t>(traits.threads);
+  group_ = group_size(g);
+  pairs_ = head_pairs(g, p.batch);
+  units_ = divide_up(p.shortlist_stride, kUnitTokens / g.chunk);
+  stride_ = score_stride(p.shortlist_stride);
+  token_stride_ = stride_ * g.chunk;
+  order_stride_ = order_elements(stride_);
+  queries_ = prepare_queries(g, p.batch, p.query_type, p.queries, execution);
+  chunk_mass_ = workspace.take<float>(static_cast<std::uint64_t>(pairs_ * group_ * stride_));
+  scores_ = workspace.take<float>(static_cast<std::uint64_t>(pairs_ * group_ * token_stride_));
+  places_ = workspace.take<std::int32_t>(static_cast<std::uint64_t>(pairs_ * p.select));
+  keys_ = workspace.take<RebuiltKeys>(threads);
   for (int thread = 0; thread < traits.threads; ++thread) {
-    new (keys + thread) RebuiltKeys(g, kernels, traits, workspace);
+    new (keys_ + thread) RebuiltKeys(g, kernels_, traits, workspace);
   }
-  std::uint32_t* const order =
-      workspace.take<std::uint32_t>(static_cast<std::uint64_t>(traits.threads) * static_cast<std::uint64_t>(stride));
-  const auto listed = [&](std::int64_t pair) -> std::int64_t {
-    return p.states[pair / heads].length == 0 ? 0 : p.shortlist_count[pair];
-  };
+  order_ = workspace.take<std::uint32_t>(threads * static_cast<std::uint64_t>(order_stride_));
+}
 
-  execution.pool.parallel_for(pairs * units, [&](std::int64_t unit, int thread) {
-    const std::int64_t pair = unit / units, first = unit % units * unit_chunks;
-    const std::int64_t end = std::min(first + unit_chunks, listed(pair)), block = RebuiltKeys::chunks_of_block(g);
-    const skv_shadow_layer& layer = p.layers[pair / heads];
-    const std::int32_t* const chunks = p.shortlist + pair * p.shortlist_stride;
-    alignas(64) float scores[SKV_MAX_GROUP * RebuiltKeys::kTokens];
-    for (std::int64_t at = first; at < end; at += block) {
-      const std::int64_t count = std::min(block, end - at);
-      for (std::int64_t i = at + count; i < std::min(at + count + block, end); ++i) {
-        keys[thread].expect(layer, chunks[i]);
-      }
-      const float* const rebuilt = keys[thread].rebuild(layer, p.rope, pair, pair % heads, chunks + at, count);
-      kernels.rows[SKV_F32].score(queries + pair * group * width, group, rebuilt, count * chunk,
-                                  static_cast<std::int32_t>(width), scores, RebuiltKeys::kTokens);
-      for (std::int64_t q = 0; q < group; ++q) {
-        for (std::int64_t i = 0; i < count; ++i) {
-          float largest, sum;
-          kernels.log_sum(scores + q * RebuiltKeys::kTokens + i * chunk, chunk, &largest, &sum);
-          chunk_mass[(pair * group + q) * stride + at + i] = largest + std::log(sum);
-        }
-      }
-    }
-  });
+std::int64_t Rerank::listed(std::int64_t pair) const {
+  return p_.states[pair / p_.geometry.key_value_heads].length == 0 ? 0 : p_.shortlist_count[pair];
+}
 
-  execution.pool.parallel_for(pairs, [&](std::int64_t pair, int thread) {
-    const std::int64_t count = listed(pair);
-    const float* const rows = chunk_mass + pair * group * stride;
-    const std::int32_t* const chunks = p.shortlist + pair * p.shortlist_stride;
-    std::uint32_t* const best = order + thread * stride;
-    float total[SKV_MAX_GROUP];
-    for (std::int64_t q = 0; q < group; ++q) {
-      float largest, sum;
-      kernels.log_sum(rows + q * stride, count, &largest, &sum);
-      total[q] = largest + std::log(sum);
+// Exact attention mass of shortlisted chunks. Bound by the rebuilding of their keys, as sparse_attention is.
+void Rerank::score(std::int64_t pair, std::int64_t unit, int thread) const {
+  const skv_geometry& g = p_.geometry;
+  const std::int64_t chunk = g.chunk, width = padded_dim(g.head_dim), heads = g.key_value_heads;
+  const std::int64_t unit_chunks = kUnitTokens / chunk, first = unit * unit_chunks;
+  const std::int64_t end = std::min(first + unit_chunks, listed(pair)), block = RebuiltKeys::chunks_of_block(g);
+  const skv_shadow_layer& layer = p_.layers[pair / heads];
+  const std::int32_t* const chunks = p_.shortlist + pair * p_.shortlist_stride;
+  for (std::int64_t at = first; at < end; at += block) {
+    const std::int64_t count = std::min(block, end - at);
+    for (std::int64_t i = at + count; i < std::min(at + count + block, end); ++i) {
+      keys_[thread].expect(layer, chunks[i]);
     }
-    for (std::int64_t i = 0; i < count; ++i) {
-      float mass = rows[i] - total[0];
-      for (std::int64_t q = 1; q < group; ++q) {
-        const float other = rows[q * stride + i] - total[q];
-        mass = other > mass ? other : mass;
+    const float* const rebuilt = keys_[thread].rebuild(layer, p_.rope, pair, pair % heads, chunks + at, count);
+    float* const scores = scores_ + pair * group_ * token_stride_ + at * chunk;
+    kernels_.rows[SKV_F32].score(queries_ + pair * group_ * width, group_, rebuilt, count * chunk,
+                                 static_cast<std::int32_t>(width), scores, token_stride_);
+    for (std::int64_t q = 0; q < group_; ++q) {
+      for (std::int64_t i = 0; i < count; ++i) {
+        float largest, sum;
+        kernels_.log_sum(scores + q * token_stride_ + i * chunk, chunk, &largest, &sum);
+        chunk_mass_[(pair * group_ + q) * stride_ + at + i] = largest + std::log(sum);
       }
-      best[i] = order_key(mass);
     }
-    std::int32_t* const selected = p.selected + pair * p.select;
-    const std::int32_t taken = select_best(best, count, p.select, selected);
-    for (std::int32_t i = 0; i < taken; ++i) {
-      selected[i] = chunks[selected[i]];
+  }
+}
+
+void Rerank::choose(std::int64_t pair, int thread) const {
+  const std::int64_t count = listed(pair);
+  const float* const rows = chunk_mass_ + pair * group_ * stride_;
+  const std::int32_t* const chunks = p_.shortlist + pair * p_.shortlist_stride;
+  std::uint32_t* const best = order_ + thread * order_stride_;
+  float total[SKV_MAX_GROUP];
+  for (std::int64_t q = 0; q < group_; ++q) {
+    float largest, sum;
+    kernels_.log_sum(rows + q * stride_, count, &largest, &sum);
+    total[q] = largest + std::log(sum);
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    float mass = rows[i] - total[0];
+    for (std::int64_t q = 1; q < group_; ++q) {
+      const float other = rows[q * stride_ + i] - total[q];
+      mass = other > mass ? other : mass;
     }
-    p.selected_count[pair] = taken;
+    best[i] = order_key(mass);
+  }
+  std::int32_t* const places = places_ + pair * p_.select;
+  const std::int32_t taken = select_best(best, count, p_.select, places, best + stride_);
+  for (std::int32_t i = 0; i < taken; ++i) {
+    p_.selected[pair * p_.select + i] = chunks[places[i]];
+  }
+  p_.selected_count[pair] = taken;
+}
+
+void rerank(const skv_rerank_params& p, Execution& execution) {
+  const Rerank work(p, execution);
+  execution.pool.parallel_for(work.pairs() * work.units(), [&](std::int64_t i, int thread) {
+    work.score(i / work.units(), i % work.units(), thread);
   });
+  execution.pool.parallel_for(work.pairs(), [&](std::int64_t pair, int thread) { work.choose(pair, thread); });
 }
 
 }  // namespace skv::cpu

@@ -17,7 +17,9 @@ inline std::uint32_t order_key(float score) {
 }
 
 // Indices of the `select` largest of keys [count], ascending; of those that are not 0, when they are fewer. Returns how
-// many.
-std::int32_t select_best(const std::uint32_t* keys, std::int64_t count, std::int32_t select, std::int32_t* indices);
+// many. scratch [select_best_scratch(count)].
+std::int64_t select_best_scratch(std::int64_t count);
+std::int32_t select_best(const std::uint32_t* keys, std::int64_t count, std::int32_t select, std::int32_t* indices,
+                         std::uint32_t* scratch);
 
 }  // namespace skv::cpu

@@ -48,6 +48,13 @@ inline void store(float* p, Vector x) {
   *reinterpret_cast<LooseVector*>(p) = x;
 }
 
+// Asks for a cache line into the second cache. A line that is asked for into the first holds one of its few miss
+// buffers until memory answers: dense attention then reads at half the speed (Zen 4: 21 GB/s for 40).
+inline void ask_for_line(const void* address) {
+  constexpr int kRead = 0, kSecondCache = 2;
+  __builtin_prefetch(address, kRead, kSecondCache);
+}
+
 // --- Elements, widened ------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
@@ -173,6 +180,49 @@ inline Pair join(const Pair& pair) {
 #endif
 
 // --- Across lanes -----------------------------------------------------------------------------
+
+// Elements of even and of odd number of two vectors one behind the other; and one of each in turn, the front and the
+// back half of that.
+#if defined(__AVX512F__)
+inline Vector even_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+inline Vector odd_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+inline Vector front_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+inline Vector back_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
+#elif defined(__AVX2__)
+inline Vector even_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+inline Vector odd_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+inline Vector front_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+}
+inline Vector back_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+}
+#else
+inline Vector even_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6);
+}
+inline Vector odd_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7);
+}
+inline Vector front_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 0, 4, 1, 5);
+}
+inline Vector back_lanes(Vector a, Vector b) {
+  return __builtin_shufflevector(a, b, 2, 6, 3, 7);
+}
+#endif
 
 struct Sums {
   float at[4];

@@ -1,0 +1,39 @@
+// Landmark selection in two stages, so that a decode step can run them beside other work.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/attention_kernels.h"
+#include "cpu/execution.h"
+#include "shadowkv_types.h"
+
+namespace skv::cpu {
+
+class LandmarkTopk {
+ public:
+  // Checks, takes workspace and makes the queries ready. The parameters must outlive it.
+  LandmarkTopk(const skv_landmark_topk_params& p, Execution& execution);
+
+  std::int64_t pairs() const { return pairs_; }  // (session, key/value head)
+  std::int64_t units() const { return units_; }  // of a pair; each may be scored on its own
+
+  void score(std::int64_t pair, std::int64_t unit) const;
+  // When all units of the pair are scored. `thread` tells scratch memory apart.
+  void choose(std::int64_t pair, int thread) const;
+
+ private:
+  std::int64_t indexed(std::int64_t pair) const;
+
+  const skv_landmark_topk_params& p_;
+  const AttentionKernels& kernels_;
+  std::int64_t pairs_, units_, stride_;
+  std::int32_t group_;
+  const float* queries_;
+  float* logits_;   // [pairs][G][stride]
+  float* largest_;  // [pairs][units][G]
+  float* sum_;      // [pairs][units][G]
+  std::byte* thread_memory_;
+  std::uint64_t thread_bytes_;
+};
+
+}  // namespace skv::cpu
