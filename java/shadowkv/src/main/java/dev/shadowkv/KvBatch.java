@@ -49,7 +49,8 @@ public interface KvBatch extends AutoCloseable {
      * Begins a decode step: makes room for one more token in each session and tells the device about it. Layer 0 of
      * {@link KvCache#attend} does this by itself unless it was done already. To replay a step that was captured in a
      * {@link DeviceGraph}, call this before each {@link DeviceGraph#launch()}; and before capturing, so that it is not
-     * captured.
+     * captured. A batch cannot see that a step was replayed, so the step after that must be begun by this too, even if
+     * its layers are called one by one.
      *
      * @throws IllegalStateException if a step is not finished, all rows are idle, or a session is full, not sealed or
      *     closed

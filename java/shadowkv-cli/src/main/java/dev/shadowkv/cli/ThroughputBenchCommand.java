@@ -132,7 +132,8 @@ final class ThroughputBenchCommand implements Callable<Integer> {
         ModelConfig config = ModelShapes.of(shape);
         try (Device device = deviceArguments.open()) {
             ThroughputSettings settings = settings(device, config);
-            ThroughputReport report = new ThroughputReport(spec.commandLine().getOut(), json, device, shape, settings);
+            ThroughputReport report = new ThroughputReport(
+                    spec.commandLine().getOut(), json, device, shape, settings, options(CacheKind.SHADOW));
             if (planOnly) {
                 plan(device, settings, report);
             } else if (prefill) {

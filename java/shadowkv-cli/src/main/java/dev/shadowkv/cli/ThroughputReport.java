@@ -2,14 +2,20 @@ package dev.shadowkv.cli;
 
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.shadowkv.Device;
+import dev.shadowkv.ElementType;
 import dev.shadowkv.eval.TextTable;
 import dev.shadowkv.llm.CacheKind;
+import dev.shadowkv.llm.CacheOptions;
 import dev.shadowkv.llm.checkpoint.ModelConfig;
 import dev.shadowkv.llm.throughput.PromptResult;
 import dev.shadowkv.llm.throughput.SessionCount;
 import dev.shadowkv.llm.throughput.ThroughputResult;
 import dev.shadowkv.llm.throughput.ThroughputSettings;
+import java.io.IOException;
 import java.io.PrintWriter;
+import java.nio.file.Files;
+import java.time.Instant;
+import java.time.temporal.ChronoUnit;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.Locale;
@@ -24,13 +30,16 @@ final class ThroughputReport {
     private final Device device;
     private final String shape;
     private final ThroughputSettings settings;
+    private final CacheOptions shadow;
 
-    ThroughputReport(PrintWriter out, boolean json, Device device, String shape, ThroughputSettings settings) {
+    ThroughputReport(
+            PrintWriter out, boolean json, Device device, String shape, ThroughputSettings settings, CacheOptions shadow) {
         this.out = out;
         this.json = json;
         this.device = device;
         this.shape = shape;
         this.settings = settings;
+        this.shadow = shadow;
     }
 
     private static String name(CacheKind kind) {
@@ -49,7 +58,37 @@ final class ThroughputReport {
         node.put("wantedResident", settings.resident());
         node.put("steps", settings.steps());
         node.put("seed", settings.seed());
+        node.put("date", Instant.now().truncatedTo(ChronoUnit.SECONDS).toString());
+        commit().ifPresent(commit -> node.put("commit", commit));
+        node.set("shadow", shadow());
         return node;
+    }
+
+    /** The settings of the shadow cache, defaults filled in. */
+    private ObjectNode shadow() {
+        ElementType storage = shadow.storageType().orElse(device.defaultType());
+        ObjectNode node = Output.object();
+        node.put("rank", shadow.rank().orElse(Math.min(160, settings.shape().keyValueWidth())));
+        node.put("budget", shadow.budget());
+        node.put("chunk", shadow.chunk());
+        node.put("radiusWeight", shadow.radiusWeight());
+        node.put("rerank", shadow.rerank());
+        node.put("valueType", typeName(shadow.valueType().orElse(storage)));
+        node.put("landmarkType", typeName(shadow.landmarkType().orElse(storage)));
+        return node;
+    }
+
+    private static String typeName(ElementType type) {
+        return type == ElementType.F8_E4M3 ? "fp8" : type.name().toLowerCase(Locale.ROOT);
+    }
+
+    /** What the bundle was made of, if this is one. */
+    private static Optional<String> commit() {
+        try {
+            return Optional.of(Files.readString(DeviceArguments.home().resolve("commit")).strip());
+        } catch (IOException e) {
+            return Optional.empty();
+        }
     }
 
     private void title() {

@@ -188,6 +188,8 @@ class CommandLineTest {
         JsonNode report = run(with(common, "--host-memory-limit", "40m", "--steps", 4, "--layers", 2, "--slots", 32, "--json")).json();
         assertThat(report.path("modelLayers").asInt()).isEqualTo(4);
         assertThat(report.path("measuredLayers").asInt()).isEqualTo(2);
+        assertThat(report.path("shadow").path("valueType").asText()).isEqualTo("f32");
+        assertThat(report.path("shadow").path("rank").asInt()).isEqualTo(40);
         for (String cache : List.of("dense", "shadow")) {
             JsonNode result = report.path("caches").path(cache);
             assertThat(result.path("run").path("sessions").asInt()).as(result.toString()).isPositive();

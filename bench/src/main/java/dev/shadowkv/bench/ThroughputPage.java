@@ -1,0 +1,139 @@
+package dev.shadowkv.bench;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Comparator;
+import java.util.List;
+import java.util.Locale;
+import java.util.stream.Stream;
+
+import com.fasterxml.jackson.databind.JsonNode;
+import com.fasterxml.jackson.databind.ObjectMapper;
+
+/**
+ * Makes a page and a chart of what {@code shadowkv bench throughput --json} printed into files.
+ *
+ * <pre>java dev.shadowkv.bench.ThroughputPage bench/results/h200/throughput docs/throughput-results.md</pre>
+ */
+public final class ThroughputPage {
+
+    private static final double GIBI = 1024.0 * 1024 * 1024;
+
+    private ThroughputPage() {
+    }
+
+    /** Folder of results, page to write. */
+    public static void main(String[] arguments) throws IOException {
+        write(Path.of(arguments[0]), Path.of(arguments[1]));
+        System.out.println(arguments[1]);
+    }
+
+    static void write(Path results, Path page) throws IOException {
+        List<JsonNode> all = new ArrayList<>();
+        try (Stream<Path> files = Files.list(results)) {
+            for (Path file : files.filter(name -> name.toString().endsWith(".json")).sorted().toList()) {
+                all.add(new ObjectMapper().readTree(file.toFile()));
+            }
+        }
+        all.sort(Comparator.comparing((JsonNode one) -> one.path("shape").asText()).thenComparing(one -> one.path("context").asLong())
+                .thenComparing(one -> one.path("measuredLayers").asInt()).thenComparing(one -> one.path("shadow").toString()));
+        StringBuilder text = new StringBuilder("""
+                # Throughput measured
+
+                Made by `dev.shadowkv.bench.ThroughputPage` of `bench/results`; do not edit. What is measured, and how, is in
+                [throughput.md](throughput.md). *Fit* is the number of sessions that the memory limit of the GPU holds, *run* the
+                number that was measured: fewer where the host's memory is too small for the values of all. *Limit* is what exact
+                attention could give at most in unlimited memory.
+                """);
+        List<JsonNode> decode = all.stream().filter(one -> one.path("caches").findValue("tokensPerSecond") != null
+                && one.path("caches").findValue("prefillSeconds") == null).toList();
+        if (!decode.isEmpty()) {
+            steps(text, decode, page);
+        }
+        List<JsonNode> prompts = all.stream().filter(one -> one.path("caches").findValue("prefillSeconds") != null).toList();
+        if (!prompts.isEmpty()) {
+            prompts(text, prompts);
+        }
+        Files.createDirectories(page.toAbsolutePath().getParent());
+        Files.writeString(page, text);
+    }
+
+    private static void steps(StringBuilder text, List<JsonNode> all, Path page) throws IOException {
+        text.append("\n## Decode\n\n| shape | context | layers | cache | fit | run | device GiB | host GiB | resident | ms a step | tokens/s"
+                + " | over dense | over limit | HBM GB/s | link GB/s | device, commit, date |\n"
+                + "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n");
+        List<String> labels = new ArrayList<>();
+        List<Double> gains = new ArrayList<>();
+        for (JsonNode one : all) {
+            JsonNode caches = one.path("caches");
+            double dense = caches.path("dense").path("tokensPerSecond").asDouble(Double.NaN);
+            double limit = caches.path("dense").path("exactLimitTokensPerSecond").asDouble(Double.NaN);
+            for (String cache : List.of("dense", "shadow")) {
+                JsonNode r = caches.path(cache);
+                if (!r.has("tokensPerSecond")) {
+                    continue;
+                }
+                boolean shadow = cache.equals("shadow");
+                double speed = r.path("tokensPerSecond").asDouble();
+                text.append(String.format(Locale.ROOT,
+                        "| %s | %d | %s | %s | %d | %d | %.1f | %.1f | %s | %.2f | %.1f | %s | %s | %.0f | %.1f | %s |%n",
+                        one.path("shape").asText(), one.path("context").asLong(), layers(one),
+                        shadow ? name(one.path("shadow")) : "dense", r.path("planned").path("sessions").asInt(),
+                        r.path("run").path("sessions").asInt(), r.path("deviceBytes").asDouble() / GIBI,
+                        r.path("hostBytes").asDouble() / GIBI, number("%.2f", r.path("resident").asDouble(Double.NaN)),
+                        r.path("stepMilliseconds").asDouble(), speed, shadow ? number("%.2f", speed / dense) : "",
+                        number("%.2f", speed / limit), r.path("deviceGigabytesPerSecond").asDouble(),
+                        r.path("linkGigabytesPerSecond").asDouble(), origin(one)));
+                if (shadow && !Double.isNaN(dense)) {
+                    labels.add(one.path("shape").asText() + " " + one.path("context").asLong() / 1024 + "K, " + name(one.path("shadow"))
+                            + (layers(one).contains("of") ? ", " + layers(one) + " layers" : ""));
+                    gains.add(speed / dense);
+                }
+            }
+        }
+        if (labels.size() > 1) {
+            Path chart = page.toAbsolutePath().getParent().resolve("benchmarks/throughput.png");
+            Files.createDirectories(chart.getParent());
+            ResultCharts.bars("Tokens a second within the memory limit: shadow over dense", "times", labels, gains, chart);
+            text.append("\n![tokens a second of shadow over dense](benchmarks/throughput.png)\n");
+        }
+    }
+
+    private static void prompts(StringBuilder text, List<JsonNode> all) {
+        text.append("\n## Prompts\n\n| shape | context | layers | values | dense s | shadow s | of which sealing s | shadow over dense |"
+                + " device, commit, date |\n|---|---:|---:|---|---:|---:|---:|---:|---|\n");
+        for (JsonNode one : all) {
+            JsonNode dense = one.path("caches").path("dense");
+            JsonNode shadow = one.path("caches").path("shadow");
+            text.append(String.format(Locale.ROOT, "| %s | %d | %s | %s | %s | %s | %s | %s | %s |%n", one.path("shape").asText(),
+                    one.path("context").asLong(), layers(one), one.path("shadow").path("valueType").asText(),
+                    number("%.3f", dense.path("prefillSeconds").asDouble(Double.NaN)),
+                    number("%.3f", shadow.path("prefillSeconds").asDouble(Double.NaN)),
+                    number("%.3f", shadow.path("sealSeconds").asDouble(Double.NaN)),
+                    number("%.3f", one.path("shadowOverDense").asDouble(Double.NaN)), origin(one)));
+        }
+    }
+
+    /** What was measured of what the model has. */
+    private static String layers(JsonNode one) {
+        int measured = one.path("measuredLayers").asInt();
+        int model = one.path("modelLayers").asInt();
+        return measured == model ? Integer.toString(model) : measured + " of " + model;
+    }
+
+    private static String name(JsonNode shadow) {
+        double rerank = shadow.path("rerank").asDouble();
+        return "shadow, values " + shadow.path("valueType").asText() + ", landmarks " + shadow.path("landmarkType").asText()
+                + (rerank > 1 ? String.format(Locale.ROOT, ", rerank %.3g", rerank) : ", no rerank");
+    }
+
+    private static String origin(JsonNode one) {
+        return one.path("device").asText() + ", " + one.path("commit").asText("unknown") + ", " + one.path("date").asText();
+    }
+
+    private static String number(String format, double value) {
+        return Double.isNaN(value) ? "" : String.format(Locale.ROOT, format, value);
+    }
+}
