@@ -496,8 +496,9 @@ public final class Device implements AutoCloseable {
             context.check(ShadowKv.skv_device_free(handle, address), "device_free");
         } finally {
             context.exit();
+            // Whatever the device says: nobody frees it twice.
+            deviceBytes.addAndGet(-bytes);
         }
-        deviceBytes.addAndGet(-bytes);
     }
 
     MemorySegment allocatePinnedRaw(long bytes) {
@@ -520,8 +521,8 @@ public final class Device implements AutoCloseable {
             context.check(ShadowKv.skv_host_free(handle, address), "host_free");
         } finally {
             context.exit();
+            pinnedBytes.addAndGet(-bytes);
         }
-        pinnedBytes.addAndGet(-bytes);
     }
 
     private void require(DeviceBuffer buffer, long bytes) {

@@ -59,10 +59,12 @@ public final class DeviceArena implements AutoCloseable {
     /** Waits for the device and frees everything; does nothing the second time. */
     @Override
     public void close() {
-        if (!lifetime.isClosed()) {
-            device.synchronize();
-        }
-        closing.close();
+        // After a fault of the device the memory goes back all the same.
+        RuntimeException failure = lifetime.isClosed() ? null : Children.close(device::synchronize, null);
+        failure = Children.close(closing, failure);
         device.children().remove(closing);
+        if (failure != null) {
+            throw failure;
+        }
     }
 }

@@ -2,11 +2,11 @@ package dev.shadowkv;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
-import java.nio.charset.StandardCharsets;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Map;
 import java.util.regex.Matcher;
 import java.util.regex.Pattern;
 
@@ -32,15 +32,12 @@ class SoakTest {
         Assumptions.assumeTrue(Files.isReadable(Path.of("/proc/self/statm")), "there is no /proc/self/statm");
         long steps = Long.getLong("shadowkv.soak.steps", 2000);
         long seed = Long.getLong("shadowkv.test.seed", System.nanoTime());
-        String path = location(Device.class) + java.io.File.pathSeparator + location(SoakTest.class);
-        Process process = new ProcessBuilder(Path.of(System.getProperty("java.home"), "bin", "java").toString(),
-                "-Xmx256m", "-Xms256m", "-XX:+AlwaysPreTouch", "-XX:+UseSerialGC", "-Ddev.shadowkv.leakDetection=true",
-                "--enable-native-access=ALL-UNNAMED", "-cp", path, Soak.class.getName(),
-                TestDevice.cuda() ? "cuda" : "cpu", Long.toString(steps), Long.toString(seed))
-                .redirectErrorStream(true).start();
-        String output = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
+        ChildJvm child = ChildJvm.run(Soak.class,
+                List.of("-Xmx256m", "-Xms256m", "-XX:+AlwaysPreTouch", "-Ddev.shadowkv.leakDetection=true"), Map.of(),
+                TestDevice.cuda() ? "cuda" : "cpu", Long.toString(steps), Long.toString(seed));
+        String output = child.output();
         System.out.println(output);
-        assertThat(process.waitFor()).as("seed %s: %s", seed, output).isZero();
+        assertThat(child.exit()).as("seed %s: %s", seed, output).isZero();
         assertThat(output).doesNotContain("never closed");
 
         List<Taken> taken = new ArrayList<>();
@@ -59,9 +56,5 @@ class SoakTest {
             assertThat(later.resident()).as("resident bytes at %s", later).isLessThan(first.resident() + RESIDENT_SLACK);
             assertThat(later.heap()).as("live heap at %s", later).isLessThan(first.heap() + HEAP_SLACK);
         }
-    }
-
-    private static String location(Class<?> type) throws java.net.URISyntaxException {
-        return Path.of(type.getProtectionDomain().getCodeSource().getLocation().toURI()).toString();
     }
 }

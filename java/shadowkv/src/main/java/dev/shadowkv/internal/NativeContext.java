@@ -132,8 +132,10 @@ public final class NativeContext {
     public void reserveWorkspace(long bytes) {
         MemorySegment context = enter();
         try {
-            check(ShadowKv.skv_reserve_workspace(context, bytes), "reserve_workspace");
-            reserved = Math.max(reserved, bytes);
+            int status = ShadowKv.skv_reserve_workspace(context, bytes);
+            // A workspace that cannot grow is gone: the old one is freed first.
+            reserved = status == 0 ? Math.max(reserved, bytes) : 0;
+            check(status, "reserve_workspace");
         } finally {
             exit();
         }
