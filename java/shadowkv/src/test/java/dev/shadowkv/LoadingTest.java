@@ -61,6 +61,7 @@ class LoadingTest {
                         try (Device device = Device.cpu(1)) {
                             if (arguments.length > 0) {
                                 System.out.println("loaded " + Device.nativeLibraryOrigin());
+                                System.out.println("blas " + device.describeBlas());
                                 return;
                             }
                             try (KvCache cache = DenseKvCache.builder(device).layers(1).queryHeads(2).keyValueHeads(1)
@@ -109,7 +110,10 @@ class LoadingTest {
                 "-Xmx256m", "--enable-native-access=dev.shadowkv",
                 "-Ddev.shadowkv.cache=" + folder.resolve("cache")));
         command.addAll(options);
-        command.addAll(List.of("-p", project + File.pathSeparator + classes, "-m", "consumer/consumer.Main"));
+        if (options.stream().noneMatch(option -> option.startsWith("--module-path"))) {
+            command.addAll(List.of("-p", project + File.pathSeparator + classes));
+        }
+        command.addAll(List.of("-m", "consumer/consumer.Main"));
         command.addAll(List.of(arguments));
         Process process = new ProcessBuilder(command).redirectErrorStream(true).start();
         String output = new String(process.getInputStream().readAllBytes(), StandardCharsets.UTF_8);
@@ -197,6 +201,18 @@ class LoadingTest {
         try (Device device = Device.cpu(1)) {
             assertThat(device.describeBlas()).contains("libopenblas.so.0");
         }
+    }
+
+    /** Nobody requires the module of a redistributable, so that its jar is on the module path and yet no module. */
+    @Test
+    void blasIsTakenFromTheModulePath() throws Exception {
+        java.net.URL jar = ClassLoader.getSystemResource("org/bytedeco/openblas/linux-x86_64/libopenblas.so.0");
+        Assumptions.assumeTrue(jar != null, "org.bytedeco:openblas is not on the class path");
+        String file = jar.getPath().substring("file:".length(), jar.getPath().indexOf('!'));
+        Path cache = folder.resolve("module path");
+        Result result = run(List.of("-Ddev.shadowkv.cache=" + cache,
+                "--module-path=" + String.join(File.pathSeparator, project.toString(), CLASSES.toString(), file)), "where");
+        assertThat(result.output()).contains("OpenBLAS").contains(cache.toString());
     }
 
     private static Path compileC(String name, String source) throws Exception {

@@ -1,10 +1,15 @@
 package dev.shadowkv.internal;
 
+import java.io.File;
 import java.io.IOException;
+import java.net.URI;
 import java.net.URL;
+import java.nio.file.DirectoryStream;
+import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.jar.JarFile;
 
 /**
  * The BLAS libraries that Java knows about: what the system property names, then redistributables packed in jars. The
@@ -70,7 +75,9 @@ public final class BlasLibraries {
     }
 
     /**
-     * Class path and automatic modules are seen by the loaders; folder names with '-' are no packages, so not hidden.
+     * Class path and resolved modules are seen by the loaders; folder names with '-' are no packages, so not hidden.
+     * A module that nobody requires is not resolved, and redistributables have no other use than this: its jar is
+     * looked into where it lies.
      */
     private static URL resource(String name) {
         ClassLoader[] loaders = {Thread.currentThread().getContextClassLoader(), BlasLibraries.class.getClassLoader(),
@@ -81,6 +88,46 @@ public final class BlasLibraries {
                 return found;
             }
         }
+        String modulePath = System.getProperty("jdk.module.path");
+        if (modulePath != null) {
+            for (String entry : modulePath.split(File.pathSeparator)) {
+                URL found = entry.isEmpty() ? null : onModulePath(Path.of(entry), name);
+                if (found != null) {
+                    return found;
+                }
+            }
+        }
         return null;
+    }
+
+    /** In a jar, or in the jars of a folder, of those that are named after what they may contain. */
+    private static URL onModulePath(Path path, String name) {
+        try {
+            if (Files.isDirectory(path)) {
+                try (DirectoryStream<Path> jars = Files.newDirectoryStream(path, "*.jar")) {
+                    for (Path jar : jars) {
+                        URL found = inJar(jar, name);
+                        if (found != null) {
+                            return found;
+                        }
+                    }
+                }
+                return null;
+            }
+            return inJar(path, name);
+        } catch (IOException e) {
+            // No module path of ours: the virtual machine has its own opinion of it.
+            return null;
+        }
+    }
+
+    private static URL inJar(Path jar, String name) throws IOException {
+        String file = jar.getFileName().toString();
+        if (!file.endsWith(".jar") || !Files.isRegularFile(jar) || !(file.contains("cuda") || file.contains("openblas"))) {
+            return null;
+        }
+        try (JarFile content = new JarFile(jar.toFile())) {
+            return content.getEntry(name) == null ? null : URI.create("jar:" + jar.toUri() + "!/" + name).toURL();
+        }
     }
 }
