@@ -118,6 +118,10 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
                 if (nextLayer != 0 && inStep()) {
                     throw new IllegalStateException("the step is not finished: layer " + nextLayer + " is next");
                 }
+                if (advanced) {
+                    // The step that was begun before has been replayed: nobody told its end.
+                    complete();
+                }
                 advanceNow();
                 advanced = true;
             } finally {
@@ -170,11 +174,15 @@ abstract sealed class StepBatch implements KvBatch permits DenseBatch, ShadowBat
                     member.step = null;
                 }
             }
-            finished();
-            if (event != null) {
-                event.commit();
-                event = null;
-            }
+            complete();
+        }
+    }
+
+    private void complete() {
+        finished();
+        if (event != null) {
+            event.commit();
+            event = null;
         }
     }
 
