@@ -25,17 +25,32 @@ struct RunningSoftmax {
   float* sum;      // [group], 0 at first
 };
 
+// Landmarks that are looked at together: a quarter of a megabyte at 128 bf16 dimensions.
+constexpr std::int64_t kLandmarks = 1024;
+
 // Kernels over rows of one element type.
 struct RowKernels {
   // scores[g][t] = queries[g] . rows[t], for g < group, t < count. rows [count][dim], dense.
   void (*score)(const float* queries, int group, const void* rows, std::int64_t count, int dim, float* scores,
                 std::int64_t score_stride);
+  // Logits of landmarks, rows [count][dim]: logits[g][c] = queries[g] . rows[c] * scales[c] + weights[g] * radius[c],
+  // or -infinity where radius[c] < 0; no scales: null. Then their largest [group], and the sum [group] of e^(logit -
+  // largest). count <= kLandmarks.
+  void (*landmarks)(const float* queries, int group, const float* weights, const void* rows, const float* scales,
+                    const float* radius, std::int64_t count, int dim, float* logits, std::int64_t logit_stride,
+                    float* largest, float* sum);
   // sums[g] += sum over t of weights[g][t] * rows[t].
   void (*accumulate)(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count,
                      int dim, float* sums);
   // Attention over keys and values [count][dim], dense: adds to softmax and sums [group][padded_dim(dim)].
   void (*attend)(const float* queries, int group, const void* keys, const void* values, std::int64_t count, int dim,
                  const RunningSoftmax& softmax, float* sums);
+};
+
+// Cache lines that will be wanted next: asked for a few at a time, they hold nobody up.
+struct AheadLines {
+  const void* const* lines;
+  std::int64_t count;
 };
 
 // Keys that are rebuilt together; a chunk is one or two of them.
@@ -70,6 +85,11 @@ struct AttentionKernels {
   // Largest of count values, and sum of e^(value - largest); -infinity and 0 of none. -infinity adds nothing.
   void (*log_sum)(const float* values, std::int64_t count, float* largest, float* sum);
 
+  // Order keys (select_best.h) of chunks: of the largest, over `group` queries, of logits[g][c] - log_sum_exp[g]; 0
+  // where radius[c] < 0.
+  void (*order_chunks)(const float* logits, std::int64_t logit_stride, int group, const float* log_sum_exp,
+                       const float* radius, std::int64_t count, std::uint32_t* keys);
+
   // Rebuilt keys: the basis of a head [rank][dim] brought into the order that rebuild() reads, and keys
   // [groups * kRebuiltGroup][padded_dim(dim)] = coefficients . basis. coefficients[group]: [kRebuiltGroup][rank] as
   // they lie, where plain_coefficients() says so, otherwise packed.
@@ -79,7 +99,7 @@ struct AttentionKernels {
   bool (*plain_coefficients)(std::int32_t type, int rank);
   void (*pack_coefficients)(std::int32_t type, const void* rows, int rank, std::int64_t tokens, void* packed);
   void (*rebuild)(std::int32_t type, const void* const* coefficients, const void* packed_basis, int rank, int dim,
-                  std::int64_t groups, float* keys);
+                  std::int64_t groups, float* keys, const AheadLines& ahead);
   // Rotates keys[t], a row of padded_dim(dim) floats, to position + t.
   void (*rotate)(const skv_rope& rope, std::int64_t position, std::int64_t tokens, int dim, float* keys);
 

@@ -9,6 +9,7 @@ const AttentionKernels kAttentionKernels = {{row_kernels<float>(), row_kernels<B
                                              row_kernels<Float8>(), row_kernels<std::int8_t>()},
                                             soften,
                                             log_sum,
+                                            order_chunks,
                                             packed_basis_bytes,
                                             packed_coefficients_bytes,
                                             pack_basis,

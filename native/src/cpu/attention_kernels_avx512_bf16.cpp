@@ -11,6 +11,13 @@ void score_bf16(const float* queries, int group, const void* rows, std::int64_t 
   (fits_pairs(dim) ? score_pairs : score<BFloat16>)(queries, group, rows, count, dim, scores, score_stride);
 }
 
+void landmarks_bf16(const float* queries, int group, const float* weights, const void* rows, const float* scales,
+                    const float* radius, std::int64_t count, int dim, float* logits, std::int64_t logit_stride,
+                    float* largest, float* sum) {
+  (fits_pairs(dim) ? landmark_pairs : landmarks<BFloat16>)(queries, group, weights, rows, scales, radius, count, dim,
+                                                           logits, logit_stride, largest, sum);
+}
+
 void attend_bf16(const float* queries, int group, const void* keys, const void* values, std::int64_t count, int dim,
                  const RunningSoftmax& softmax, float* sums) {
   (fits_pairs(dim) ? attend_pairs : attend<BFloat16>)(queries, group, keys, values, count, dim, softmax, sums);
@@ -20,12 +27,13 @@ void attend_bf16(const float* queries, int group, const void* keys, const void* 
 
 extern const AttentionKernels kAttentionKernels;
 const AttentionKernels kAttentionKernels = {{row_kernels<float>(),
-                                             {score_bf16, accumulate<BFloat16>, attend_bf16},
+                                             {score_bf16, landmarks_bf16, accumulate<BFloat16>, attend_bf16},
                                              row_kernels<Float16>(),
                                              row_kernels<Float8>(),
                                              row_kernels<std::int8_t>()},
                                             soften,
                                             log_sum,
+                                            order_chunks,
                                             packed_basis_bytes,
                                             packed_coefficients_bytes,
                                             pack_basis,

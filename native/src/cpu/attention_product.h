@@ -63,6 +63,22 @@ std::int64_t column_tiles(int dim) {
   return padded_dim(dim) / kProductColumns;
 }
 
+// Spreads lines over `steps` calls of next().
+class AheadAsked {
+ public:
+  AheadAsked(const AheadLines& ahead, std::int64_t steps) : ahead_(ahead), steps_(steps) {}
+  void next() {
+    ++step_;
+    for (const std::int64_t until = ahead_.count * step_ / steps_; done_ < until; ++done_) {
+      ask_for_line(ahead_.lines[done_]);
+    }
+  }
+
+ private:
+  const AheadLines& ahead_;
+  std::int64_t steps_, step_ = 0, done_ = 0;
+};
+
 #if defined(__AVX512BF16__)
 // Products of bf16 numbers are exact in fp32, so the pairwise dot product loses nothing and does two at once.
 // Tiles are [ceil(rank/2)][kProductColumns][2], coefficients [tokens][ceil(rank/2)][2].
@@ -108,13 +124,15 @@ void pack_coefficient_pairs(const BFloat16* rows, int rank, std::int64_t tokens,
 }
 
 void rebuild_pairs(const void* const* coefficients, const BFloat16* basis, int rank, int dim, std::int64_t groups,
-                   float* keys) {
+                   float* keys, const AheadLines& ahead) {
   static_assert(kProductRows == kRebuiltGroup);
+  AheadAsked asked(ahead, column_tiles(dim) * groups);
   const std::int64_t pairs = pairs_of(rank), width = padded_dim(dim);
   for (std::int64_t tile = 0; tile < column_tiles(dim); ++tile) {
     const BFloat16* const columns = basis + tile * pairs * 2 * kProductColumns;
     for (std::int64_t group = 0; group < groups; ++group) {
       const BFloat16* const rows = static_cast<const BFloat16*>(coefficients[group]);
+      asked.next();
       __m512 sums[kProductRows][kProductVectors];
 #pragma GCC unroll 8
       for (auto& row : sums) {
@@ -236,19 +254,21 @@ bool plain_coefficients(std::int32_t type, int rank) {
 }
 
 void rebuild(std::int32_t type, const void* const* coefficients, const void* basis, int rank, int dim,
-             std::int64_t groups, float* keys) {
+             std::int64_t groups, float* keys, const AheadLines& ahead) {
 #if defined(__AVX512BF16__)
   if (in_pairs(type)) {
-    rebuild_pairs(coefficients, static_cast<const BFloat16*>(basis), rank, dim, groups, keys);
+    rebuild_pairs(coefficients, static_cast<const BFloat16*>(basis), rank, dim, groups, keys, ahead);
     return;
   }
 #else
   (void)type;
 #endif
   const std::int64_t width = padded_dim(dim);
+  AheadAsked asked(ahead, column_tiles(dim) * groups);
   for (std::int64_t tile = 0; tile < column_tiles(dim); ++tile) {
     const float* const columns = static_cast<const float*>(basis) + tile * rank * kProductColumns;
     for (std::int64_t group = 0; group < groups; ++group) {
+      asked.next();
       for (std::int64_t t = 0; t < kRebuiltGroup; t += kProductRows) {
         product_tile<false>(static_cast<const float*>(coefficients[group]) + t * rank, rank, 1, columns, rank,
                             keys + (group * kRebuiltGroup + t) * width + tile * kProductColumns, width, nullptr);

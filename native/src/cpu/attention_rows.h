@@ -340,8 +340,58 @@ void attend(const float* queries, int group, const void* keys, const void* value
 }
 
 template <class T>
+void landmarks(const float* queries, int group, const float* weights, const void* rows, const float* scales,
+               const float* radius, std::int64_t count, int dim, float* logits, std::int64_t logit_stride,
+               float* largest, float* sum) {
+  score<T>(queries, group, rows, count, dim, logits, logit_stride);
+  for (int g = 0; g < group; ++g) {
+    float* __restrict__ const row = logits + g * logit_stride;
+    const float weight = weights[g];
+    if (scales != nullptr) {
+      for (std::int64_t c = 0; c < count; ++c) {
+        row[c] *= scales[c];
+      }
+    }
+    for (std::int64_t c = 0; c < count; ++c) {
+      const float logit = row[c] + weight * radius[c];
+      row[c] = radius[c] < 0 ? kNothing : logit;
+    }
+    log_sum(row, count, largest + g, sum + g);
+  }
+}
+
+template <class T>
 constexpr RowKernels row_kernels() {
-  return {score<T>, accumulate<T>, attend<T>};
+  return {score<T>, landmarks<T>, accumulate<T>, attend<T>};
+}
+
+void order_chunks(const float* logits, std::int64_t logit_stride, int group, const float* log_sum_exp,
+                  const float* radius, std::int64_t count, std::uint32_t* keys) {
+  std::int64_t c = 0;
+  const auto order = [&](Vector score, Vector at_radius) {
+    // As order_key() has it, for every lane.
+    const IntVector bits = reinterpret_cast<IntVector>(score + 0.0F);
+    const IntVector sign = bits >> 31;
+    const IntVector key = bits ^ (sign | std::numeric_limits<std::int32_t>::min());
+    const IntVector number = score == score ? key : IntVector{} + 1;
+    return at_radius < 0 ? IntVector{} : number;
+  };
+  for (; c + kLanes <= count; c += kLanes) {
+    Vector score = load(logits + c) - log_sum_exp[0];
+    for (int g = 1; g < group; ++g) {
+      score = largest(load(logits + g * logit_stride + c) - log_sum_exp[g], score);
+    }
+    const IntVector key = order(score, load(radius + c));
+    std::memcpy(keys + c, &key, sizeof(key));
+  }
+  for (; c < count; ++c) {
+    float score = logits[c] - log_sum_exp[0];
+    for (int g = 1; g < group; ++g) {
+      const float other = logits[g * logit_stride + c] - log_sum_exp[g];
+      score = other > score ? other : score;
+    }
+    keys[c] = static_cast<std::uint32_t>(order(broadcast(score), broadcast(radius[c]))[0]);
+  }
 }
 
 }  // namespace

@@ -1,5 +1,3 @@
-#include <atomic>
-#include <new>
 #include <optional>
 #include <string>
 
@@ -164,146 +162,18 @@ void count(const skv_decode_layer_params& p, const Between& b) {
   }
 }
 
-// Counts down to what the next stage waits for. Whoever does the last piece opens it.
-class Gate {
- public:
-  explicit Gate(std::int64_t pieces) : left_(static_cast<std::uint32_t>(pieces) + 1) {}
-  // True for the last of the pieces.
-  bool finish_piece() { return left_.fetch_sub(1, std::memory_order_acq_rel) == 2; }
-  void open() {
-    left_.store(0, std::memory_order_release);
-    left_.notify_all();
-  }
-  void await() const {
-    constexpr int kLooks = 1000;
-    for (int look = 0; look < kLooks; ++look) {
-      if (left_.load(std::memory_order_acquire) == 0) {
-        return;
-      }
-    }
-    for (std::uint32_t left = left_.load(std::memory_order_acquire); left != 0;
-         left = left_.load(std::memory_order_acquire)) {
-      left_.wait(left, std::memory_order_acquire);
-    }
-  }
-
- private:
-  std::atomic<std::uint32_t> left_;
-};
-
-// The stages of all (session, key/value head) pairs as one sequence of pieces, in which the stages of a pair lie some
-// pairs apart: so a thread that waits for memory (landmarks) mostly has one beside it that computes (rebuilt keys).
-// A piece waits only for pieces before it, and threads take pieces in order, so whatever is waited for is under way. No
-// piece throws: nobody would open what others wait for.
-class Sequence {
- public:
-  Sequence(const LandmarkTopk& topk, const Rerank* rerank, const CachePlan& plan, const ValueGather* gather,
-           const SparseAttention& attention, Workspace& workspace)
-      : topk_(topk), rerank_(rerank), plan_(plan), gather_(gather), attention_(attention), pairs_(topk.pairs()) {
-    const std::uint64_t count = static_cast<std::uint64_t>(pairs_);
-    listed_ = workspace.take<Gate>(count);
-    planned_ = workspace.take<Gate>(count);
-    attended_ = workspace.take<Gate>(count);
-    for (std::int64_t pair = 0; pair < pairs_; ++pair) {
-      new (listed_ + pair) Gate(topk_.units());
-      new (planned_ + pair) Gate(rerank_units());
-      new (attended_ + pair) Gate(attention_.parts());
-    }
-  }
-  static std::uint64_t bytes(std::int64_t pairs) {
-    return 3 * Workspace::bytes_of<Gate>(static_cast<std::uint64_t>(pairs));
-  }
-
-  std::int64_t pieces() const { return rounds() * pieces_of_round(); }
-
-  void run(std::int64_t piece, int thread) const {
-    const std::int64_t round = piece / pieces_of_round(), at = piece % pieces_of_round();
-    // Evenly mixed: of the pieces of a round up to `at`, each stage has its share.
-    const std::int64_t computing = rerank_units() + attention_.parts(), all = pieces_of_round();
-    const std::int64_t before = at * computing / all, after = (at + 1) * computing / all;
-    if (after == before) {
-      score(round, at - before, thread);
-    } else if (before < rerank_units()) {
-      rescore(round - kLag, before, thread);
-    } else {
-      attend(round - (rerank_ != nullptr ? 2 : 1) * kLag, before - rerank_units(), thread);
-    }
-  }
-
- private:
-  // Pairs between the stages of a pair: the choice after the last unit must not be waited for.
-  static constexpr std::int64_t kLag = 2;
-
-  std::int64_t rerank_units() const { return rerank_ != nullptr ? rerank_->units() : 0; }
-  std::int64_t pieces_of_round() const { return topk_.units() + rerank_units() + attention_.parts(); }
-  std::int64_t rounds() const { return pairs_ + (rerank_ != nullptr ? 2 : 1) * kLag; }
-  bool exists(std::int64_t pair) const { return pair >= 0 && pair < pairs_; }
-
-  void score(std::int64_t pair, std::int64_t unit, int thread) const {
-    if (!exists(pair)) {
-      return;
-    }
-    topk_.score(pair, unit);
-    if (listed_[pair].finish_piece()) {
-      topk_.choose(pair, thread);
-      if (rerank_ == nullptr) {
-        fetch(pair, thread);
-      }
-      listed_[pair].open();
-    }
-  }
-  void rescore(std::int64_t pair, std::int64_t unit, int thread) const {
-    if (!exists(pair)) {
-      return;
-    }
-    listed_[pair].await();
-    rerank_->score(pair, unit, thread);
-    if (planned_[pair].finish_piece()) {
-      rerank_->choose(pair, thread);
-      fetch(pair, thread);
-      planned_[pair].open();
-    }
-  }
-  void fetch(std::int64_t pair, int thread) const {
-    plan_.place(pair, thread);
-    if (gather_ != nullptr) {
-      gather_->fetch(pair);
-    }
-  }
-  void attend(std::int64_t pair, std::int64_t part, int thread) const {
-    if (!exists(pair)) {
-      return;
-    }
-    (rerank_ != nullptr ? planned_ : listed_)[pair].await();
-    attention_.attend(pair, part, thread);
-    if (attended_[pair].finish_piece()) {
-      attention_.combine(pair);
-    }
-  }
-
-  const LandmarkTopk& topk_;
-  const Rerank* rerank_;
-  const CachePlan& plan_;
-  const ValueGather* gather_;
-  const SparseAttention& attention_;
-  std::int64_t pairs_;
-  Gate* listed_;
-  Gate* planned_;
-  Gate* attended_;
-};
-
 }  // namespace
 
 std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const ExecutionTraits& traits) {
   const Between none{};
   return between_bytes(p) + landmark_topk_workspace(topk_of(p, none), traits) +
          (reranks(p) ? rerank_workspace(rerank_of(p, none), traits) : 0) +
-         cache_plan_workspace(plan_of(p, none), traits) + sparse_attention_workspace(attention_of(p, none), traits) +
-         Sequence::bytes(head_pairs(p.geometry, p.batch));
+         cache_plan_workspace(plan_of(p, none), traits) + sparse_attention_workspace(attention_of(p, none), traits);
 }
 
-// One layer of a decode step. Floor: the landmarks read, and the multiplications of the rebuilt keys; see the stages.
-// With two threads or more the first hides behind the second.
+// One layer of a decode step, stage by stage over the whole batch; each stage spreads over all threads. Floor: the
+// landmarks read, and the multiplications of the rebuilt keys; see the stages. (Stages of different heads side by side,
+// one reading landmarks while another rebuilds keys, came out the same: both keep the multipliers busy.)
 void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
   check_shadow_geometry(p.geometry, p.input_type, "decode_layer");
   execution.workspace.require(decode_layer_workspace(p, execution.traits()), "decode_layer");
@@ -337,13 +207,37 @@ void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
   if (reranks(p)) {
     rerank.emplace(rerank_params, execution);
   }
-  const Rerank* const reranked = rerank ? &*rerank : nullptr;
   const CachePlan plan(plan_params, execution);
   const ValueGather gather(gather_params);
-  const SparseAttention attention(attention_params, execution, reranked);
-  const Sequence sequence(topk, reranked, plan, p.geometry.slots != 0 ? &gather : nullptr, attention,
-                          execution.workspace);
-  execution.pool.parallel_for(sequence.pieces(), [&](std::int64_t piece, int thread) { sequence.run(piece, thread); });
+  const SparseAttention attention(attention_params, execution, rerank ? &*rerank : nullptr);
+  ThreadPool& pool = execution.pool;
+  const auto fetch = [&](std::int64_t pair, int thread) {
+    plan.place(pair, thread);
+    if (p.geometry.slots != 0) {
+      gather.fetch(pair);
+    }
+  };
+  pool.parallel_for(topk.pairs() * topk.units(),
+                    [&](std::int64_t i) { topk.score(i / topk.units(), i % topk.units()); });
+  pool.parallel_for(topk.pairs(), [&](std::int64_t pair, int thread) {
+    topk.choose(pair, thread);
+    if (!rerank) {
+      fetch(pair, thread);
+    }
+  });
+  if (rerank) {
+    const std::int64_t units = rerank->units();
+    pool.parallel_for(rerank->pairs() * units,
+                      [&](std::int64_t i, int thread) { rerank->score(i / units, i % units, thread); });
+    pool.parallel_for(rerank->pairs(), [&](std::int64_t pair, int thread) {
+      rerank->choose(pair, thread);
+      fetch(pair, thread);
+    });
+  }
+  const std::int64_t parts = attention.parts();
+  pool.parallel_for(attention.pairs() * parts,
+                    [&](std::int64_t i, int thread) { attention.attend(i / parts, i % parts, thread); });
+  pool.parallel_for(attention.pairs(), [&](std::int64_t pair) { attention.combine(pair); });
   if (p.counters != nullptr) {
     count(p, between);
   }

@@ -13,8 +13,8 @@ namespace skv::cpu {
 namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-// Chunks that one thread scores at a time: a quarter of a megabyte of landmarks at 128 bf16 dimensions.
-constexpr std::int64_t kUnitChunks = 1024;
+// Chunks that one thread scores at a time.
+constexpr std::int64_t kUnitChunks = kLandmarks;
 
 struct Shape {
   std::int64_t pairs, units, stride;
@@ -22,9 +22,8 @@ struct Shape {
 };
 
 Shape shape_of(const skv_landmark_topk_params& p) {
-  // One unit where nothing is indexed: whoever counts units waits for one.
-  return {head_pairs(p.geometry, p.batch), std::max<std::int64_t>(1, divide_up(p.max_chunks, kUnitChunks)),
-          score_stride(p.max_chunks), group_size(p.geometry)};
+  return {head_pairs(p.geometry, p.batch), divide_up(p.max_chunks, kUnitChunks), score_stride(p.max_chunks),
+          group_size(p.geometry)};
 }
 
 // Order keys, what select_best wants, and the logits of the selected.
@@ -90,30 +89,19 @@ void LandmarkTopk::score(std::int64_t pair, std::int64_t unit) const {
   const std::int64_t at = head * layer.chunk_capacity + first;
   const float* const query = queries_ + pair * group_ * width;
   float* const rows = logits_ + pair * group_ * stride_ + first;
-  kernels_.rows[g.landmark_type].score(
-      query, group_, element_at(static_cast<const void*>(layer.landmarks), g.landmark_type, at * g.head_dim), count,
-      g.head_dim, rows, stride_);
-  const float* __restrict__ const radius = layer.radius + at;
+  float weights[SKV_MAX_GROUP];
   for (std::int64_t q = 0; q < group_; ++q) {
-    float* __restrict__ const row = rows + q * stride_;
     double squares = 0;
     for (std::int64_t d = 0; d < g.head_dim; ++d) {
       squares += static_cast<double>(query[q * width + d]) * static_cast<double>(query[q * width + d]);
     }
-    const float weight = static_cast<float>(static_cast<double>(p_.radius_weight) * std::sqrt(squares));
-    if (g.landmark_type == SKV_I8) {
-      const float* __restrict__ const scales = layer.landmark_scales + at;
-      for (std::int64_t c = 0; c < count; ++c) {
-        row[c] *= scales[c];
-      }
-    }
-    for (std::int64_t c = 0; c < count; ++c) {
-      const float logit = row[c] + weight * radius[c];
-      row[c] = radius[c] < 0 ? kNothing : logit;
-    }
-    const std::int64_t to = (pair * units_ + unit) * group_ + q;
-    kernels_.log_sum(row, count, largest_ + to, sum_ + to);
+    weights[q] = static_cast<float>(static_cast<double>(p_.radius_weight) * std::sqrt(squares));
   }
+  const std::int64_t to = (pair * units_ + unit) * group_;
+  kernels_.rows[g.landmark_type].landmarks(
+      query, group_, weights, element_at(static_cast<const void*>(layer.landmarks), g.landmark_type, at * g.head_dim),
+      g.landmark_type == SKV_I8 ? layer.landmark_scales + at : nullptr, layer.radius + at, count, g.head_dim, rows,
+      stride_, largest_ + to, sum_ + to);
 }
 
 // One score a chunk, and the best of those.
@@ -140,24 +128,7 @@ void LandmarkTopk::choose(std::int64_t pair, int thread) const {
   const std::int64_t heads = p_.geometry.key_value_heads;
   const skv_shadow_layer& layer = p_.layers[pair / heads];
   const float* const radius = layer.radius + pair % heads * layer.chunk_capacity;
-  constexpr std::int64_t kStrip = 256;
-  for (std::int64_t first = 0; first < count; first += kStrip) {
-    const std::int64_t strip = std::min(kStrip, count - first);
-    float score[kStrip];
-    for (std::int64_t c = 0; c < strip; ++c) {
-      score[c] = rows[first + c] - log_sum_exp[0];
-    }
-    for (std::int64_t q = 1; q < group_; ++q) {
-      const float* const row = rows + q * stride_ + first;
-      for (std::int64_t c = 0; c < strip; ++c) {
-        const float other = row[c] - log_sum_exp[q];
-        score[c] = other > score[c] ? other : score[c];
-      }
-    }
-    for (std::int64_t c = 0; c < strip; ++c) {
-      keys[first + c] = radius[first + c] < 0 ? 0 : order_key(score[c]);
-    }
-  }
+  kernels_.order_chunks(rows, stride_, group_, log_sum_exp, radius, count, keys);
   std::int32_t* const selected = p_.selected + pair * p_.select;
   const std::int32_t taken = select_best(keys, count, p_.select, selected, for_selection);
   p_.selected_count[pair] = taken;

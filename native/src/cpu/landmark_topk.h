@@ -1,4 +1,4 @@
-// Landmark selection in two stages, so that a decode step can run them beside other work.
+// Landmark selection in two stages, as a decode step composes them.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,7 @@
 #include "cpu/rebuilt_keys.h"
 
+#include <algorithm>
+
 #include "cpu/attention.h"
 #include "cpu/elements.h"
 
@@ -9,7 +11,8 @@ std::uint64_t RebuiltKeys::bytes(const skv_geometry& g, const ExecutionTraits& t
   const AttentionKernels& kernels = attention_kernels(traits.set);
   return Workspace::align(kernels.packed_basis_bytes(g.storage_type, g.rank, g.head_dim)) +
          Workspace::align(kernels.packed_coefficients_bytes(g.storage_type, g.rank, kTokens)) +
-         Workspace::bytes_of<float>(static_cast<std::uint64_t>(kTokens * padded_dim(g.head_dim)));
+         Workspace::bytes_of<float>(static_cast<std::uint64_t>(kTokens * padded_dim(g.head_dim))) +
+         Workspace::bytes_of<const void*>(kMostLines);
 }
 
 RebuiltKeys::RebuiltKeys(const skv_geometry& g, const AttentionKernels& kernels, const ExecutionTraits&,
@@ -18,6 +21,7 @@ RebuiltKeys::RebuiltKeys(const skv_geometry& g, const AttentionKernels& kernels,
   basis_ = workspace.take<std::byte>(kernels.packed_basis_bytes(g.storage_type, g.rank, g.head_dim));
   coefficients_ = workspace.take<std::byte>(kernels.packed_coefficients_bytes(g.storage_type, g.rank, kTokens));
   keys_ = workspace.take<float>(static_cast<std::uint64_t>(kTokens * padded_dim(g.head_dim)));
+  lines_ = workspace.take<const void*>(kMostLines);
 }
 
 const float* RebuiltKeys::rebuild(const skv_shadow_layer& layer, const skv_rope& rope, std::int64_t pair,
@@ -45,17 +49,25 @@ const float* RebuiltKeys::rebuild(const skv_shadow_layer& layer, const skv_rope&
       groups[group++] = plain ? rows : here;
     }
   }
-  kernels_->rebuild(g.storage_type, groups, basis_, g.rank, g.head_dim, group, keys_);
+  kernels_->rebuild(g.storage_type, groups, basis_, g.rank, g.head_dim, group, keys_, {lines_, line_count_});
+  line_count_ = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     kernels_->rotate(rope, chunks[i] * chunk, chunk, g.head_dim, keys_ + i * chunk * width);
   }
   return keys_;
 }
 
-void RebuiltKeys::expect(const skv_shadow_layer& layer, std::int32_t chunk) const {
+void RebuiltKeys::expect(const void* address, std::int64_t bytes) {
+  constexpr std::int64_t kCacheLine = 64;
+  for (std::int64_t at = 0; at < bytes && line_count_ < kMostLines; at += kCacheLine) {
+    lines_[line_count_++] = static_cast<const char*>(address) + at;
+  }
+}
+
+void RebuiltKeys::expect(const skv_shadow_layer& layer, std::int32_t chunk) {
   const std::int64_t elements = static_cast<std::int64_t>(geometry_.chunk) * geometry_.rank;
-  fetch_ahead(element_at(static_cast<const void*>(layer.coefficients), geometry_.storage_type, chunk * elements),
-              elements * element_bytes(geometry_.storage_type));
+  expect(element_at(static_cast<const void*>(layer.coefficients), geometry_.storage_type, chunk * elements),
+         elements * element_bytes(geometry_.storage_type));
 }
 
 }  // namespace skv::cpu

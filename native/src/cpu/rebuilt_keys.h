@@ -22,19 +22,25 @@ class RebuiltKeys {
 
   static std::int64_t chunks_of_block(const skv_geometry& geometry) { return kTokens / geometry.chunk; }
 
+  // What the caller or the next rebuild() will read: the next rebuild() asks for it as it goes. Beyond some number of
+  // lines it is not asked for.
+  void expect(const void* address, std::int64_t bytes);
+  void expect(const skv_shadow_layer& layer, std::int32_t chunk);
+
   // Keys [count*C][padded_dim(D)], count <= chunks_of_block; `pair` tells heads of sessions apart.
   const float* rebuild(const skv_shadow_layer& layer, const skv_rope& rope, std::int64_t pair, std::int64_t head,
                        const std::int32_t* chunks, std::int64_t count);
 
-  // Asks for what rebuild() will read of a chunk.
-  void expect(const skv_shadow_layer& layer, std::int32_t chunk) const;
-
  private:
+  static constexpr std::int64_t kMostLines = 1024;
+
   skv_geometry geometry_;
   const AttentionKernels* kernels_;
   std::byte* basis_;
   std::byte* coefficients_;
   float* keys_;
+  const void** lines_;  // [kMostLines]
+  std::int64_t line_count_ = 0;
   std::int64_t packed_pair_ = -1;
 };
 

@@ -1,4 +1,4 @@
-// Reranking in two stages, so that a decode step can run them beside other work and use their scores again.
+// Reranking in two stages, as a decode step composes them; the scores may be used again.
 #pragma once
 
 #include <cstdint>

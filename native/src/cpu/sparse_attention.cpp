@@ -100,21 +100,24 @@ void SparseAttention::selected(const Part& part, std::int64_t first, std::int64_
   const std::int32_t* const chunks = p_.selected + part.pair * p_.select;
   const std::int32_t* const slots = p_.selected_slot + part.pair * p_.select;
   const std::int64_t block = RebuiltKeys::chunks_of_block(g);
-  const std::int64_t chunk_elements = static_cast<std::int64_t>(g.chunk) * g.head_dim;
+  const std::int64_t value_bytes = static_cast<std::int64_t>(g.chunk) * g.head_dim * element_bytes(g.value_type);
   constexpr std::int64_t kStride = RebuiltKeys::kTokens;
   alignas(64) float scores[SKV_MAX_GROUP * kStride];
   for (std::int64_t at = first; at < end; at += block) {
     const std::int64_t count = std::min(block, end - at);
-    for (std::int64_t i = 0; i < count; ++i) {
-      fetch_ahead(values(part, slots[at + i]), chunk_elements * element_bytes(g.value_type));
-    }
     if (reranked_ != nullptr) {
+      for (std::int64_t i = at == first ? at : at + count; i < std::min(at + count + block, end); ++i) {
+        fetch_ahead(values(part, slots[i]), value_bytes);
+      }
       for (std::int64_t i = 0; i < count; ++i) {
         for (std::int64_t q = 0; q < group_; ++q) {
           std::copy_n(reranked_->scores(part.pair, at + i, q), g.chunk, scores + q * kStride + i * g.chunk);
         }
       }
     } else {
+      for (std::int64_t i = 0; i < count; ++i) {
+        keys.expect(values(part, slots[at + i]), value_bytes);
+      }
       for (std::int64_t i = at + count; i < std::min(at + count + block, end); ++i) {
         keys.expect(part.layer, chunks[i]);
       }

@@ -1,5 +1,4 @@
-// Attention over selected chunks, outliers and the recent window, in parts that a decode step can run beside other
-// work.
+// Attention over selected chunks, outliers and the recent window, in parts, as a decode step composes it.
 #pragma once
 
 #include <cstdint>

@@ -270,8 +270,18 @@ inline float largest_of(Vector x) {
 // --- Exponential ------------------------------------------------------------------------------
 
 // e^x for x <= 88, to about one unit in the last place: 2^n times the Taylor polynomial of the rest, which is at
-// most ln(2)/2 in magnitude, where degree 7 is exact to 2^-27. Below the smallest normal number: 0. NaN stays NaN.
+// most ln(2)/2 in magnitude, where degree 7 is exact to 2^-27. Below the smallest normal number: 0 or what is left of
+// it. NaN stays NaN.
 inline Vector exponential(Vector x) {
+#if defined(__AVX512F__)
+  // scalef() takes an exponent below the smallest: what is there is not zero before 2^-149.
+  constexpr float kLog2E = 1.44269504088896341F;
+  constexpr float kLn2High = 0.693359375F, kLn2Low = -2.12194440e-4F;
+  constexpr float kVanished = -104.0F;
+  const __m512 clamped = _mm512_max_ps(broadcast(kVanished), x);  // of NaN and a number, the second: x
+  const __m512 n = _mm512_roundscale_ps(clamped * kLog2E, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const Vector r = (clamped - n * kLn2High) - n * kLn2Low;
+#else
   constexpr float kLog2E = 1.44269504088896341F;
   constexpr float kLn2High = 0.693359375F, kLn2Low = -2.12194440e-4F;
   constexpr float kRoundToInteger = 12582912.0F;  // 1.5 * 2^23: the integer is in the low bits of the sum
@@ -280,6 +290,7 @@ inline Vector exponential(Vector x) {
   const Vector shifted = clamped * kLog2E + kRoundToInteger;
   const Vector n = shifted - kRoundToInteger;
   const Vector r = (clamped - n * kLn2High) - n * kLn2Low;
+#endif
   Vector p = r * (1.0F / 5040.0F) + (1.0F / 720.0F);
   p = p * r + (1.0F / 120.0F);
   p = p * r + (1.0F / 24.0F);
@@ -287,10 +298,14 @@ inline Vector exponential(Vector x) {
   p = p * r + 0.5F;
   p = p * r + 1.0F;
   p = p * r + 1.0F;
+#if defined(__AVX512F__)
+  return _mm512_scalef_ps(p, n);
+#else
   // A product, not a sum of exponents: NaN times anything is NaN.
   constexpr std::int32_t kExponentOfOne = 127;
   const Vector scaled = p * reinterpret_cast<Vector>((reinterpret_cast<IntVector>(shifted) + kExponentOfOne) << 23);
   return x < kSmallest ? Vector{} : scaled;
+#endif
 }
 
 inline int full_vectors(int count) {
