@@ -30,7 +30,7 @@ public record ThroughputSettings(
         OptionalInt slots,
         long seed) {
     /** Steps before and after the timed ones: the search for a drift, warming up, timing attention apart. */
-    static final int OTHER_STEPS = 128;
+    static final int OTHER_STEPS = 88;
 
     public ThroughputSettings {
         Objects.requireNonNull(shape, "shape");
