@@ -138,6 +138,9 @@ class EngineTest {
             for (Engine engine : List.of(shorter, longer)) {
                 assertThat(engine.submit(GenerationRequest.of(prompt(200, 1), 9), TokenListener.NONE).join().ids()).hasSize(9);
             }
+            // The counters are complete when the thread has ended.
+            shorter.close();
+            longer.close();
             assertThat(shorter.statistics().selectedChunks()).isZero();
             assertThat(longer.statistics().selectedChunks()).isPositive();
         }
