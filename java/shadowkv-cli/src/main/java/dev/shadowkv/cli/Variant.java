@@ -85,6 +85,27 @@ record Variant(String name, CacheOptions options, int budget, boolean budgetIsSh
                 + " is neither a number of tokens nor length/N");
     }
 
+    boolean isShadow() {
+        return options.kind() == CacheKind.SHADOW;
+    }
+
+    /** Its budget at a length, and everything else. */
+    EvalCharts.Axis budgetAxis(int length) {
+        CacheOptions o = options;
+        return new EvalCharts.Axis(
+                o.rank() + " " + o.chunk() + " " + o.outliers() + " " + o.radiusWeight() + " " + o.rerank() + " " + o.valueType(),
+                options(length).budget());
+    }
+
+    /** Its rank, and everything else; without a rank of its own it is on no axis with others. */
+    EvalCharts.Axis rankAxis(int length) {
+        CacheOptions o = options;
+        return new EvalCharts.Axis(
+                (o.rank().isPresent() ? "" : name) + " " + options(length).budget() + " " + o.chunk() + " " + o.outliers() + " "
+                        + o.radiusWeight() + " " + o.rerank() + " " + o.valueType(),
+                o.rank().orElse(0));
+    }
+
     /** The options for prompts of a length. */
     CacheOptions options(int length) {
         CacheOptions o = options;

@@ -170,6 +170,40 @@ class CommandLineTest {
     }
 
     @Test
+    void evalDrawsDepthsAndBudgets() {
+        Path charts = folder.resolve("charts");
+        JsonNode report = run(
+                        "eval", "niah", "--model", NEEDLE, "--lengths", "1024", "--depths", 3, "--samples", 1, "--out",
+                        folder.resolve("niah.jsonl"), "--charts", charts, "--variant", "exact=dense", "--variant",
+                        "half=shadow,rank=40,budget=128", "--variant", "whole=shadow,rank=40,budget=256", "--json")
+                .json();
+        assertThat(report.path("scores")).hasSize(3).allMatch(row -> row.path("mean").asDouble() > 0.5);
+        for (String chart : List.of("depths-exact.png", "depths-half.png", "depths-whole.png", "budget-1024.png")) {
+            assertThat(charts.resolve(chart)).isNotEmptyFile();
+        }
+    }
+
+    @Test
+    void evalReadsLongBench() throws IOException {
+        String needle = "the special magic number for bekevu is : 477 187 .";
+        String line = "{\"input\":\"what is the special magic number for bekevu ? the special magic number for bekevu is :\","
+                + "\"context\":\"" + "the grass is green . ".repeat(60) + needle + " the sky is blue .".repeat(60)
+                + "\",\"answers\":[\"477 187 .\"],\"all_classes\":null}";
+        Path data = Files.createDirectory(folder.resolve("data"));
+        Files.writeString(data.resolve("hotpotqa.jsonl"), line + "\n");
+        Path templates = Files.writeString(folder.resolve("templates.json"), "{\"hotpotqa\":\"{context} {input}\"}");
+        Object[] command = {
+            "eval", "longbench", "--model", NEEDLE, "--data", data, "--templates", templates, "--out", folder.resolve("lb.jsonl"),
+            "--variant", "exact=dense", "--variant", "shadow=shadow,rank=40,budget=length/8", "--json"
+        };
+        JsonNode report = run(command).json();
+        assertThat(report.path("scores")).hasSize(2).allMatch(row -> row.path("mean").asDouble() > 0);
+        assertThat(run(command).json()).isEqualTo(report);
+        assertRefused(run(with(command, "--max-tokens", 99999)), 1, "99999");
+        assertRefused(run("eval", "longbench", "--model", NEEDLE, "--data", folder, "--out", folder.resolve("x.jsonl")), 1, "LongBench");
+    }
+
+    @Test
     void benchMeasuresAndDraws() {
         JsonNode report = run("bench", "context", "--contexts", "1024,512", "--charts", folder.resolve("c"), "--json").json();
         assertThat(report.path("results")).hasSize(4).allMatch(row -> row.path("attentionMilliseconds").asDouble() > 0);

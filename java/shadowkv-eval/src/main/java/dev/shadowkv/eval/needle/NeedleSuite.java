@@ -24,6 +24,11 @@ public final class NeedleSuite implements Suite {
         this.cases = List.copyOf(cases);
     }
 
+    /** Whether a tokenizer is that of the needle-32k checkpoint, which knows no other words. */
+    public static boolean fits(Tokenizer tokenizer) {
+        return NeedleVocabulary.fits(tokenizer);
+    }
+
     /**
      * Tasks at lengths.
      *

@@ -20,14 +20,19 @@ final class NeedleVocabulary {
         this.names = names;
     }
 
-    static NeedleVocabulary of(Tokenizer tokenizer) {
+    /** Whether a tokenizer has this vocabulary. */
+    static boolean fits(Tokenizer tokenizer) {
         int first = tokenizer.idOf("000").orElse(-1);
         boolean numbered = first >= 0;
         for (int i = 0; i < NUMBERS && numbered; i++) {
             numbered = tokenizer.tokenOf(first + i).orElse("").equals(number(i));
         }
-        int words = first + NUMBERS;
-        if (!numbered || tokenizer.vocabularySize() != words + FILLER + NAMES) {
+        return numbered && tokenizer.vocabularySize() == first + NUMBERS + FILLER + NAMES;
+    }
+
+    static NeedleVocabulary of(Tokenizer tokenizer) {
+        int words = tokenizer.idOf("000").orElse(-1) + NUMBERS;
+        if (!fits(tokenizer)) {
             throw new EvaluationException("the needle tasks need the tokenizer of the needle-32k checkpoint: "
                     + "the numbers 000 to 999, then " + (FILLER + NAMES) + " words");
         }
