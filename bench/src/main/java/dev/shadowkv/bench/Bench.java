@@ -36,18 +36,23 @@ import dev.shadowkv.Device;
 public final class Bench {
 
     private static final String USAGE = """
-            usage: shadowkv-bench <set> [--out FILE] [--only PATTERN] [--note TEXT] [-p NAME=VALUE[,VALUE]]...
+            usage: shadowkv-bench <set> [--out FILE] [--only PATTERN] [--seconds N] [--note TEXT]
+                                  [-p NAME=VALUE[,VALUE]]...
                    shadowkv-bench <options of JMH>
 
             sets: quick    every operation and a decode layer on the CPU, small
                   cpu-8b   one layer of an 8B Llama, 122880 tokens, on the CPU
                   gpu-8b   the same on a GPU, 8 sessions
+
+            The file is written after every benchmark, so that one that is cut off has what was measured until then; after N
+            seconds no further benchmark is begun.
             """;
 
     private String name;
     private Path out;
     private String only;
     private String note = "";
+    private long seconds = Long.MAX_VALUE;
     private final List<String> parameters = new ArrayList<>();
 
     private Bench() {
@@ -87,6 +92,7 @@ public final class Bench {
                 case "--out" -> out = Path.of(value);
                 case "--only" -> only = value;
                 case "--note" -> note = value;
+                case "--seconds" -> seconds = Long.parseLong(value);
                 case "-p" -> parameters.add(value);
                 default -> throw new IllegalArgumentException("unknown option " + option);
             }
@@ -109,7 +115,10 @@ public final class Bench {
         System.setProperty(Ceilings.PROPERTY, ceilings.text());
         System.out.println(machine);
         System.out.println(ceilings);
+        machine.put("command", "shadowkv-bench " + name + (parameters.isEmpty() ? "" : " -p " + String.join(" -p ", parameters)));
+        machine.put("note", note);
         List<RunResult> results = new ArrayList<>();
+        List<String> left = new ArrayList<>();
         int failed = 0;
         for (Profile.Run run : profile.runs()) {
             // One at a time, so that one that fails takes no results of others with it.
@@ -117,6 +126,11 @@ public final class Bench {
                 if (only != null && !Pattern.compile(only).matcher(entry.getUsername()).find()) {
                     continue;
                 }
+                if ((System.nanoTime() - start) / 1_000_000_000 >= seconds) {
+                    left.add(entry.getUsername().replace("dev.shadowkv.bench.", "") + " " + String.join(" ", run.parameters()));
+                    continue;
+                }
+                long begun = System.nanoTime();
                 Options options = profile.options(run, ceilings, parameters)
                         .include("^" + Pattern.quote(entry.getUsername()) + "$").build();
                 int missing = combinations(entry, options);
@@ -133,11 +147,15 @@ public final class Bench {
                     System.out.println(missing + " of " + entry.getUsername() + " failed; the reason is above");
                 }
                 failed += missing;
+                System.out.printf("  in %.1f s%n", (System.nanoTime() - begun) / 1e9);
+                machine.put("loadAverageAfter", Machine.loadAverage());
+                write(machine, ceilings, results);
             }
         }
-        machine.put("loadAverageAfter", Machine.loadAverage());
-        machine.put("command", "shadowkv-bench " + name + (parameters.isEmpty() ? "" : " -p " + String.join(" -p ", parameters)));
-        machine.put("note", note);
+        if (!left.isEmpty()) {
+            System.out.println("not begun within " + seconds + " s: " + String.join("; ", left));
+            machine.put("left", String.join("; ", left));
+        }
         write(machine, ceilings, results);
         System.out.printf("%d results in %s, %d benchmarks failed, %.0f s%n", results.size(), out, failed,
                 (System.nanoTime() - start) / 1e9);

@@ -2,6 +2,7 @@ package dev.shadowkv.bench;
 
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.stream.IntStream;
 
 import dev.shadowkv.ElementType;
 
@@ -9,6 +10,7 @@ import dev.shadowkv.ElementType;
 final class Numbers {
 
     private static final int GAUSSIANS = 1 << 16;
+    private static final int PART = 1 << 18;
     private static final float[] GAUSSIAN = gaussians();
 
     private Numbers() {
@@ -20,10 +22,13 @@ final class Numbers {
             case F32 -> MemorySegment.ofArray(numbers);
             case BF16 -> {
                 short[] out = new short[numbers.length];
-                for (int i = 0; i < out.length; i++) {
-                    int bits = Float.floatToRawIntBits(numbers[i]);
-                    out[i] = (short) ((bits + 0x7FFF + ((bits >>> 16) & 1)) >>> 16);
-                }
+                // Parts of their own for every processor: long contexts are hundreds of millions of numbers.
+                IntStream.range(0, (out.length + PART - 1) / PART).parallel().forEach(part -> {
+                    for (int i = part * PART; i < Math.min(out.length, (part + 1L) * PART); i++) {
+                        int bits = Float.floatToRawIntBits(numbers[i]);
+                        out[i] = (short) ((bits + 0x7FFF + ((bits >>> 16) & 1)) >>> 16);
+                    }
+                });
                 yield MemorySegment.ofArray(out);
             }
             case F16 -> {
@@ -61,8 +66,13 @@ final class Numbers {
 
     /** Normally distributed numbers, quickly: drawn from a table of 65536. */
     static void gaussian(float[] out, long seed, float deviation) {
+        gaussian(out, 0, out.length, seed, deviation);
+    }
+
+    /** As above, for a part of the array. */
+    static void gaussian(float[] out, int from, int to, long seed, float deviation) {
         long state = seed * 0x9E3779B97F4A7C15L + 0x632BE59BD9B4E019L;
-        for (int i = 0; i < out.length; i++) {
+        for (int i = from; i < to; i++) {
             state ^= state << 13;
             state ^= state >>> 7;
             state ^= state << 17;

@@ -58,21 +58,27 @@ record Profile(String name, String device, int forks, List<Run> runs) {
                         "landmarkType=I8")));
     }
 
-    /** One layer of an 8B Llama on a GPU, 8 sessions of 122880 tokens. */
+    /** One layer of an 8B Llama on a GPU, 8 sessions of 122880 tokens; what matters most first. */
     private static Profile gpu8b() {
         String[] layer = {"context=" + LONG, "budget=2048", "batch=8"};
+        String[] eight = {"valueType=F8_E4M3", "landmarkType=I8"};
+        String[] shorter = {"context=16384,32768,65536", "budget=2048", "batch=8"};
         return new Profile("gpu-8b", "cuda", 0, List.of(
-                Run.of("TransformerBenchmark", "tokens=16384"),
-                Run.of("MatmulBenchmark", "rows=1,8,4096"),
-                Run.of("PrefillBenchmark", "context=32768", "tokens=32768"),
-                Run.of("BuildBenchmark", "context=" + LONG),
+                Run.of("DecodeLayerBenchmark.denseGraph$", layer),
+                Run.of("DecodeLayerBenchmark.shadowGraph$", with(layer, "resident=0.6,0.83")),
+                Run.of("DecodeLayerBenchmark.shadowGraph$", with(with(layer, eight), "resident=0.6,0.83")),
+                Run.of("DecodeLayerBenchmark.(dense|shadow)Graph$", "context=" + LONG, "budget=2048", "batch=1"),
+                Run.of("DecodeLayerBenchmark.shadow$", layer),
                 Run.of("DecodeBenchmark", layer),
-                Run.of("DecodeBenchmark.(landmarkTopK|valueGather)", with(layer, "valueType=F8_E4M3", "landmarkType=I8")),
-                Run.of("DecodeLayerBenchmark.dense$", layer),
-                Run.of("DecodeLayerBenchmark.shadow$", with(layer, "resident=0.6,0.83")),
-                Run.of("DecodeLayerBenchmark.shadow$", with(layer, "valueType=F8_E4M3", "landmarkType=I8")),
-                Run.of("DecodeLayerBenchmark.(dense|shadow)Graph", "context=" + LONG, "budget=2048", "batch=1"),
-                Run.of("DecodeLayerBenchmark.(dense|shadow)$", "context=16384,32768,65536", "budget=2048", "batch=8"),
+                Run.of("DecodeBenchmark.(landmarkTopK|valueGather|sparseAttention)", with(layer, eight)),
+                Run.of("DecodeLayerBenchmark.(dense|shadow)Graph$", shorter),
+                Run.of("DecodeLayerBenchmark.shadowGraph$", with(shorter, eight)),
+                Run.of("BuildBenchmark", "context=" + LONG),
+                Run.of("PrefillBenchmark", "context=32768", "tokens=32768"),
+                Run.of("MatmulBenchmark", "rows=1,8,4096"),
+                Run.of("TransformerBenchmark", "tokens=16384"),
+                Run.of("DecodeLayerBenchmark.shadowGraph$", "context=" + LONG, "budget=1024,4096", "batch=8"),
+                Run.of("DecodeLayerBenchmark.(dense|shadow)Graph$", "context=" + LONG, "budget=2048", "batch=2,4"),
                 Run.of("JavaShareBenchmark", "threads=1")));
     }
 

@@ -62,6 +62,19 @@ final class ResultCharts {
         save(chart, file);
     }
 
+    /** Bars of several series side by side for each label. */
+    static void bars(String title, String y, List<String> labels, Map<String, List<Double>> series, Path file) throws IOException {
+        CategoryChart chart = new CategoryChartBuilder().width(WIDTH).height(HEIGHT).title(title).xAxisTitle("").yAxisTitle(y)
+                .build();
+        style(chart.getStyler());
+        chart.getStyler().setXAxisLabelRotation(45);
+        chart.getStyler().setYAxisMin(0.0);
+        for (Map.Entry<String, List<Double>> entry : series.entrySet()) {
+            chart.addSeries(entry.getKey(), new ArrayList<>(labels), entry.getValue());
+        }
+        save(chart, file);
+    }
+
     private static void style(Styler styler) {
         styler.setChartBackgroundColor(Color.WHITE);
         styler.setLegendPosition(Styler.LegendPosition.OutsideS);

@@ -87,6 +87,9 @@ public final class ResultPage {
         if (!machine.getOrDefault("note", "").isEmpty()) {
             text.append(machine.get("note")).append("\n\n");
         }
+        if (!machine.getOrDefault("left", "").isEmpty()) {
+            text.append("Left out for want of time: ").append(machine.get("left")).append(".\n\n");
+        }
         text.append("| | |\n|---|---|\n");
         for (String key : List.of("device", "processor", "processors", "threads", "instructionSet", "memory", "driver", "system",
                 "java", "library", "blas", "loadAverageBefore", "loadAverageAfter")) {
@@ -136,7 +139,7 @@ public final class ResultPage {
                     dense.map(ResultPage::time).orElse(""), time(shadow), Double.isNaN(gain) ? "" : String.format(Locale.ROOT, "%.2fx", gain),
                     percent(shadow.get(FloorProfiler.SHARE))));
             if (!Double.isNaN(gain)) {
-                labels.add(label(shadow));
+                labels.add(label(shadow, all.getFirst()));
                 gains.add(gain);
             }
         }
@@ -147,13 +150,19 @@ public final class ResultPage {
                     path -> ResultCharts.bars("Decode layer: ShadowKV against exact attention", "times faster", labels, gains, path));
         }
         overContext(file, all);
+        bandwidths(file, all);
     }
 
     private void overContext(ResultFile file, List<Measured> all) throws IOException {
+        // By graph where that was measured; of each line every context once.
+        boolean graphs = all.stream().anyMatch(one -> one.operation().endsWith("Graph") && !one.parameter("context").equals(
+                all.getFirst().parameter("context")));
+        String budget = all.getFirst().parameter("budget");
         Map<String, TreeMap<Double, Double>> points = new LinkedHashMap<>();
         for (Measured one : all) {
-            if (!one.operation().endsWith("Graph") && stored(one, "valueType").isEmpty() && stored(one, "landmarkType").isEmpty()) {
-                String name = (one.operation().equals("dense") ? "exact" : "ShadowKV") + ", batch " + one.parameter("batch");
+            if (one.operation().endsWith("Graph") == graphs && one.parameter("budget").equals(budget)) {
+                String eight = stored(one, "valueType").isEmpty() && stored(one, "landmarkType").isEmpty() ? "" : " 8-bit";
+                String name = (one.operation().startsWith("dense") ? "exact" : "ShadowKV") + eight + ", batch " + one.parameter("batch");
                 points.computeIfAbsent(name, key -> new TreeMap<>())
                         .putIfAbsent(Double.parseDouble(one.parameter("context")) / 1000, one.microseconds());
             }
@@ -168,6 +177,34 @@ public final class ResultPage {
         if (!series.isEmpty()) {
             chart(file, "context", "time of a decode layer against context",
                     path -> ResultCharts.lines("Time of a decode layer", "microseconds", series, path));
+        }
+    }
+
+    /** How much of the memory's and of the link's bandwidth the layers use, for machines that have a link. */
+    private void bandwidths(ResultFile file, List<Measured> all) throws IOException {
+        double memory = file.ceilings().getOrDefault("readBandwidth", 0.0);
+        double link = file.ceilings().getOrDefault("linkBandwidth", 0.0);
+        if (memory <= 0 || link <= 0) {
+            return;
+        }
+        List<String> labels = new ArrayList<>();
+        List<Double> ofMemory = new ArrayList<>();
+        List<Double> ofLink = new ArrayList<>();
+        for (Measured one : all) {
+            String label = (one.operation().startsWith("dense") ? "exact " : "") + label(one, all.getFirst());
+            if (!labels.contains(label) && !Double.isNaN(one.get(FloorProfiler.BYTES))) {
+                labels.add(label);
+                double seconds = one.microseconds() * 1e-6;
+                ofMemory.add(100 * one.get(FloorProfiler.BYTES) / seconds / memory);
+                ofLink.add(100 * one.more().getOrDefault(FloorProfiler.LINK_BYTES, 0.0) / seconds / link);
+            }
+        }
+        if (labels.size() > 1) {
+            Map<String, List<Double>> bars = new LinkedHashMap<>();
+            bars.put("memory of the device", ofMemory);
+            bars.put("link to the host", ofLink);
+            chart(file, "bandwidth", "share of the bandwidths that decode layers use",
+                    path -> ResultCharts.bars("Decode layer: share of the bandwidth", "% of what was measured as possible", labels, bars, path));
         }
     }
 
@@ -225,10 +262,12 @@ public final class ResultPage {
         text.append("\n![").append(description).append("](benchmarks/").append(name).append(")\n");
     }
 
-    private static String label(Measured one) {
+    /** What tells a layer from others; the budget where it is not that of the first. */
+    private static String label(Measured one, Measured first) {
         Set<String> parts = new LinkedHashSet<>();
         parts.add("batch " + one.parameter("batch"));
         parts.add(Integer.parseInt(one.parameter("context")) / 1000 + "K");
+        parts.add(one.parameter("budget").equals(first.parameter("budget")) ? "" : "budget " + one.parameter("budget"));
         parts.add(stored(one, "valueType"));
         if (!Double.isNaN(one.get("resident"))) {
             parts.add(percent(one.get("resident")));

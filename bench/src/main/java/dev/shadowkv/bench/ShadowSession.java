@@ -1,6 +1,7 @@
 package dev.shadowkv.bench;
 
 import java.lang.foreign.MemorySegment;
+import java.util.stream.IntStream;
 
 import dev.shadowkv.DeviceArena;
 import dev.shadowkv.DeviceBuffer;
@@ -127,16 +128,23 @@ final class ShadowSession {
     /** {@code [context][r]}: what a chunk's tokens have in common, and what each has of its own. */
     private static float[] coefficients(int context, Geometry g, long seed) {
         int rank = g.rank();
-        float[] out = Numbers.gaussian(Math.multiplyExact(context, rank), seed + 1, 0.6f);
-        float[] common = new float[rank];
-        for (int token = 0; token < context; token++) {
-            if (token % g.chunk() == 0) {
-                Numbers.gaussian(common, seed * 1_000_003 + token, 0.8f);
-            }
-            for (int i = 0; i < rank; i++) {
-                out[token * rank + i] = (float) ((out[token * rank + i] + common[i]) / (1 + i / DECAY));
-            }
+        float[] out = new float[Math.multiplyExact(context, rank)];
+        float[] scale = new float[rank];
+        for (int i = 0; i < rank; i++) {
+            scale[i] = (float) (1 / (1 + i / DECAY));
         }
+        IntStream.range(0, (context + g.chunk() - 1) / g.chunk()).parallel().forEach(chunk -> {
+            int first = chunk * g.chunk();
+            int last = Math.min(context, first + g.chunk());
+            float[] common = new float[rank];
+            Numbers.gaussian(common, seed * 1_000_003 + first, 0.8f);
+            Numbers.gaussian(out, first * rank, last * rank, (seed + 1) * 1_000_003 + first, 0.6f);
+            for (int token = first; token < last; token++) {
+                for (int i = 0; i < rank; i++) {
+                    out[token * rank + i] = (out[token * rank + i] + common[i]) * scale[i];
+                }
+            }
+        });
         return out;
     }
 

@@ -13,7 +13,7 @@ class ResultPageTest {
     private static final String FILE = """
             {"set": "quick", "machine": {"device": "cpu", "processor": "a machine", "command": "shadowkv-bench quick",
               "date": "2026-01-02", "commit": "abc", "note": ""},
-             "ceilings": {"copyBandwidth": 2e10, "linkBandwidth": 0, "matrixType": "F32"},
+             "ceilings": {"copyBandwidth": 2e10, "readBandwidth": 4e10, "linkBandwidth": %s, "matrixType": "F32"},
              "results": [%s]}
             """;
 
@@ -38,17 +38,31 @@ class ResultPageTest {
         assertThat(folder.resolve("docs/benchmarks")).doesNotExist();
     }
 
+    /** Of a machine with a link: lines by graph, and how much of both bandwidths is used. */
+    @Test
+    void drawsContextAndBandwidthsOfADevice() throws Exception {
+        String page = page(result("denseGraph", 8192, 400) + "," + result("shadowGraph", 8192, 100) + ","
+                + result("denseGraph", 16384, 800) + "," + result("shadowGraph", 16384, 110), "5e10");
+        assertThat(page).contains("by graph").contains("quick-context.png").contains("quick-bandwidth.png")
+                .contains("link to the device");
+        assertThat(Files.size(folder.resolve("docs/benchmarks/quick-bandwidth.png"))).isGreaterThan(1000);
+    }
+
     private static String result(String operation, int context, double time) {
         return String.format(java.util.Locale.ROOT, """
                 {"benchmark": "dev.shadowkv.bench.DecodeLayerBenchmark.%s", "params": {"batch": "1", "context": "%d",
                  "budget": "512", "valueType": "default", "landmarkType": "default"},
                  "primaryMetric": {"score": %f, "scoreError": "NaN", "scoreUnit": "us/op"},
-                 "secondaryMetrics": {"shareOfFloor": {"score": 0.5}}}""", operation, context, time);
+                 "secondaryMetrics": {"shareOfFloor": {"score": 0.5}, "bytes": {"score": 1e6}, "linkBytes": {"score": 1e5}}}""", operation, context, time);
     }
 
     private String page(String results) throws Exception {
+        return page(results, "0");
+    }
+
+    private String page(String results, String link) throws Exception {
         Path file = Files.createDirectories(folder.resolve("results")).resolve("quick.json");
-        Files.writeString(file, String.format(FILE, results));
+        Files.writeString(file, String.format(FILE, link, results));
         ResultPage.write(file.getParent(), folder.resolve("docs/benchmarks.md"));
         return Files.readString(folder.resolve("docs/benchmarks.md"));
     }
