@@ -5,7 +5,6 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 import java.util.Objects;
 import java.util.Optional;
-import java.util.concurrent.atomic.AtomicLong;
 
 import dev.shadowkv.internal.BlasLibraries;
 import dev.shadowkv.internal.Children;
@@ -64,8 +63,7 @@ public final class Device implements AutoCloseable {
     private final NativeContext context;
     private final Lifetime lifetime;
     private final Children children = new Children();
-    private final AtomicLong deviceBytes = new AtomicLong();
-    private final AtomicLong pinnedBytes = new AtomicLong();
+    private final NativeMemory calls;
     private final Info info;
     private volatile boolean capturing;
     private DeviceArena own;
@@ -87,6 +85,7 @@ public final class Device implements AutoCloseable {
             skv_context_params.blas_path(params, blas == null ? MemorySegment.NULL : arena.allocateFrom(blas));
             context = NativeContext.create(params);
         }
+        calls = new NativeMemory(context);
         lifetime = new Lifetime("Device", null);
     }
 
@@ -259,11 +258,11 @@ public final class Device implements AutoCloseable {
     public void copy(MemorySegment source, DeviceBuffer target) {
         require(target, source.byteSize());
         if (source.isNative()) {
-            copy(MemorySegment.ofAddress(target.address()), source, source.byteSize());
+            calls.copy(MemorySegment.ofAddress(target.address()), source, source.byteSize());
         } else {
             try (Arena arena = Arena.ofConfined()) {
                 MemorySegment staging = arena.allocate(Math.max(1, source.byteSize()), 64).copyFrom(source);
-                copy(MemorySegment.ofAddress(target.address()), staging, source.byteSize());
+                calls.copy(MemorySegment.ofAddress(target.address()), staging, source.byteSize());
             }
         }
     }
@@ -279,12 +278,12 @@ public final class Device implements AutoCloseable {
             throw new IllegalArgumentException("target is read-only");
         }
         if (target.isNative()) {
-            copy(target, MemorySegment.ofAddress(source.address()), target.byteSize());
+            calls.copy(target, MemorySegment.ofAddress(source.address()), target.byteSize());
             synchronize();
         } else {
             try (Arena arena = Arena.ofConfined()) {
                 MemorySegment staging = arena.allocate(Math.max(1, target.byteSize()), 64);
-                copy(staging, MemorySegment.ofAddress(source.address()), target.byteSize());
+                calls.copy(staging, MemorySegment.ofAddress(source.address()), target.byteSize());
                 synchronize();
                 target.copyFrom(staging.asSlice(0, target.byteSize()));
             }
@@ -295,7 +294,7 @@ public final class Device implements AutoCloseable {
     public void copy(DeviceBuffer source, DeviceBuffer target) {
         require(source, source.byteSize());
         require(target, source.byteSize());
-        copy(MemorySegment.ofAddress(target.address()), MemorySegment.ofAddress(source.address()), source.byteSize());
+        calls.copy(MemorySegment.ofAddress(target.address()), MemorySegment.ofAddress(source.address()), source.byteSize());
     }
 
     /** Copies rows that lie apart, within the device; pitches and width in bytes. */
@@ -303,26 +302,13 @@ public final class Device implements AutoCloseable {
             long rows) {
         require(source, rows == 0 ? 0 : Math.addExact(Math.multiplyExact(rows - 1, sourcePitch), width));
         require(target, rows == 0 ? 0 : Math.addExact(Math.multiplyExact(rows - 1, targetPitch), width));
-        MemorySegment handle = context.enter();
-        try {
-            context.check(ShadowKv.skv_copy_2d(handle, MemorySegment.ofAddress(target.address()), targetPitch,
-                    MemorySegment.ofAddress(source.address()), sourcePitch, width, rows), "copy_2d");
-        } finally {
-            context.exit();
-        }
+        calls.copyRows(target.address(), targetPitch, source.address(), sourcePitch, width, rows);
     }
 
     /** Sets every byte. */
     public void fill(DeviceBuffer target, int value) {
         require(target, target.byteSize());
-        MemorySegment handle = context.enter();
-        try {
-            context.check(ShadowKv.skv_fill(handle, MemorySegment.ofAddress(target.address()), value,
-                    target.byteSize()),
-                    "fill");
-        } finally {
-            context.exit();
-        }
+        calls.fill(target.address(), value, target.byteSize());
     }
 
     /** Waits until all work of this device's stream is done. */
@@ -372,27 +358,17 @@ public final class Device implements AutoCloseable {
 
     /** Free and total memory now. */
     public Memory memory() {
-        try (Arena arena = Arena.ofConfined()) {
-            MemorySegment free = arena.allocate(ValueLayout.JAVA_LONG);
-            MemorySegment total = arena.allocate(ValueLayout.JAVA_LONG);
-            MemorySegment handle = context.enter();
-            try {
-                context.check(ShadowKv.skv_memory_info(handle, free, total), "memory_info");
-            } finally {
-                context.exit();
-            }
-            return new Memory(free.get(ValueLayout.JAVA_LONG, 0), total.get(ValueLayout.JAVA_LONG, 0));
-        }
+        return calls.info();
     }
 
     /** Bytes of device memory that this device's arenas hold now. */
     public long allocatedBytes() {
-        return deviceBytes.get();
+        return calls.deviceBytes();
     }
 
     /** Bytes of pinned memory that this device's arenas hold now. */
     public long pinnedBytes() {
-        return pinnedBytes.get();
+        return calls.pinnedBytes();
     }
 
     /** Which BLAS is used and where it was found, or where it was looked for. */
@@ -464,65 +440,8 @@ public final class Device implements AutoCloseable {
         capturing = now;
     }
 
-    void copy(MemorySegment target, MemorySegment source, long bytes) {
-        if (bytes == 0) {
-            return;
-        }
-        MemorySegment handle = context.enter();
-        try {
-            context.check(ShadowKv.skv_copy(handle, target, source, bytes), "copy");
-        } finally {
-            context.exit();
-        }
-    }
-
-    MemorySegment allocateRaw(long bytes) {
-        try (Arena arena = Arena.ofConfined()) {
-            MemorySegment out = arena.allocate(ValueLayout.ADDRESS);
-            MemorySegment handle = context.enter();
-            try {
-                context.check(ShadowKv.skv_device_allocate(handle, bytes, out), "device_allocate");
-            } finally {
-                context.exit();
-            }
-            deviceBytes.addAndGet(bytes);
-            return out.get(ValueLayout.ADDRESS, 0);
-        }
-    }
-
-    void freeRaw(MemorySegment address, long bytes) {
-        MemorySegment handle = context.enter();
-        try {
-            context.check(ShadowKv.skv_device_free(handle, address), "device_free");
-        } finally {
-            context.exit();
-            // Whatever the device says: nobody frees it twice.
-            deviceBytes.addAndGet(-bytes);
-        }
-    }
-
-    MemorySegment allocatePinnedRaw(long bytes) {
-        try (Arena arena = Arena.ofConfined()) {
-            MemorySegment out = arena.allocate(ValueLayout.ADDRESS);
-            MemorySegment handle = context.enter();
-            try {
-                context.check(ShadowKv.skv_host_allocate(handle, bytes, out), "host_allocate");
-            } finally {
-                context.exit();
-            }
-            pinnedBytes.addAndGet(bytes);
-            return out.get(ValueLayout.ADDRESS, 0);
-        }
-    }
-
-    void freePinnedRaw(MemorySegment address, long bytes) {
-        MemorySegment handle = context.enter();
-        try {
-            context.check(ShadowKv.skv_host_free(handle, address), "host_free");
-        } finally {
-            context.exit();
-            pinnedBytes.addAndGet(-bytes);
-        }
+    NativeMemory memoryCalls() {
+        return calls;
     }
 
     private void require(DeviceBuffer buffer, long bytes) {

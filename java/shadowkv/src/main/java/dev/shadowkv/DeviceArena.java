@@ -51,8 +51,8 @@ public final class DeviceArena implements AutoCloseable {
         if (bytes <= 0) {
             throw new IllegalArgumentException("bytes must be positive: " + bytes);
         }
-        MemorySegment address = device.allocateRaw(bytes);
-        allocations.add(() -> device.freeRaw(address, bytes));
+        MemorySegment address = device.memoryCalls().allocate(bytes);
+        allocations.add(() -> device.memoryCalls().free(address, bytes));
         return new DeviceBuffer(device, lifetime, address.address(), bytes);
     }
 

@@ -29,7 +29,7 @@ final class HostOperands {
             MemorySegment.copy(source, firstToken * tokenBytes, host, 0, count * tokenBytes);
             Device device = buffer.device();
             if (!device.isCpu()) {
-                device.copy(MemorySegment.ofAddress(buffer.address()), host, count * tokenBytes);
+                device.memoryCalls().copy(MemorySegment.ofAddress(buffer.address()), host, count * tokenBytes);
             }
         }
 
@@ -37,7 +37,7 @@ final class HostOperands {
         void give(MemorySegment target, long firstToken, long count) {
             Device device = buffer.device();
             if (!device.isCpu()) {
-                device.copy(host, MemorySegment.ofAddress(buffer.address()), count * tokenBytes);
+                device.memoryCalls().copy(host, MemorySegment.ofAddress(buffer.address()), count * tokenBytes);
             }
             device.synchronize();
             MemorySegment.copy(host, 0, target, firstToken * tokenBytes, count * tokenBytes);

@@ -53,8 +53,8 @@ public final class PinnedArena implements Arena {
                     "bytes must not be negative and alignment a power of two up to 64: " + bytes + ", " + alignment);
         }
         long size = Math.max(bytes, 1);
-        MemorySegment raw = device.allocatePinnedRaw(size);
-        return raw.reinterpret(bytes, arena, ignored -> device.freePinnedRaw(raw, size));
+        MemorySegment raw = device.memoryCalls().allocatePinned(size);
+        return raw.reinterpret(bytes, arena, ignored -> device.memoryCalls().freePinned(raw, size));
     }
 
     @Override

@@ -28,7 +28,7 @@ class ShadowKvCacheTest extends ShadowTest {
             }
             oracle.seal(basis(session, 0));
             assertThat(oracle.exact).isFalse();
-            oracle.rounding = ExpectedError.of(storageType, storageType);
+            oracle.rounding = ExpectedError.of(cache.options);
             Errors errors = new Errors();
             double scores = scoreError(tokens);
             double cosines = cosineError();
@@ -117,7 +117,7 @@ class ShadowKvCacheTest extends ShadowTest {
                 oracle.add(tokens, t);
             }
             oracle.seal(basis(session, 0));
-            oracle.rounding = ExpectedError.of(storageType, storageType);
+            oracle.rounding = ExpectedError.of(cache.options);
             Errors errors = new Errors();
             double scores = scoreError(tokens);
             double cosines = cosineError();

@@ -170,7 +170,7 @@ class ShadowSessionTest extends ShadowTest {
                 oracle.add(tokens, t);
             }
             oracle.restore(basis(session, 1), ((ShadowSession) session).state(1));
-            oracle.rounding = ExpectedError.of(storageType, valueType);
+            oracle.rounding = ExpectedError.of(cache.options);
             Errors errors = new Errors();
             double scores = scoreError(tokens);
             try (KvBatch batch = cache.batch(List.of(session))) {
