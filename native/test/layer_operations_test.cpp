@@ -1,6 +1,9 @@
 // The operations around attention, against their definitions in double precision.
+#include <cmath>
+#include <limits>
 #include <numeric>
 
+#include "cpu/row_math.h"
 #include "operands.h"
 #include "random.h"
 
@@ -246,6 +249,53 @@ void test_random(Bench& bench, std::int32_t type, std::mt19937_64& random) {
   CHECK(!(whole == again));
 }
 
+// Numbers of counters [first, first + counters) against Box and Muller's formula in double precision.
+void test_normals(skv::cpu::InstructionSet set, std::uint64_t first, std::int64_t counters, std::mt19937_64& random) {
+  const std::uint64_t seed = random();
+  constexpr float kMean = -0.25F, kDeviation = 3.0F, kGuard = 12345.0F;
+  std::vector<float> numbers(static_cast<std::size_t>(4 * counters) + 1, kGuard);
+  skv::cpu::row_math(set).normals(first, seed, kMean, kDeviation, counters, numbers.data());
+  CHECK(numbers.back() == kGuard);
+  for (std::int64_t i = 0; i < counters; ++i) {
+    const skv::RandomWords words = skv::philox(first + static_cast<std::uint64_t>(i), seed);
+    for (int j = 0; j < 4; ++j) {
+      const double u = (std::floor(words.at[j / 2 * 2] / 256.0) + 1) * 0x1p-24;
+      const double angle = std::floor(words.at[j / 2 * 2 + 1] / 256.0) * 0x1p-24 * 2 * std::acos(-1.0);
+      const double length = std::sqrt(-2 * std::log(u)) * kDeviation;
+      const double expected = kMean + length * (j % 2 == 0 ? std::cos(angle) : std::sin(angle));
+      // An angle of up to 2 pi is rounded where it is taken as a float; the other steps round a number or two each.
+      const double allowed = check::tolerance(SKV_F32, expected, 16, length + std::fabs(kMean));
+      if (!CHECK(check::near(numbers[static_cast<std::size_t>(4 * i + j)], expected, allowed))) {
+        std::fprintf(stderr, "  counter %llu, number %d: %.9g, expected %.9g\n",
+                     static_cast<unsigned long long>(first + static_cast<std::uint64_t>(i)), j,
+                     static_cast<double>(numbers[static_cast<std::size_t>(4 * i + j)]), expected);
+        return;
+      }
+    }
+  }
+}
+
+// Where the exponential leaves the range of a float.
+void test_silu_extremes(skv::cpu::InstructionSet set) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float x : {0.0F, -0.0F, 1e-30F, 20.0F, -20.0F, 87.0F, -80.0F, 1e30F, -1e30F, kInfinity}) {
+    // Alone, and in a whole vector.
+    for (const std::int64_t count : {1, 16, 19}) {
+      std::vector<float> gate(static_cast<std::size_t>(count), x), up(gate.size(), 2.0F);
+      skv::cpu::row_math(set).silu_multiply(gate.data(), up.data(), count, gate.data());
+      const double expected = static_cast<double>(x) / (1 + std::exp(-static_cast<double>(x))) * 2;
+      for (const float got : gate) {
+        CHECK(static_cast<double>(got) == expected ||
+              check::near(got, expected, check::tolerance(SKV_F32, expected, 8, std::fabs(expected))));
+      }
+    }
+  }
+  float gate = std::nanf("");
+  const float up = 1;
+  skv::cpu::row_math(set).silu_multiply(&gate, &up, 1, &gate);
+  CHECK(std::isnan(gate));
+}
+
 // Philox4x32-10's published test vectors, as far as a 64-bit counter reaches: an all-zero counter and key.
 void test_philox() {
   const skv::RandomWords words = skv::philox(0, 0);
@@ -263,6 +313,11 @@ int main() {
   const int best = static_cast<int>(skv::cpu::best_instruction_set());
   for (int set = 1; set <= best; ++set) {
     Bench bench(1 + set, set);
+    const auto instructions = static_cast<skv::cpu::InstructionSet>(set);
+    test_normals(instructions, random() % 1000, 20003, random);
+    test_normals(instructions, 0x7fffffff0ULL, 64, random);  // the counter's low word overflows
+    test_normals(instructions, 0xffffffd3ULL, 100, random);
+    test_silu_extremes(instructions);
     for (const std::int32_t type : kTypes) {
       test_add(bench, type, random);
       test_argmax(bench, type, random);

@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "cpu/elements.h"
-#include "cpu/sums.h"
+#include "cpu/row_math.h"
 
 namespace skv::cpu {
 namespace {
@@ -33,6 +33,7 @@ void landmark_build(const skv_landmark_build_params& p, Execution& execution) {
   const std::int64_t dim = p.head_dim;
   const Widen widen = widen_function(p.storage_type, execution.set);
   const Narrow narrow = narrow_function(p.storage_type, execution.set);
+  const RowMath& math = row_math(execution.set);
   constexpr std::int64_t kChunks = 32;
   execution.pool.parallel_ranges(p.key_value_heads * p.chunks, kChunks, [&](std::int64_t begin, std::int64_t end) {
     float members[kMaximumChunk * SKV_MAX_HEAD_DIM];
@@ -44,24 +45,16 @@ void landmark_build(const skv_landmark_build_params& p, Execution& execution) {
         const std::int64_t row = (chunk * p.chunk + t) % p.capacity;
         widen(element_at(p.rotated_keys, p.storage_type, (head * p.capacity + row) * dim), members + t * dim, dim);
       }
-      std::fill_n(mean, dim, 0.0F);
-      for (std::int64_t t = 0; t < p.chunk; ++t) {
-        for (std::int64_t i = 0; i < dim; ++i) {
-          mean[i] += members[t * dim + i];
-        }
-      }
-      for (std::int64_t i = 0; i < dim; ++i) {
-        mean[i] *= 1.0F / static_cast<float>(p.chunk);
-      }
+      math.mean(members, p.chunk, dim, mean);
       if (p.cosine) {
-        const float mean_squares = dot(mean, mean, dim);
+        float with_itself, mean_squares, products[kMaximumChunk], squares[kMaximumChunk];
+        math.products(mean, 1, dim, mean, &with_itself, &mean_squares);
+        math.products(members, p.chunk, dim, mean, products, squares);
         float smallest = 1.0F;
         for (std::int64_t t = 0; t < p.chunk; ++t) {
-          const float* const member = members + t * dim;
-          const float squares = dot(member, member, dim);
           // Of a vector without direction: nothing is described.
-          const float product = std::sqrt(squares) * std::sqrt(mean_squares);
-          const float cosine = product > 0 ? dot(member, mean, dim) / product : 0.0F;
+          const float lengths = std::sqrt(squares[t]) * std::sqrt(mean_squares);
+          const float cosine = lengths > 0 ? products[t] / lengths : 0.0F;
           smallest = t == 0 || !(cosine >= smallest) ? cosine : smallest;  // a NaN stays
         }
         p.cosine[place] = smallest;
@@ -73,11 +66,7 @@ void landmark_build(const skv_landmark_build_params& p, Execution& execution) {
         narrow(mean, target, dim);
         widen(target, mean, dim);
       }
-      float largest = 0;
-      for (std::int64_t t = 0; t < p.chunk; ++t) {
-        largest = std::max(largest, squared_distance(members + t * dim, mean, dim));
-      }
-      p.radius[place] = std::sqrt(largest);
+      p.radius[place] = std::sqrt(math.farthest(members, p.chunk, dim, mean));
     }
   });
 }

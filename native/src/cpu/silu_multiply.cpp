@@ -1,16 +1,17 @@
 #include <algorithm>
-#include <cmath>
 
 #include "cpu/elements.h"
+#include "cpu/row_math.h"
 
 namespace skv::cpu {
 
 // output [rows][width] = gate / (1 + exp(-gate)) * up, both [rows][width]. Floor: three arrays through memory
-// once; bound by the exponential.
+// once; bound by memory.
 void silu_multiply(const skv_silu_multiply_params& p, Execution& execution) {
   const std::int64_t stride = p.stride ? p.stride : p.width;
   const Widen widen = widen_function(p.type, execution.set);
   const Narrow narrow = narrow_function(p.type, execution.set);
+  const RowMath& math = row_math(execution.set);
   constexpr std::int64_t kPiece = 512;
   const std::int64_t pieces = (p.width + kPiece - 1) / kPiece;
   constexpr std::int64_t kGrain = 8;
@@ -19,12 +20,18 @@ void silu_multiply(const skv_silu_multiply_params& p, Execution& execution) {
     for (std::int64_t index = begin; index < end; ++index) {
       const std::int64_t row = index / pieces, done = index % pieces * kPiece;
       const std::int64_t here = std::min(kPiece, p.width - done);
-      widen(element_at(p.gate, p.type, row * stride + done), gate, here);
-      widen(element_at(p.up, p.type, row * stride + done), up, here);
-      for (std::int64_t i = 0; i < here; ++i) {
-        gate[i] = gate[i] / (1.0F + std::exp(-gate[i])) * up[i];
+      const void* const gates = element_at(p.gate, p.type, row * stride + done);
+      const void* const ups = element_at(p.up, p.type, row * stride + done);
+      void* const target = element_at(p.output, p.type, row * p.width + done);
+      if (p.type == SKV_F32) {
+        math.silu_multiply(static_cast<const float*>(gates), static_cast<const float*>(ups), here,
+                           static_cast<float*>(target));
+        continue;
       }
-      narrow(gate, element_at(p.output, p.type, row * p.width + done), here);
+      widen(gates, gate, here);
+      widen(ups, up, here);
+      math.silu_multiply(gate, up, here, gate);
+      narrow(gate, target, here);
     }
   });
 }
