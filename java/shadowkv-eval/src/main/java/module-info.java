@@ -9,6 +9,7 @@ module dev.shadowkv.eval {
     exports dev.shadowkv.eval.fidelity;
     exports dev.shadowkv.eval.haystack;
     exports dev.shadowkv.eval.longbench;
+    exports dev.shadowkv.eval.longgen;
     exports dev.shadowkv.eval.needle;
     exports dev.shadowkv.eval.niah;
     exports dev.shadowkv.eval.ruler;

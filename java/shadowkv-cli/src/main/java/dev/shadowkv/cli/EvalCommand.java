@@ -17,6 +17,7 @@ import picocli.CommandLine.Spec;
             EvalSuites.Ruler.class,
             EvalSuites.Niah.class,
             EvalSuites.LongBench.class,
+            LongGenCommand.class,
             HelpCommand.class
         })
 final class EvalCommand implements Runnable {

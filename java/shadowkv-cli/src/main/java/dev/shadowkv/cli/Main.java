@@ -33,6 +33,7 @@ import picocli.CommandLine.Spec;
             GenerateCommand.class,
             ScoreCommand.class,
             EvalCommand.class,
+            TuneCommand.class,
             BenchCommand.class,
             CommandLine.HelpCommand.class
         })

@@ -42,8 +42,7 @@ record Variant(String name, CacheOptions options, int budget, boolean budgetIsSh
                     case "outliers" -> outliers = OptionalInt.of(Integer.parseInt(value));
                     case "radius-weight" -> radiusWeight = Float.parseFloat(value);
                     case "rerank" -> rerank = Double.parseDouble(value);
-                    case "value-type" -> valueType = Optional.of(
-                            value.equals("f8") ? ElementType.F8_E4M3 : ElementType.valueOf(value.toUpperCase(Locale.ROOT)));
+                    case "value-type" -> valueType = Optional.of(elementType(value));
                     default -> throw new IllegalArgumentException("unknown setting");
                 }
             } catch (IllegalArgumentException e) {
@@ -83,6 +82,11 @@ record Variant(String name, CacheOptions options, int budget, boolean budgetIsSh
         }
         throw new IllegalArgumentException("--variant " + text + ": budget " + value
                 + " is neither a number of tokens nor length/N");
+    }
+
+    /** The type of a name such as {@code bf16} or {@code f8}. */
+    static ElementType elementType(String name) {
+        return name.equals("f8") ? ElementType.F8_E4M3 : ElementType.valueOf(name.toUpperCase(Locale.ROOT));
     }
 
     boolean isShadow() {

@@ -204,6 +204,52 @@ class CommandLineTest {
     }
 
     @Test
+    void evalFollowsLongSessions() {
+        Path charts = folder.resolve("charts");
+        Object[] command = {
+            "eval", "longgen", "--model", NEEDLE, "--length", 2048, "--new-tokens", 120, "--window", 50, "--turns", 6, "--out",
+            folder.resolve("longgen.jsonl"), "--charts", charts, "--variant", "exact=dense", "--variant",
+            "shadow=shadow,rank=64,budget=512", "--json"
+        };
+        JsonNode report = run(command).json();
+        // Agreement of the one, turns of both, in one session and each in a fresh one.
+        assertThat(report.path("scores")).hasSize(5).allMatch(row -> row.path("mean").asDouble() > 0.9);
+        assertThat(report.path("scores").get(0).path("prompts").asInt()).isEqualTo(3);
+        assertThat(charts.resolve("agreement.png")).isNotEmptyFile();
+        assertThat(run(command).json()).isEqualTo(report);
+        assertRefused(run("eval", "longgen", "--model", NEEDLE, "--out", folder.resolve("x"), "--variant", "a=shadow"), 1, "dense");
+        assertRefused(run("eval", "longgen", "--model", NEEDLE, "--out", folder.resolve("x"), "--tasks", "speed"), 1, "speed");
+    }
+
+    @Test
+    void tuneProposesTheCheapest() throws IOException {
+        StringBuilder text = new StringBuilder("the special magic number for bekevu is : 477 187 .");
+        for (int i = 0; i < 250; i++) {
+            text.append(" the grass is green .");
+        }
+        text.append(" what is the special magic number for bekevu ? the special magic number for bekevu is : 477 187 .");
+        Path prompt = write("prompt.txt", text.toString());
+        Object[] command = {
+            "tune", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 8, "--ranks", "16,256", "--budgets", "64,2048", "--reranks", 4,
+            "--json", "--max-loss"
+        };
+        JsonNode report = run(with(command, 1e-3)).json();
+        assertThat(report.path("settings")).hasSize(4);
+        JsonNode proposal = report.path("proposal");
+        assertThat(proposal.path("loss").asDouble()).isLessThanOrEqualTo(1e-3);
+        for (JsonNode row : report.path("settings")) {
+            assertThat(row.path("loss").asDouble()).isNotNegative();
+            assertThat(row.path("attentionMilliseconds").asDouble()).isPositive();
+            boolean cheaper = row.path("memory").path("sessionDeviceBytes").asLong()
+                    < proposal.path("memory").path("sessionDeviceBytes").asLong();
+            assertThat(cheaper && row.path("loss").asDouble() <= 1e-3).isFalse();
+        }
+        assertThat(run("tune", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 8, "--ranks", 16, "--budgets", 16, "--reranks", 0,
+                        "--json", "--max-loss", 0).json().has("proposal")).isFalse();
+        assertRefused(run(with(command, -1)), 1, "-1");
+    }
+
+    @Test
     void benchMeasuresAndDraws() {
         JsonNode report = run("bench", "context", "--contexts", "1024,512", "--charts", folder.resolve("c"), "--json").json();
         assertThat(report.path("results")).hasSize(4).allMatch(row -> row.path("attentionMilliseconds").asDouble() > 0);
@@ -363,7 +409,7 @@ class CommandLineTest {
 
     @Test
     void helpIsThere() {
-        for (String command : List.of("info", "demo", "generate", "score", "eval", "bench")) {
+        for (String command : List.of("info", "demo", "generate", "score", "eval", "tune", "bench")) {
             Outcome outcome = run(command, "--help");
             assertThat(outcome.code()).isZero();
             assertThat(outcome.out()).contains("Usage: shadowkv " + command);

@@ -115,4 +115,17 @@ class FidelityTest {
                         "0          1  0.9000     0.9000         0.9500   1.0000        0.0100     0.0100",
                         "1          2  0.6000     0.5100         0.7500   0.5000        0.2000     0.2900");
     }
+
+    @Test
+    void divergenceOfDistributions() {
+        float[] even = {0, 0};
+        float[] three = {(float) Math.log(3), 0};
+        // 1/2 log((1/2)/(3/4)) + 1/2 log((1/2)/(1/4)), and the other way round.
+        assertThat(StepByStep.divergence(even, three)).isCloseTo(0.5 * Math.log(4.0 / 3), within(1e-7));
+        assertThat(StepByStep.divergence(three, even))
+                .isCloseTo(0.75 * Math.log(1.5) + 0.25 * Math.log(0.5), within(1e-7));
+        assertThat(StepByStep.divergence(new float[] {100, 101, 99}, new float[] {0, 1, -1})).isCloseTo(0, within(1e-6));
+        assertThat(StepByStep.divergence(even, new float[] {Float.NaN, 0})).isNaN();
+        assertThatThrownBy(() -> StepByStep.divergence(even, new float[3])).isInstanceOf(IllegalArgumentException.class);
+    }
 }

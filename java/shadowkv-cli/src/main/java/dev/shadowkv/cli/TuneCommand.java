@@ -1,0 +1,259 @@
+package dev.shadowkv.cli;
+
+import com.fasterxml.jackson.databind.node.ArrayNode;
+import com.fasterxml.jackson.databind.node.ObjectNode;
+import dev.shadowkv.Device;
+import dev.shadowkv.ElementType;
+import dev.shadowkv.MemoryPlan;
+import dev.shadowkv.eval.Statistics;
+import dev.shadowkv.eval.TextTable;
+import dev.shadowkv.eval.fidelity.StepByStep;
+import dev.shadowkv.llm.CacheKind;
+import dev.shadowkv.llm.CacheOptions;
+import dev.shadowkv.llm.Model;
+import dev.shadowkv.llm.checkpoint.Checkpoint;
+import dev.shadowkv.llm.checkpoint.ModelConfig;
+import dev.shadowkv.llm.text.Tokenizer;
+import java.io.IOException;
+import java.io.PrintWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.OptionalInt;
+import java.util.TreeSet;
+import java.util.concurrent.Callable;
+import picocli.CommandLine.Command;
+import picocli.CommandLine.Mixin;
+import picocli.CommandLine.Model.CommandSpec;
+import picocli.CommandLine.Option;
+import picocli.CommandLine.Spec;
+
+/** {@code shadowkv tune}. */
+@Command(
+        name = "tune",
+        mixinStandardHelpOptions = true,
+        sortOptions = false,
+        description = "Finds the cheapest settings that keep the loss within a limit, on a text of yours. All caches read the text; "
+                + "its last tokens are decode steps. The loss of a cache is the mean divergence of its next-token distribution "
+                + "from that of exact attention, in nats (about the relative change of the perplexity, where it is small). "
+                + "Cheapest is what takes the least accelerator memory; among equals, what reads the fewest values.")
+final class TuneCommand implements Callable<Integer> {
+    /** Caches that stand side by side; more would be faster and take more memory. */
+    private static final int TOGETHER = 6;
+
+    @Mixin
+    private ModelArguments model;
+
+    @Option(names = "--prompt-file", paramLabel = "F", required = true, description = "A text like those that the model will get.")
+    private Path promptFile;
+
+    @Option(names = "--max-loss", paramLabel = "NATS", required = true, description = "The largest mean divergence that will do.")
+    private double maxLoss;
+
+    @Option(
+            names = "--steps",
+            paramLabel = "N",
+            defaultValue = "64",
+            description = "How many of the last tokens are decode steps. Default: ${DEFAULT-VALUE}.")
+    private int steps;
+
+    @Option(
+            names = "--ranks",
+            paramLabel = "N",
+            split = ",",
+            description = "Ranks to try. Default: 3, 5 and 8 of 32 parts of the width of the key-value heads.")
+    private List<Integer> ranks;
+
+    @Option(
+            names = "--budgets",
+            paramLabel = "TOKENS",
+            split = ",",
+            description = "Budgets to try. Default: the length by 128, 64, 32 and 16.")
+    private List<Integer> budgets;
+
+    @Option(names = "--reranks", paramLabel = "X", split = ",", description = "Rerank factors to try. Default: 0 and 4.")
+    private List<Double> reranks = List.of(0.0, CacheOptions.USUAL_RERANK);
+
+    @Option(names = "--radius-weights", paramLabel = "X", split = ",", description = "Radius weights to try. Default: 0.5.")
+    private List<Float> radiusWeights = List.of(0.5f);
+
+    @Option(names = "--value-type", paramLabel = "TYPE", description = "How values are kept: f32, bf16, f16 or f8. Default: the storage type.")
+    private String valueType;
+
+    @Option(names = "--json", description = "Print JSON.")
+    private boolean json;
+
+    @Mixin
+    private DeviceArguments device;
+
+    @Spec
+    private CommandSpec spec;
+
+    /** What a setting costs and loses. */
+    private record Row(
+            CacheOptions options,
+            MemoryPlan plan,
+            Statistics loss,
+            double agreement,
+            double selectedBytes,
+            double fetchedBytes,
+            double milliseconds) {}
+
+    @Override
+    public Integer call() throws IOException {
+        SuiteCommand.require("--steps", steps);
+        if (!(maxLoss >= 0)) {
+            throw new IllegalArgumentException("--max-loss is " + maxLoss + ", it must not be negative");
+        }
+        try (Checkpoint checkpoint = Checkpoint.open(model.model);
+                Tokenizer tokenizer = Tokenizer.open(model.model)) {
+            int[] ids = tokenizer.encode(Files.readString(promptFile));
+            ModelArguments.requirePositions(checkpoint.config(), ids, promptFile.toString());
+            if (ids.length < 2 * steps) {
+                throw new IllegalArgumentException(
+                        promptFile + " has " + ids.length + " tokens, too few for " + steps + " steps behind a prompt");
+            }
+            int[] prompt = Arrays.copyOf(ids, ids.length - steps);
+            int[] rest = Arrays.copyOfRange(ids, ids.length - steps, ids.length);
+            List<CacheOptions> choices = choices(checkpoint.config(), ids.length);
+            try (Device opened = device.open();
+                    Model loaded = Model.load(checkpoint, opened)) {
+                report(measure(loaded, choices, prompt, rest), loaded.config(), ids.length, opened);
+            }
+        }
+        return 0;
+    }
+
+    private List<CacheOptions> choices(ModelConfig config, int length) {
+        int width = config.keyValueWidth();
+        TreeSet<Integer> chosenRanks = new TreeSet<>(
+                ranks != null
+                        ? ranks
+                        : List.of(within(width * 3 / 32, width), within(width * 5 / 32, width), within(width / 4, width)));
+        TreeSet<Integer> chosenBudgets = new TreeSet<>(
+                budgets != null ? budgets : List.of(whole(length / 128), whole(length / 64), whole(length / 32), whole(length / 16)));
+        Optional<ElementType> type = Optional.ofNullable(valueType).map(name -> Variant.elementType(name));
+        List<CacheOptions> all = new ArrayList<>();
+        for (int rank : chosenRanks) {
+            for (int budget : chosenBudgets) {
+                for (float weight : radiusWeights) {
+                    for (double rerank : reranks) {
+                        all.add(new CacheOptions(
+                                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.empty(), weight, rerank, type,
+                                Optional.empty(), Optional.empty()));
+                    }
+                }
+            }
+        }
+        return all;
+    }
+
+    private static int within(int rank, int width) {
+        return Math.min(width, Math.clamp(rank, 16, 256));
+    }
+
+    private static int whole(int budget) {
+        return Math.max(8, budget / 8 * 8);
+    }
+
+    private List<Row> measure(Model loaded, List<CacheOptions> choices, int[] prompt, int[] rest) {
+        List<Row> rows = new ArrayList<>();
+        try (Progress progress = Progress.of("settings", (long) choices.size() * rest.length, json)) {
+            for (int from = 0; from < choices.size(); from += TOGETHER) {
+                List<CacheOptions> part = choices.subList(from, Math.min(choices.size(), from + TOGETHER));
+                Map<String, CacheOptions> caches = new LinkedHashMap<>();
+                caches.put("exact", CacheOptions.dense());
+                for (int i = 0; i < part.size(); i++) {
+                    caches.put(Integer.toString(i), part.get(i));
+                }
+                long before = (long) from * rest.length;
+                try (StepByStep side = new StepByStep(loaded, caches, (long) prompt.length + rest.length)) {
+                    StepByStep.Run run = side.given(
+                            prompt, rest, true, (done, total) -> progress.to(before + (long) done * part.size(), "steps"));
+                    for (int i = 0; i < part.size(); i++) {
+                        String name = Integer.toString(i);
+                        rows.add(row(loaded, part.get(i), side.memoryPlan(name), run.steps().get(name)));
+                    }
+                }
+            }
+        }
+        return rows;
+    }
+
+    private static Row row(Model loaded, CacheOptions options, MemoryPlan plan, List<StepByStep.Step> all) {
+        ElementType type = options.valueType().orElse(loaded.device().isCpu() ? ElementType.F32 : ElementType.BF16);
+        double chunkBytes = (double) options.chunk() * loaded.config().headDim() * type.bytes();
+        return new Row(
+                options,
+                plan,
+                Statistics.of(all.stream().map(StepByStep.Step::divergence).toList()),
+                all.stream().mapToDouble(step -> step.agrees() ? 1 : 0).average().orElse(Double.NaN),
+                all.stream().mapToDouble(StepByStep.Step::selectedChunks).average().orElse(0) * chunkBytes,
+                all.stream().mapToDouble(StepByStep.Step::fetchedChunks).average().orElse(0) * chunkBytes,
+                all.stream().mapToDouble(StepByStep.Step::attentionMilliseconds).average().orElse(0));
+    }
+
+    private void report(List<Row> rows, ModelConfig config, int length, Device opened) {
+        List<Row> sorted = rows.stream()
+                .sorted(Comparator.comparingLong((Row row) -> row.plan().sessionDeviceBytes())
+                        .thenComparingDouble(Row::selectedBytes)
+                        .thenComparingDouble(Row::milliseconds))
+                .toList();
+        Optional<Row> cheapest = sorted.stream().filter(row -> row.loss().mean() <= maxLoss).findFirst();
+        PrintWriter terminal = spec.commandLine().getOut();
+        if (json) {
+            ObjectNode report = Output.object();
+            report.put("device", opened.name());
+            report.put("tokens", length);
+            report.put("maxLoss", maxLoss);
+            ArrayNode all = report.putArray("settings");
+            sorted.forEach(row -> all.add(node(row)));
+            cheapest.ifPresent(row -> report.set("proposal", node(row)));
+            terminal.println(Output.pretty(report));
+        } else {
+            TextTable table = new TextTable(List.of(
+                    "", "rank", "budget", "radius weight", "rerank", "loss (nats)", "same token", "device bytes", "bytes a token",
+                    "values a step", "attention ms"));
+            sorted.forEach(row -> table.add(List.of(
+                    cheapest.filter(row::equals).isPresent() ? "->" : row.loss().mean() <= maxLoss ? " *" : "",
+                    Integer.toString(row.options().rank().orElseThrow()),
+                    Integer.toString(row.options().budget()),
+                    Output.number("%.2f", row.options().radiusWeight()),
+                    Output.number("%.0f", row.options().rerank()),
+                    Output.number("%.5f", row.loss().mean()) + " ± " + Output.number("%.5f", row.loss().standardError()),
+                    Output.number("%.1f %%", 100 * row.agreement()),
+                    Output.bytes(row.plan().sessionDeviceBytes()),
+                    Output.number("%.0f", row.plan().deviceBytesPerToken()),
+                    Output.bytes(row.selectedBytes()),
+                    Output.number("%.3f", row.milliseconds()))));
+            terminal.println(table);
+            terminal.println(cheapest.map(row -> "Cheapest within " + maxLoss + " nats: --rank "
+                            + row.options().rank().orElseThrow() + " --budget " + row.options().budget() + " --radius-weight "
+                            + row.options().radiusWeight() + " --rerank " + Output.number("%.0f", row.options().rerank()))
+                    .orElse("No setting of these keeps the loss within " + maxLoss + " nats."));
+        }
+        terminal.flush();
+    }
+
+    private static ObjectNode node(Row row) {
+        ObjectNode node = Output.object();
+        node.put("rank", row.options().rank().orElseThrow());
+        node.put("budget", row.options().budget());
+        node.put("radiusWeight", row.options().radiusWeight());
+        node.put("rerank", row.options().rerank());
+        node.put("loss", row.loss().mean());
+        node.put("lossError", row.loss().standardError());
+        node.put("agreement", row.agreement());
+        node.set("memory", Output.plan(row.plan()));
+        node.put("selectedBytesPerStep", row.selectedBytes());
+        node.put("fetchedBytesPerStep", row.fetchedBytes());
+        node.put("attentionMilliseconds", row.milliseconds());
+        return node;
+    }
+}
