@@ -18,6 +18,11 @@ int main() {
   CHECK(gpu::throws(SKV_DEVICE_ERROR, [&] { backend->allocate_device(1); }));
   CHECK(gpu::throws(SKV_DEVICE_ERROR, [&] { bystander->synchronize(); }));
   CHECK(gpu::throws(SKV_DEVICE_ERROR, [&] { backend->free_host(pinned); }));
+  // Neither is a new context given, nor is it said that there is no device.
+  CHECK(gpu::throws(SKV_DEVICE_ERROR, [&] {
+    std::string ignored;
+    (void)gpu::open(ignored);
+  }));
   backend.reset();
   bystander.reset();
   CHECK(true);  // still here

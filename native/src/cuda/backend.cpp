@@ -443,6 +443,10 @@ std::int32_t count_cuda_devices() {
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code != cudaSuccess) {
     (void)cudaGetLastError();
+    if (cuda::is_fault(code)) {
+      // There is a device, and this process has broken it.
+      cuda::raise(code, "counting the devices");
+    }
     throw Error(SKV_NOT_AVAILABLE, cuda::unavailable_reason(code));
   }
   return count;

@@ -19,6 +19,9 @@ inline void check(cudaError_t code, const char* what) {
   }
 }
 
+// Whether the code is one of those that stay with a process: a kernel or the hardware went wrong before.
+bool is_fault(cudaError_t code);
+
 // Why there is no device to work on: no driver, too old a driver, no GPU, ... with CUDA's name of the error.
 std::string unavailable_reason(cudaError_t code);
 
