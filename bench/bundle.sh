@@ -133,7 +133,7 @@ for folder in "\$here"/tests/shadowkv*; do folders="\$folders:\$folder"; done
 exec "\$java" \$options -Xmx4g -Dshadowkv.root="\$here" -Dshadowkv.home="\$here" -Dshadowkv.test.device="\${SHADOWKV_TEST_DEVICE:-cpu}" \\
   \${SHADOWKV_JAVA_OPTIONS:-} -cp "\$here/tests/lib/*:\$here/lib/*\$folders" \\
   org.junit.platform.console.ConsoleLauncher execute --disable-banner --details=summary \\
-  --exclude-classname=".*\\.Charts?[A-Za-z]*Test" --exclude-methodname=".*#benchMeasuresAndDraws.*" --scan-class-path="\${folders#:}" "\$@"
+  --exclude-classname=".*\\.Charts?[A-Za-z]*Test" --exclude-tag=charts --scan-class-path="\${folders#:}" "\$@"
 EOF
 cat >"$stage/bin/shadowkv-bench" <<EOF
 $prologue

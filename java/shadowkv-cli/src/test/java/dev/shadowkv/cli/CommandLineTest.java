@@ -14,6 +14,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.Map;
+import org.junit.jupiter.api.Tag;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 
@@ -169,6 +170,7 @@ class CommandLineTest {
         assertThat(run(command).json().path("scores")).isEqualTo(first.path("scores"));
     }
 
+    @Tag("charts")
     @Test
     void evalDrawsDepthsAndBudgets() {
         Path charts = folder.resolve("charts");
@@ -203,6 +205,7 @@ class CommandLineTest {
         assertRefused(run("eval", "longbench", "--model", NEEDLE, "--data", folder, "--out", folder.resolve("x.jsonl")), 1, "LongBench");
     }
 
+    @Tag("charts")
     @Test
     void evalFollowsLongSessions() {
         Path charts = folder.resolve("charts");
@@ -249,6 +252,7 @@ class CommandLineTest {
         assertRefused(run(with(command, -1)), 1, "-1");
     }
 
+    @Tag("charts")
     @Test
     void benchMeasuresAndDraws() {
         JsonNode report = run("bench", "context", "--contexts", "1024,512", "--charts", folder.resolve("c"), "--json").json();
