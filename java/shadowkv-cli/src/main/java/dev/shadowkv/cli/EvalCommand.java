@@ -18,6 +18,7 @@ import picocli.CommandLine.Spec;
             EvalSuites.Niah.class,
             EvalSuites.LongBench.class,
             LongGenCommand.class,
+            FidelityCommand.class,
             HelpCommand.class
         })
 final class EvalCommand implements Runnable {

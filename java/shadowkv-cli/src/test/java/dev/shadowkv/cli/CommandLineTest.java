@@ -225,6 +225,22 @@ class CommandLineTest {
     }
 
     @Test
+    void evalLooksIntoAttention() throws IOException {
+        Path prompt = write("prompt.txt", "the special magic number for bekevu is : 477 187 . the sky is blue . ".repeat(40));
+        Path chart = folder.resolve("mass.png");
+        Object[] command = {"eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 4, "--rank", 40, "--budget", 64};
+        JsonNode heads = run(with(command, "--chart", chart, "--json")).json().path("heads");
+        assertThat(heads).hasSize(4 * 8);
+        for (JsonNode head : heads) {
+            double mass = head.path("capturedMass").asDouble();
+            assertThat(mass).isBetween(0.01, head.path("bestMass").asDouble() + 1e-9);
+        }
+        assertThat(chart).isNotEmptyFile();
+        assertThat(run(command).out()).contains("best possible");
+        assertRefused(run("eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 9999), 1, "9999");
+    }
+
+    @Test
     void tuneProposesTheCheapest() throws IOException {
         StringBuilder text = new StringBuilder("the special magic number for bekevu is : 477 187 .");
         for (int i = 0; i < 250; i++) {

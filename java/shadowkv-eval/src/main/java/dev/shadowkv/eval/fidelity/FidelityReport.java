@@ -35,6 +35,29 @@ public final class FidelityReport {
         samples.errors.add(outputError);
     }
 
+    /**
+     * Means over the steps of one head.
+     *
+     * @param capturedMass share of the exact weights that the attended tokens hold
+     * @param bestMass the most that as many tokens could hold
+     * @param overlap share of the attended tokens that are among those
+     * @param outputError length of the difference of the outputs over the length of the exact one
+     */
+    public record Head(int layer, int head, double capturedMass, double bestMass, double overlap, double outputError) {}
+
+    /** All heads, layer by layer. */
+    public List<Head> heads() {
+        List<Head> heads = new ArrayList<>();
+        places.forEach((place, samples) -> heads.add(new Head(
+                place.layer,
+                place.head,
+                samples.attention.stream().mapToDouble(AttentionFidelity::capturedMass).average().orElse(Double.NaN),
+                samples.attention.stream().mapToDouble(AttentionFidelity::bestMass).average().orElse(Double.NaN),
+                samples.attention.stream().mapToDouble(AttentionFidelity::overlap).average().orElse(Double.NaN),
+                samples.errors.stream().mapToDouble(Double::doubleValue).average().orElse(Double.NaN))));
+        return heads;
+    }
+
     /** Captured mass by layer and head, as {@code [layer][head]} mean over the steps; ready for a picture. */
     public double[][] capturedMass() {
         int layers = places.keySet().stream().mapToInt(Place::layer).max().orElse(-1) + 1;

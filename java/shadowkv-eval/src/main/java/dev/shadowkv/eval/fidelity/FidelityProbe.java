@@ -1,0 +1,111 @@
+package dev.shadowkv.eval.fidelity;
+
+import dev.shadowkv.Device;
+import dev.shadowkv.KvCache;
+import dev.shadowkv.KvSession;
+import dev.shadowkv.MemoryPlan;
+import dev.shadowkv.Rope;
+import dev.shadowkv.llm.CacheOptions;
+import dev.shadowkv.llm.Model;
+import dev.shadowkv.llm.Rotation;
+import dev.shadowkv.llm.Transformer;
+import java.util.List;
+import java.util.function.IntConsumer;
+
+/**
+ * What the settings of a shadow cache keep of a model's attention on a text, layer by layer and head by head. The model
+ * computes the text exactly; then each layer's keys before the last tokens are indexed, and the queries of those last
+ * tokens attend by the index and exactly (on the host, in double precision).
+ */
+public final class FidelityProbe {
+    private FidelityProbe() {}
+
+    /**
+     * Runs a text through a model; one layer is in host memory at a time.
+     *
+     * @param steps how many of the last tokens attend
+     * @param listener told the number of each layer that is done
+     * @throws IllegalArgumentException when the text is too short for the steps or covered by the budget
+     */
+    public static FidelityReport measure(Model model, int[] ids, int steps, CacheOptions options, IntConsumer listener) {
+        if (steps < 1 || steps >= ids.length) {
+            throw new IllegalArgumentException(steps + " steps of a text of " + ids.length + " tokens");
+        }
+        FidelityReport report = new FidelityReport();
+        Device device = model.device();
+        Rope rope = Rotation.of(model.config().rope(), ids.length);
+        try (KvCache cache =
+                        CacheOptions.dense().build(device, model.config(), MemoryPlan.of(1, ids.length), ids.length);
+                Transformer transformer = new Transformer(model, 1);
+                KvSession session = new CapturingSession(cache.open(ids.length), ids.length, ids.length - steps, capture -> {
+                    measure(device, rope, capture, options, report);
+                    listener.accept(capture.layer());
+                })) {
+            transformer.prefill(
+                    List.of(session), ids, ids.length - steps, (first, rows, logits) -> {}, (done, total) -> {});
+        }
+        return report;
+    }
+
+    /** Adds one layer to a report. */
+    static void measure(Device device, Rope rope, LayerCapture capture, CacheOptions options, FidelityReport report) {
+        int group = capture.queryHeads() / capture.keyValueHeads();
+        int dim = capture.headDim();
+        try (IndexedLayer layer = new IndexedLayer(device, rope, capture, options)) {
+            for (int step = 0; step < capture.steps(); step++) {
+                IndexedLayer.Attended attended = layer.attend(step);
+                for (int head = 0; head < capture.queryHeads(); head++) {
+                    int keyHead = head / group;
+                    float[] logits = logits(layer, capture, step, head, keyHead);
+                    float[] exact = output(logits, capture, keyHead);
+                    float[] approximate =
+                            java.util.Arrays.copyOfRange(attended.output(), head * dim, (head + 1) * dim);
+                    report.add(
+                            capture.layer(),
+                            head,
+                            AttentionFidelity.of(logits, attended.tokens()[keyHead]),
+                            AttentionFidelity.outputError(exact, approximate));
+                }
+            }
+        }
+    }
+
+    private static float[] logits(IndexedLayer layer, LayerCapture capture, int step, int head, int keyHead) {
+        int dim = capture.headDim();
+        int query = (step * capture.queryHeads() + head) * dim;
+        float[] logits = new float[layer.length(step)];
+        double scale = 1 / Math.sqrt(dim);
+        for (int token = 0; token < logits.length; token++) {
+            int key = (token * capture.keyValueHeads() + keyHead) * dim;
+            double sum = 0;
+            for (int i = 0; i < dim; i++) {
+                sum += (double) layer.rotatedQueries[query + i] * layer.rotatedKeys[key + i];
+            }
+            logits[token] = (float) (sum * scale);
+        }
+        return logits;
+    }
+
+    private static float[] output(float[] logits, LayerCapture capture, int keyHead) {
+        int dim = capture.headDim();
+        double largest = Double.NEGATIVE_INFINITY;
+        for (float logit : logits) {
+            largest = Math.max(largest, logit);
+        }
+        double total = 0;
+        double[] sums = new double[dim];
+        for (int token = 0; token < logits.length; token++) {
+            double weight = Math.exp(logits[token] - largest);
+            total += weight;
+            int value = (token * capture.keyValueHeads() + keyHead) * dim;
+            for (int i = 0; i < dim; i++) {
+                sums[i] += weight * capture.values()[value + i];
+            }
+        }
+        float[] output = new float[dim];
+        for (int i = 0; i < dim; i++) {
+            output[i] = (float) (sums[i] / total);
+        }
+        return output;
+    }
+}

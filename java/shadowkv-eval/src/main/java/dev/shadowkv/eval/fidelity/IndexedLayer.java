@@ -1,0 +1,269 @@
+package dev.shadowkv.eval.fidelity;
+
+import dev.shadowkv.Device;
+import dev.shadowkv.DeviceArena;
+import dev.shadowkv.DeviceBuffer;
+import dev.shadowkv.ElementType;
+import dev.shadowkv.PinnedArena;
+import dev.shadowkv.Rope;
+import dev.shadowkv.RopeTable;
+import dev.shadowkv.kernels.CacheKernels;
+import dev.shadowkv.kernels.DecodeKernels;
+import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.Ring;
+import dev.shadowkv.kernels.Rows;
+import dev.shadowkv.kernels.SessionStates;
+import dev.shadowkv.kernels.ShadowLayer;
+import dev.shadowkv.kernels.ShadowLayers;
+import dev.shadowkv.kernels.TransformerKernels;
+import dev.shadowkv.llm.CacheOptions;
+import java.lang.foreign.Arena;
+import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
+import java.util.BitSet;
+
+/**
+ * One captured layer as a shadow cache would have it, made of the kernels that such a cache is made of, so that one can
+ * look at what it selects. The prompt before the first step is indexed; nothing is folded.
+ */
+final class IndexedLayer implements AutoCloseable {
+    /** Chunks before the end that stay dense, as in the cache. */
+    private static final int LOCAL = 4;
+
+    /** What a step attended and gave: tokens by key/value head, and {@code [queryHeads][headDim]}. */
+    record Attended(BitSet[] tokens, float[] output) {}
+
+    private final Device device;
+    private final LayerCapture capture;
+    private final CacheOptions options;
+    private final Geometry geometry;
+    private final DeviceArena arena;
+    private final PinnedArena pinned;
+    private final RopeTable rope;
+    private final ShadowLayers layers;
+    private final SessionStates states;
+    private final CacheKernels cache;
+    private final DecodeKernels decode;
+    private final int sealed;
+    private final int indexed;
+    private final int select;
+    private final int shortlist;
+    private final int outliers;
+    private final int[] outlierIds;
+    /** {@code [steps][queryHeads][headDim]} and {@code [tokens][keyValueHeads][headDim]}, rotated. */
+    final float[] rotatedQueries;
+
+    final float[] rotatedKeys;
+    private final DeviceBuffer queries;
+
+    IndexedLayer(Device device, Rope rotation, LayerCapture capture, CacheOptions options) {
+        this.device = device;
+        this.capture = capture;
+        this.options = options;
+        sealed = capture.tokens() - capture.steps();
+        int chunk = options.chunk();
+        indexed = Math.max(0, sealed / chunk - LOCAL);
+        select = options.budget() / chunk;
+        if (indexed < select) {
+            throw new IllegalArgumentException("a budget of " + options.budget() + " tokens covers the whole index of "
+                    + (long) indexed * chunk + ": such a session is exact");
+        }
+        int wish = options.rerank() > 1 ? (int) Math.ceil(options.rerank() * select) : 0;
+        shortlist = wish > select ? Math.min(Geometry.MAX_SELECT, wish) : 0;
+        outliers = Math.min(indexed, options.outliers().orElse(Math.max(1, 24 * options.budget() / 1024)));
+        int heads = capture.keyValueHeads();
+        int dim = capture.headDim();
+        int recent = capture.tokens() - indexed * chunk;
+        ElementType type = options.storageType().orElse(device.defaultType());
+        int rank = options.rank().orElse(Math.min(160, heads * dim));
+        geometry = new Geometry(
+                capture.queryHeads(), heads, dim, chunk, Math.max(rank, Geometry.MIN_RANK), type, options.valueType().orElse(type),
+                options.landmarkType().orElse(type), Math.ceilDiv(recent, chunk) * chunk, 0);
+        cache = new CacheKernels(device);
+        decode = new DecodeKernels(device);
+        arena = device.newArena();
+        pinned = device.newPinnedArena();
+        rope = new RopeTable(device, rotation, capture.tokens());
+        layers = new ShadowLayers(device, geometry, 1);
+        states = new SessionStates(device, 1);
+        try {
+            TransformerKernels transformer = new TransformerKernels(device);
+            queries = rotated(transformer, capture.queries(), capture.steps(), capture.queryHeads(), sealed);
+            rotatedQueries = floats(queries, capture.queries().length);
+            rotatedKeys = floats(
+                    rotated(transformer, capture.keys(), capture.tokens(), heads, 0), capture.keys().length);
+            outlierIds = build(rank);
+        } catch (RuntimeException e) {
+            close();
+            throw e;
+        }
+    }
+
+    private DeviceBuffer rotated(TransformerKernels transformer, float[] rows, int count, int heads, long first) {
+        DeviceBuffer buffer = upload(rows);
+        Rows at = Rows.of(buffer, ElementType.F32);
+        transformer.rope(at, at, count, heads, capture.headDim(), first, null, 0, rope, false);
+        return buffer;
+    }
+
+    private DeviceBuffer upload(float[] values) {
+        DeviceBuffer buffer = arena.allocate(4L * values.length);
+        device.copy(MemorySegment.ofArray(values), buffer);
+        return buffer;
+    }
+
+    private float[] floats(DeviceBuffer buffer, int count) {
+        try (Arena host = Arena.ofConfined()) {
+            MemorySegment segment = host.allocate(4L * count, 64);
+            device.copy(buffer.slice(0, segment.byteSize()), segment);
+            return segment.toArray(ValueLayout.JAVA_FLOAT);
+        }
+    }
+
+    private int[] integers(DeviceBuffer buffer, int count) {
+        try (Arena host = Arena.ofConfined()) {
+            MemorySegment segment = host.allocate(4L * count, 64);
+            device.copy(buffer.slice(0, segment.byteSize()), segment);
+            return segment.toArray(ValueLayout.JAVA_INT);
+        }
+    }
+
+    private DeviceBuffer allocate(ElementType type, long... shape) {
+        long bytes = type.bytes();
+        for (long length : shape) {
+            bytes = Math.multiplyExact(bytes, length);
+        }
+        DeviceBuffer buffer = arena.allocate(bytes);
+        device.fill(buffer, 0);
+        return buffer;
+    }
+
+    private int[] build(int rank) {
+        Geometry g = geometry;
+        int heads = g.keyValueHeads();
+        int dim = g.headDim();
+        int tokens = capture.tokens();
+        ElementType type = g.storageType();
+        long chunks = Math.ceilDiv(tokens, g.chunk());
+        Ring keys = new Ring(allocate(type, heads, tokens, dim), type, tokens);
+        Ring values = new Ring(allocate(type, heads, tokens, dim), type, tokens);
+        DeviceBuffer raw = allocate(type, tokens, heads, dim);
+        cache.storeTokens(
+                Rows.of(upload(capture.keys()), ElementType.F32), Rows.of(upload(capture.values()), ElementType.F32), tokens, 0, heads,
+                dim, keys, raw, values, type, tokens, rope);
+        DeviceBuffer coefficients = allocate(type, chunks, g.chunk(), g.rank());
+        DeviceBuffer basis = allocate(type, heads, g.rank(), dim);
+        cache.lowRankFactor(
+                Rows.of(raw, type), sealed, heads, dim, rank, g.rank(), 0, 0, coefficients, basis, arena.allocate(4L * rank),
+                arena.allocate(8));
+        DeviceBuffer landmarks = allocate(g.landmarkType(), heads, chunks, dim);
+        DeviceBuffer landmarkScales = g.landmarkType() == ElementType.I8 ? allocate(ElementType.F32, heads, chunks) : null;
+        DeviceBuffer radius = allocate(ElementType.F32, heads, chunks);
+        DeviceBuffer cosine = allocate(ElementType.F32, heads, chunks);
+        cache.landmarkBuild(
+                keys, heads, dim, g.chunk(), 0, indexed, landmarks, g.landmarkType(), landmarkScales, radius, cosine, chunks);
+        DeviceBuffer outlierKeys = null;
+        DeviceBuffer outlierValues = null;
+        int[] ids = new int[0];
+        if (outliers > 0) {
+            DeviceBuffer chosen = arena.allocate(4L * heads * outliers);
+            cache.outlierSelect(cosine, heads, indexed, chunks, outliers, chosen, radius);
+            outlierKeys = allocate(type, heads, outliers, g.chunk(), dim);
+            outlierValues = allocate(type, heads, outliers, g.chunk(), dim);
+            cache.chunkGather(keys, heads, dim, g.chunk(), chosen, outliers, outlierKeys, 0, outliers);
+            cache.chunkGather(values, heads, dim, g.chunk(), chosen, outliers, outlierValues, 0, outliers);
+            ids = integers(chosen, heads * outliers);
+        }
+        MemorySegment host = pinned.allocate((long) heads * chunks * g.chunk() * dim * g.valueType().bytes(), 64);
+        DeviceBuffer valueScales = g.valueType() == ElementType.F8_E4M3 ? allocate(ElementType.F32, heads, chunks) : null;
+        cache.valueStore(values, heads, dim, g.chunk(), 0, indexed, host, g.valueType(), valueScales, chunks);
+        layers.set(0, new ShadowLayer(
+                coefficients, basis, landmarks, landmarkScales, radius, outlierKeys, outlierValues, recent(keys), recent(values), host,
+                valueScales, null, null, null, chunks, outliers));
+        layers.upload();
+        return ids;
+    }
+
+    /** All tokens behind the index, position p in row p % window; a step sees those up to its length. */
+    private DeviceBuffer recent(Ring tokens) {
+        long row = (long) geometry.headDim() * tokens.type().bytes();
+        int window = geometry.window();
+        DeviceBuffer ring = allocate(tokens.type(), geometry.keyValueHeads(), window, geometry.headDim());
+        for (int head = 0; head < geometry.keyValueHeads(); head++) {
+            for (long position = (long) indexed * geometry.chunk(); position < capture.tokens(); ) {
+                long target = position % window;
+                long count = Math.min(capture.tokens() - position, window - target);
+                device.copy(
+                        tokens.buffer().slice((head * tokens.capacity() + position) * row, count * row),
+                        ring.slice((head * (long) window + target) * row, count * row));
+                position += count;
+            }
+        }
+        return ring;
+    }
+
+    /** Tokens that a step's query sees. */
+    int length(int step) {
+        return sealed + step + 1;
+    }
+
+    Attended attend(int step) {
+        Geometry g = geometry;
+        int heads = g.keyValueHeads();
+        int begin = indexed * g.chunk();
+        states.set(0, length(step), begin, indexed, outliers, step + 1);
+        states.upload();
+        long width = (long) g.queryHeads() * g.headDim();
+        Rows query = Rows.of(queries.slice(4 * step * width, 4 * width), ElementType.F32);
+        try (DeviceArena scratch = device.newArena()) {
+            int listed = shortlist > 0 ? shortlist : select;
+            DeviceBuffer list = scratch.allocate(4L * heads * listed);
+            DeviceBuffer listCount = scratch.allocate(4L * heads);
+            decode.landmarkTopK(
+                    g, 1, query, layers, 0, states, 0, options.radiusWeight(), listed, indexed, list, listCount, null);
+            DeviceBuffer selected = list;
+            DeviceBuffer count = listCount;
+            if (shortlist > 0) {
+                selected = scratch.allocate(4L * heads * select);
+                count = scratch.allocate(4L * heads);
+                decode.rerank(
+                        g, 1, query, layers, 0, states, 0, rope, capture.tokens(), shortlist, list, listCount, select, selected, count);
+            }
+            DeviceBuffer output = scratch.allocate(4 * width);
+            // Values are read where they are, so a chunk's slot is the chunk.
+            decode.sparseAttention(
+                    g, 1, query, layers, 0, states, 0, rope, capture.tokens(), select, selected, selected, count,
+                    Rows.of(output, ElementType.F32), null);
+            return new Attended(
+                    tokens(integers(selected, heads * select), integers(count, heads), begin, length(step)),
+                    floats(output, (int) width));
+        }
+    }
+
+    private BitSet[] tokens(int[] selected, int[] count, int begin, int length) {
+        BitSet[] all = new BitSet[geometry.keyValueHeads()];
+        int chunk = geometry.chunk();
+        for (int head = 0; head < all.length; head++) {
+            all[head] = new BitSet(length);
+            all[head].set(begin, length);
+            for (int i = 0; i < count[head]; i++) {
+                int first = selected[head * select + i] * chunk;
+                all[head].set(first, first + chunk);
+            }
+            for (int i = 0; i < outliers; i++) {
+                int first = outlierIds[head * outliers + i] * chunk;
+                all[head].set(first, first + chunk);
+            }
+        }
+        return all;
+    }
+
+    @Override
+    public void close() {
+        states.close();
+        layers.close();
+        rope.close();
+        pinned.close();
+        arena.close();
+    }
+}

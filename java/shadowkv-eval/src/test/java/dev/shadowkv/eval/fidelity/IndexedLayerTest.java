@@ -1,0 +1,171 @@
+package dev.shadowkv.eval.fidelity;
+
+import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.within;
+
+import dev.shadowkv.Device;
+import dev.shadowkv.ElementType;
+import dev.shadowkv.KvBatch;
+import dev.shadowkv.KvSession;
+import dev.shadowkv.MemoryPlan;
+import dev.shadowkv.Rope;
+import dev.shadowkv.ShadowKvCache;
+import dev.shadowkv.llm.CacheKind;
+import dev.shadowkv.llm.CacheOptions;
+import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
+import java.util.List;
+import java.util.Optional;
+import java.util.OptionalInt;
+import java.util.Random;
+import org.junit.jupiter.api.Test;
+import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.ValueSource;
+
+class IndexedLayerTest {
+    private static final int QUERY_HEADS = 8;
+    private static final int HEADS = 2;
+    private static final int DIM = 64;
+    private static final int STEPS = 5;
+    private static final int TOKENS = 619;
+
+    private final long seed = Long.getLong("shadowkv.test.seed", System.nanoTime());
+
+    private static Device device() {
+        Device.Builder builder = Device.builder();
+        return System.getProperty("shadowkv.test.device", "cpu").equals("cuda")
+                ? builder.cuda(0).build()
+                : builder.threads(2).build();
+    }
+
+    /** Keys of a falling spectrum around a common direction, as models have them. */
+    private LayerCapture capture() {
+        Random random = new Random(seed);
+        int width = HEADS * DIM;
+        float[] keys = new float[TOKENS * width];
+        float[] mean = gaussian(random, width, 1);
+        float[][] directions = new float[24][];
+        for (int i = 0; i < directions.length; i++) {
+            directions[i] = gaussian(random, width, 1);
+        }
+        for (int token = 0; token < TOKENS; token++) {
+            for (int d = 0; d < width; d++) {
+                keys[token * width + d] = mean[d] + 0.02f * (float) random.nextGaussian();
+            }
+            for (int i = 0; i < directions.length; i++) {
+                float weight = (float) random.nextGaussian() / (1 + i);
+                for (int d = 0; d < width; d++) {
+                    keys[token * width + d] += weight * directions[i][d];
+                }
+            }
+        }
+        return new LayerCapture(
+                0, QUERY_HEADS, HEADS, DIM, TOKENS, STEPS, keys, gaussian(random, keys.length, 1),
+                gaussian(random, STEPS * QUERY_HEADS * DIM, 1));
+    }
+
+    private static float[] gaussian(Random random, int count, double scale) {
+        float[] values = new float[count];
+        for (int i = 0; i < count; i++) {
+            values[i] = (float) (scale * random.nextGaussian());
+        }
+        return values;
+    }
+
+    private static CacheOptions options(int rank, int budget, double rerank) {
+        return new CacheOptions(
+                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.of(3), 0.5f, rerank, Optional.empty(), Optional.empty(),
+                Optional.empty());
+    }
+
+    /** What the probe puts together of kernels is what the cache does. */
+    @ParameterizedTest
+    @ValueSource(doubles = {0, 3})
+    void isWhatTheCacheDoes(double rerank) {
+        LayerCapture capture = capture();
+        Rope rope = Rope.standard(DIM, 10000);
+        int width = HEADS * DIM;
+        int sealed = TOKENS - STEPS;
+        try (Device device = device();
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank));
+                ShadowKvCache cache = ShadowKvCache.builder(device)
+                        .layers(1)
+                        .queryHeads(QUERY_HEADS)
+                        .keyValueHeads(HEADS)
+                        .headDim(DIM)
+                        .rope(rope)
+                        .rank(20)
+                        .budget(96)
+                        .outliers(3)
+                        .radiusWeight(0.5f)
+                        .rerank(rerank)
+                        .memory(MemoryPlan.of(1, TOKENS))
+                        .build();
+                KvSession session = cache.open(TOKENS)) {
+            session.append(
+                    0, sealed, MemorySegment.ofArray(Arrays.copyOf(capture.keys(), sealed * width)),
+                    MemorySegment.ofArray(Arrays.copyOf(capture.values(), sealed * width)));
+            session.seal();
+            // Both round alike; sums of the attended tokens and of a key's elements may be in another order.
+            double epsilon = Math.scalb(1, -23);
+            double tolerance = epsilon * (DIM + 96 + 24 + 96) * 5;
+            try (KvBatch batch = cache.batch(List.of(session))) {
+                for (int step = 0; step < STEPS; step++) {
+                    float[] output = new float[QUERY_HEADS * DIM];
+                    int token = sealed + step;
+                    cache.attend(
+                            0, batch, row(capture.queries(), step, QUERY_HEADS * DIM), row(capture.keys(), token, width),
+                            row(capture.values(), token, width), MemorySegment.ofArray(output));
+                    float[] probed = layer.attend(step).output();
+                    for (int i = 0; i < output.length; i++) {
+                        assertThat((double) probed[i])
+                                .as("seed %d, step %d, element %d", seed, step, i)
+                                .isCloseTo(output[i], within(device.defaultType() == ElementType.F32 ? tolerance : 5 * Math.scalb(1, -8)));
+                    }
+                }
+            }
+        }
+    }
+
+    private static MemorySegment row(float[] rows, int row, int width) {
+        return MemorySegment.ofArray(Arrays.copyOfRange(rows, row * width, (row + 1) * width));
+    }
+
+    @Test
+    void everythingSelectedIsExact() {
+        LayerCapture capture = capture();
+        int indexed = ((TOKENS - STEPS) / 8 - 4) * 8;
+        FidelityReport report = new FidelityReport();
+        try (Device device = Device.cpu(2)) {
+            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(HEADS * DIM, indexed, 0), report);
+        }
+        assertThat(report.heads()).hasSize(QUERY_HEADS);
+        for (FidelityReport.Head head : report.heads()) {
+            assertThat(head.capturedMass()).isCloseTo(1, within(1e-9));
+            assertThat(head.overlap()).isEqualTo(1);
+            // Keys are rebuilt from all of their directions: logits of some |q||k|/8 <= 40, off by a few roundings each.
+            assertThat(head.outputError()).as("seed %d", seed).isLessThan(Math.scalb(1, -23) * 40 * DIM);
+        }
+    }
+
+    @Test
+    void lessIsLess() {
+        LayerCapture capture = capture();
+        try (Device device = Device.cpu(2)) {
+            FidelityReport little = new FidelityReport();
+            FidelityReport more = new FidelityReport();
+            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 48, 4), little);
+            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 192, 2), more);
+            for (int head = 0; head < QUERY_HEADS; head++) {
+                FidelityReport.Head a = little.heads().get(head);
+                FidelityReport.Head b = more.heads().get(head);
+                assertThat(a.capturedMass()).as("seed %d", seed).isLessThan(b.capturedMass());
+                assertThat(a.capturedMass()).isLessThanOrEqualTo(a.bestMass() + 1e-12);
+            }
+            assertThatThrownBy(() -> new IndexedLayer(device, Rope.standard(DIM, 10000), capture, options(20, 608, 0)))
+                    .isInstanceOf(IllegalArgumentException.class)
+                    .hasMessageContaining("608");
+        }
+    }
+}
