@@ -63,30 +63,30 @@ void test_eigen(std::int64_t n, const skv::blas::Cpu* library, std::mt19937_64& 
 
 void test_products(const skv::blas::Cpu& library, std::mt19937_64& random) {
   const int rows = 37, columns = 29, inner = 113;
-  std::normal_distribution<float> normal;
-  std::vector<float> a(rows * inner), b(columns * inner);
+  std::normal_distribution<double> normal;
+  std::vector<double> a(rows * inner), b(columns * inner);
   for (auto* const array : {&a, &b}) {
-    for (float& x : *array) {
+    for (double& x : *array) {
       x = normal(random);
     }
   }
   skv::cpu::ThreadPool pool(4);
   pool.parallel_for(16, [&](std::int64_t) {
-    std::vector<float> c(rows * columns);
-    library.sgemm(skv::blas::Cpu::kRowMajor, skv::blas::Cpu::kNoTranspose, skv::blas::Cpu::kTranspose, rows, columns,
-                  inner, 1.0F, a.data(), inner, b.data(), inner, 0.0F, c.data(), columns);
+    std::vector<double> c(rows * columns);
+    library.dgemm(skv::blas::Cpu::kRowMajor, skv::blas::Cpu::kNoTranspose, skv::blas::Cpu::kTranspose, rows, columns,
+                  inner, 1.0, a.data(), inner, b.data(), inner, 0.0, c.data(), columns);
     bool right = true;
     for (int i = 0; i < rows; ++i) {
       for (int j = 0; j < columns; ++j) {
-        double sum = 0, bound = 0;
+        long double sum = 0, bound = 0;
         for (int k = 0; k < inner; ++k) {
-          const double product = static_cast<double>(a[static_cast<std::size_t>(i * inner + k)]) *
-                                 static_cast<double>(b[static_cast<std::size_t>(j * inner + k)]);
+          const long double product = static_cast<long double>(a[static_cast<std::size_t>(i * inner + k)]) *
+                                      static_cast<long double>(b[static_cast<std::size_t>(j * inner + k)]);
           sum += product;
           bound += std::fabs(product);
         }
-        right &= check::near(static_cast<double>(c[static_cast<std::size_t>(i * columns + j)]), sum,
-                             0x1p-24 * (inner + 1) * bound);
+        right &= check::near(c[static_cast<std::size_t>(i * columns + j)], static_cast<double>(sum),
+                             0x1p-53 * (inner + 2) * static_cast<double>(bound));
       }
     }
     if (!right) {

@@ -89,11 +89,8 @@ std::shared_ptr<const Cpu> load(const std::string& path) {
       continue;
     }
     auto table = std::make_shared<Cpu>();
-    const bool complete = resolve(library, "cblas_sgemm", table->sgemm) &&
-                          resolve(library, "cblas_dgemm", table->dgemm) &&
-                          resolve(library, "cblas_ssyrk", table->ssyrk);
-    if (!complete) {
-      searched += (searched.empty() ? "" : ", ") + file + " (lacks functions)";
+    if (!resolve(library, "cblas_dgemm", table->dgemm)) {
+      searched += (searched.empty() ? "" : ", ") + file + " (lacks cblas_dgemm)";
       dlclose(library);
       continue;
     }
@@ -107,7 +104,7 @@ std::shared_ptr<const Cpu> load(const std::string& path) {
     table->concurrent_calls = concurrent_calls(table->configuration);
     table->path = file;
     Dl_info info = {};
-    if (dladdr(reinterpret_cast<void*>(table->sgemm), &info) && info.dli_fname) {
+    if (dladdr(reinterpret_cast<void*>(table->dgemm), &info) && info.dli_fname) {
       table->path = info.dli_fname;
     }
     if (!loaded_before) {

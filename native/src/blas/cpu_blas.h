@@ -1,5 +1,7 @@
 // A CPU BLAS and LAPACK (OpenBLAS) as it is found at run time: a table of the functions used here. Nothing
-// is needed to link or to load the library, and every user of the table works without it.
+// is needed to link or to load the library, and every user of the table works without it. Products of fp32 are not
+// among them: on Zen 4, two cores, sgemm makes 90, 179 and 198 GFLOP/s at 32, 256 and 1024 rows, the built-in product
+// 141, 178 and 178 with rows that do not depend on each other.
 //
 // The library's own threads are not used: they would compete with the context's, and wait by spinning. Each
 // thread of a context calls it for its own part of the work, while a SingleThreaded is alive.
@@ -15,14 +17,9 @@ struct Cpu {
   // Values of the CBLAS enumerations.
   enum Order : int { kRowMajor = 101 };
   enum Transpose : int { kNoTranspose = 111, kTranspose = 112 };
-  enum Triangle : int { kUpper = 121 };
 
-  void (*sgemm)(int order, int transpose_a, int transpose_b, int m, int n, int k, float alpha, const float* a, int lda,
-                const float* b, int ldb, float beta, float* c, int ldc) = nullptr;  // cblas_sgemm
   void (*dgemm)(int order, int transpose_a, int transpose_b, int m, int n, int k, double alpha, const double* a,
                 int lda, const double* b, int ldb, double beta, double* c, int ldc) = nullptr;  // cblas_dgemm
-  void (*ssyrk)(int order, int triangle, int transpose, int n, int k, float alpha, const float* a, int lda, float beta,
-                float* c, int ldc) = nullptr;  // cblas_ssyrk
   // dsyevd_: eigenvalues ascending, eigenvectors. null when the library was built without LAPACK.
   void (*dsyevd)(const char* job, const char* triangle, const int* n, double* a, const int* lda, double* w,
                  double* work, const int* lwork, int* iwork, const int* liwork, int* info) = nullptr;
