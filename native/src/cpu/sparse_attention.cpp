@@ -57,8 +57,9 @@ SparseAttention::SparseAttention(const skv_sparse_attention_params& p, Execution
 //
 // Bound by the rebuilding: S * C * r * D multiply-adds a key/value head (bf16 with AVX-512 BF16: two an instruction and
 // lane, exact products), against S * C * (r + D) elements read. A block of rebuilt keys never leaves the nearest
-// caches. Cycles a token on Zen 4 at r 160, D 128 and four queries, 640 being the floor of the rebuilding: rebuilding
-// 644, rotation 37, scores 37, softmax 11, values 51.
+// caches. Cycles a token on Zen 4 at r 160, D 128 and four queries, where the products of the rebuilding are 640 at
+// least: rebuilding 646, rotation 65, scores 37, softmax 10, values 50; all together 880 with everything in the second
+// cache, 970 for chunks anywhere in 40 MB of coefficients and 31 MB of values.
 void SparseAttention::attend(std::int64_t pair, std::int64_t number, int thread) const {
   const skv_geometry& g = p_.geometry;
   const skv_session_state& state = p_.states[pair / g.key_value_heads];
