@@ -37,7 +37,7 @@ typedef struct skv_graph skv_graph;
 
 /* SKV_ABI_VERSION of the library. */
 SKV_API uint32_t skv_abi_version(void);
-/* Version and what was compiled in, for people: "0.1.0, CPU (portable, AVX2, AVX-512), CUDA 13.0 (sm_80, sm_90, PTX 9.0)". Static. */
+/* Version and what was compiled in, for people: "0.1.0, CPU (portable, AVX2, AVX-512, AVX-512 BF16), CUDA 13.0 (sm_80, sm_90, PTX 9.0)". Static. */
 SKV_API const char *skv_build_info(void);
 /* Name of a status, "SKV_OK" and so on; "unknown status" for others. Static. */
 SKV_API const char *skv_status_name(skv_status status);

@@ -152,7 +152,7 @@ void test_contexts() {
 
   CHECK_EQUAL(std::string(skv_status_name(SKV_UNSUPPORTED)), "SKV_UNSUPPORTED");
   CHECK_EQUAL(std::string(skv_status_name(99)), "unknown status");
-  CHECK(contains(skv_build_info(), "CPU (portable, AVX2, AVX-512), "));
+  CHECK(contains(skv_build_info(), "CPU (portable, AVX2, AVX-512, AVX-512 BF16), "));
   std::printf("%s\n", skv_build_info());
 }
 

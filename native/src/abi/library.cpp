@@ -16,7 +16,7 @@ uint32_t skv_abi_version(void) {
 const char* skv_build_info(void) {
   static char text[256];
   static const bool written = [] {
-    std::string_view parts[] = {SHADOWKV_VERSION, ", CPU (portable, AVX2, AVX-512), ", skv::cuda_build_info()};
+    std::string_view parts[] = {SHADOWKV_VERSION, ", CPU (portable, AVX2, AVX-512, AVX-512 BF16), ", skv::cuda_build_info()};
     std::size_t length = 0;
     for (const std::string_view part : parts) {
       length += part.copy(text + length, sizeof(text) - 1 - length);
