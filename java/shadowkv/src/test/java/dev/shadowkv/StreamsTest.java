@@ -91,13 +91,14 @@ class StreamsTest {
             DeviceBuffer k = device.allocate((long) ROWS * KEY_WIDTH * e);
             DeviceBuffer v = device.allocate((long) ROWS * KEY_WIDTH * e);
             DeviceBuffer out = device.allocate((long) ROWS * WIDTH * e);
+            DeviceBuffer outAlone = device.allocate((long) WIDTH * e);
             KvSession[] sessions = new KvSession[4];
-            KvSession[] alone = new KvSession[4];
+            KvBatch[] alone = new KvBatch[4];
             int[] at = new int[4];
             for (int i = 0; i < 4; i++) {
                 at[i] = 50 + random.nextInt(250);
                 sessions[i] = filled(cache, at[i]);
-                alone[i] = sessions[i].fork();
+                alone[i] = cache.batch(List.of(sessions[i].fork()));
             }
             int[][] rows = {{0, -1, -1}, {0, 1, -1}, {2, 1, 0}, {2, -1, 0}, {3, -1, 2}, {-1, 1, 3}};
             DeviceGraph graph = null;
@@ -132,7 +133,13 @@ class StreamsTest {
                             assertThat(mine).as("idle row " + i).containsOnly(0);
                         } else {
                             int token = at[row[i]]++;
-                            Compare.same(CacheRunner.decode(alone[row[i]], TOKENS, token, token + 1)[0], mine,
+                            long width = (long) WIDTH * e;
+                            long keyWidth = (long) KEY_WIDTH * e;
+                            for (int layer = 0; layer < LAYERS; layer++) {
+                                cache.attend(layer, alone[row[i]], q.slice(i * width, width), k.slice(i * keyWidth, keyWidth),
+                                        v.slice(i * keyWidth, keyWidth), outAlone);
+                            }
+                            Compare.same(floats(cache, outAlone, WIDTH), mine,
                                     "session " + row[i] + " in row " + i + ", token " + token);
                         }
                     }

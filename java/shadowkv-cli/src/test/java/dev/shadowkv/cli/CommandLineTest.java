@@ -141,10 +141,11 @@ class CommandLineTest {
         Path ids = write("ids.txt", "1 5 9 200 17 3 250 31 8 99\n7 8 3 4 5 6 7 8 9 10\n");
         Path whole = folder.resolve("whole.safetensors");
         Path steps = folder.resolve("steps.safetensors");
-        assertThat(run("score", "--model", LLAMA, "--ids", ids, "--out", whole).code()).isZero();
+        // In F32: in BF16 another split rounds otherwise, by what TransformerTest allows.
+        assertThat(run("score", "--model", LLAMA, "--ids", ids, "--device", "cpu", "--out", whole).code()).isZero();
         JsonNode report = run(
-                        "score", "--model", LLAMA, "--ids", ids, "--cache", "shadow", "--rank", 32, "--prefill", 3, "--out", steps,
-                        "--json")
+                        "score", "--model", LLAMA, "--ids", ids, "--device", "cpu", "--cache", "shadow", "--rank", 32, "--prefill", 3,
+                        "--out", steps, "--json")
                 .json();
         assertThat(report.path("prefill").asInt()).isEqualTo(3);
         try (SafetensorsFile a = SafetensorsFile.open(whole);
