@@ -106,6 +106,7 @@ for library in libstdc++.so.6 libgcc_s.so.1; do
 done
 find "$stage/native-tests" -type f -exec strip --strip-unneeded {} +
 
+cp bench/throughput.sh "$stage/bench/"
 cp -r models/needle-32k "$stage/models/"
 cp LICENSE README.md "$stage/"
 # Results of benchmarks name what they were measured on.
