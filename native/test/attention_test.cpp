@@ -235,8 +235,8 @@ void check_prefill(const Heads& h, std::int64_t count, std::int64_t first_positi
   CHECK(first == output);
 }
 
-void check_nan() {
-  const Heads h = {4, 2, 64, SKV_F32, SKV_F32};
+void check_nan(int storage) {
+  const Heads h = {4, 2, 64, storage, SKV_F32};
   DenseBatch b(h, {100});
   b.sessions[0]->values.set(70 * h.dim + 5, std::nan(""));
   b.sessions[0]->keys.set((b.sessions[0]->capacity + 20) * h.dim + 3, std::nan(""));
@@ -250,7 +250,7 @@ void check_nan() {
   Array queries(SKV_F32, kCount * h.query_heads() * h.dim), output(SKV_F32, queries.count());
   queries.fill(generator);
   skv_prefill_attention_params p{};
-  p.query_type = p.output_type = SKV_F32;
+  p.query_type = p.output_type = h.input;
   p.geometry = h.geometry();
   p.queries = queries.data();
   p.count = kCount;
@@ -270,11 +270,11 @@ void check_nan() {
 int main() {
   generator = check::fresh_generator();
   for (instruction_set = 1; instruction_set <= static_cast<int>(skv::cpu::best_instruction_set()); ++instruction_set) {
-    const Heads shapes[] = {{4, 2, 128, SKV_BF16, SKV_F32},  {1, 3, 64, SKV_F32, SKV_F32},
-                            {7, 1, 128, SKV_BF16, SKV_BF16}, {8, 1, 96, SKV_F16, SKV_F32},
-                            {16, 1, 64, SKV_BF16, SKV_F16},  {2, 32, 16, SKV_F32, SKV_BF16},
-                            {3, 2, 256, SKV_BF16, SKV_F32},  {5, 1, 2, SKV_F32, SKV_F32},
-                            {6, 2, 70, SKV_F16, SKV_F32},    {2, 2, 80, SKV_F32, SKV_F32}};
+    const Heads shapes[] = {
+        {4, 2, 128, SKV_BF16, SKV_F32}, {1, 3, 64, SKV_F32, SKV_F32},   {7, 1, 128, SKV_BF16, SKV_BF16},
+        {8, 1, 96, SKV_F16, SKV_F32},   {16, 1, 64, SKV_BF16, SKV_F16}, {2, 32, 16, SKV_F32, SKV_BF16},
+        {3, 2, 256, SKV_BF16, SKV_F32}, {5, 1, 2, SKV_F32, SKV_F32},    {6, 2, 70, SKV_F16, SKV_F32},
+        {2, 2, 80, SKV_F32, SKV_F32},   {5, 2, 96, SKV_BF16, SKV_F32}};
     int number = 0;
     for (const Heads& h : shapes) {
       check_dense(h);
@@ -286,7 +286,9 @@ int main() {
     }
     check_prefill(shapes[0], 1, 700);
     check_prefill(shapes[1], 400, 61);
-    check_nan();
+    for (const int storage : {SKV_F32, SKV_BF16, SKV_F16}) {
+      check_nan(storage);
+    }
     std::printf("instruction set %d done\n", instruction_set);
   }
   return check::verdict();

@@ -747,7 +747,7 @@ int main() {
         shape(8, 1, 96, 16, 64, SKV_F16, SKV_F16),      shape(16, 1, 64, 8, 100, SKV_BF16, SKV_F32, 12),
         shape(2, 32, 32, 8, 17, SKV_F32, SKV_BF16, 30), shape(3, 2, 256, 16, 256, SKV_BF16, SKV_F32),
         shape(4, 1, 2, 8, 16, SKV_F32, SKV_F32),        shape(5, 1, 70, 8, 21, SKV_BF16, SKV_F32, 14),
-        shape(6, 2, 80, 16, 31, SKV_F16, SKV_F32)};
+        shape(6, 2, 80, 16, 31, SKV_F16, SKV_F32),      shape(5, 2, 96, 8, 25, SKV_BF16, SKV_F32)};
     shapes[1].value = SKV_F8_E4M3;
     shapes[1].landmark = SKV_I8;
     shapes[2].pairing = SKV_INTERLEAVED;
