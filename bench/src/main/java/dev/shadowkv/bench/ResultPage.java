@@ -204,7 +204,7 @@ public final class ResultPage {
             bars.put("memory of the device", ofMemory);
             bars.put("link to the host", ofLink);
             chart(file, "bandwidth", "share of the bandwidths that decode layers use",
-                    path -> ResultCharts.bars("Decode layer: share of the bandwidth", "% of what was measured as possible", labels, bars, path));
+                    path -> ResultCharts.bars("Decode layer: share of the bandwidth", "% of the ceiling", labels, bars, path));
         }
     }
 
@@ -248,7 +248,7 @@ public final class ResultPage {
         }
         if (labels.size() > 1) {
             chart(file, "floor", "share of the floor by operation",
-                    path -> ResultCharts.bars("Share of the floor", "% of what the machine can do", labels, shares, path));
+                    path -> ResultCharts.bars("Share of the floor", "% of the floor", labels, shares, path));
         }
     }
 
