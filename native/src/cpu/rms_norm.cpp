@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "cpu/elements.h"
+#include "cpu/row_math.h"
 
 namespace skv::cpu {
 
@@ -11,6 +12,7 @@ void rms_norm(const skv_rms_norm_params& p, Execution& execution) {
   const Widen widen = widen_function(p.type, execution.set);
   const Widen widen_weight = widen_function(p.weight_type, execution.set);
   const Narrow narrow = narrow_function(p.type, execution.set);
+  const RowMath& math = row_math(execution.set);
   execution.pool.parallel_for(p.rows, [&](std::int64_t row) {
     constexpr std::int64_t kPiece = 512;
     float piece[kPiece], other[kPiece];
@@ -18,7 +20,12 @@ void rms_norm(const skv_rms_norm_params& p, Execution& execution) {
     for (std::int64_t done = 0; done < p.width; done += kPiece) {
       const std::int64_t here = std::min(kPiece, p.width - done);
       void* const input = element_at(p.input, p.type, row * p.width + done);
-      widen(input, piece, here);
+      // Floats without a residual are looked at where they are.
+      const bool in_place = p.type == SKV_F32 && !p.residual;
+      const float* const row_piece = in_place ? static_cast<const float*>(input) : piece;
+      if (!in_place) {
+        widen(input, piece, here);
+      }
       if (p.residual) {
         widen(element_at(p.residual, p.type, row * p.width + done), other, here);
         for (std::int64_t i = 0; i < here; ++i) {
@@ -27,30 +34,27 @@ void rms_norm(const skv_rms_norm_params& p, Execution& execution) {
         narrow(piece, input, here);
         widen(input, piece, here);  // what is normalised is what is stored
       }
-      constexpr std::int64_t kLanes = 16;
-      float lanes[kLanes] = {};
-      std::int64_t i = 0;
-      for (; i + kLanes <= here; i += kLanes) {
-        for (std::int64_t lane = 0; lane < kLanes; ++lane) {
-          lanes[lane] += piece[i + lane] * piece[i + lane];
-        }
-      }
-      for (; i < here; ++i) {
-        lanes[0] += piece[i] * piece[i];
-      }
-      for (const float lane : lanes) {
-        sum += lane;
+      // Short sums in fp32, the rest in fp64.
+      constexpr std::int64_t kShort = 128;
+      for (std::int64_t i = 0; i < here; i += kShort) {
+        float with_itself, squares;
+        math.products(row_piece + i, 1, std::min(kShort, here - i), row_piece + i, &with_itself, &squares);
+        sum += static_cast<double>(squares);
       }
     }
     const float scale = static_cast<float>(1.0 / std::sqrt(sum / static_cast<double>(p.width) + p.epsilon));
     for (std::int64_t done = 0; done < p.width; done += kPiece) {
       const std::int64_t here = std::min(kPiece, p.width - done);
-      widen(element_at(p.input, p.type, row * p.width + done), piece, here);
+      const void* const input = element_at(p.input, p.type, row * p.width + done);
+      void* const output = element_at(p.output, p.type, row * p.width + done);
       widen_weight(element_at(p.weight, p.weight_type, done), other, here);
-      for (std::int64_t i = 0; i < here; ++i) {
-        piece[i] = piece[i] * scale * other[i];
+      if (p.type == SKV_F32) {
+        math.scale_multiply(static_cast<const float*>(input), scale, other, here, static_cast<float*>(output));
+      } else {
+        widen(input, piece, here);
+        math.scale_multiply(piece, scale, other, here, piece);
+        narrow(piece, output, here);
       }
-      narrow(piece, element_at(p.output, p.type, row * p.width + done), here);
     }
   });
 }

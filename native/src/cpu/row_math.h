@@ -15,6 +15,9 @@ struct RowMath {
   void (*normals)(std::uint64_t first, std::uint64_t seed, float mean, float deviation, std::int64_t counters,
                   float* to);
 
+  // to[i] = from[i] * scale * weight[i]; to may be from.
+  void (*scale_multiply)(const float* from, float scale, const float* weight, std::int64_t count, float* to);
+
   // The largest element, -infinity of none. NaN when one is among them.
   float (*largest)(const float* row, std::int64_t count);
   // First element that equals `value`, or count.

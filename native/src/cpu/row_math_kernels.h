@@ -48,6 +48,12 @@ void silu_multiply_row(const float* gate, const float* up, std::int64_t count, f
   });
 }
 
+void scale_multiply_row(const float* from, float scale, const float* weight, std::int64_t count, float* to) {
+  over_vectors(count, [&](std::int64_t i, int here) {
+    store_up_to(to + i, load_up_to(from + i, here) * scale * load_up_to(weight + i, here), here);
+  });
+}
+
 // --- Random numbers ---------------------------------------------------------------------------
 
 struct WideProduct {
@@ -300,7 +306,8 @@ float farthest_row(const float* rows, std::int64_t count, std::int64_t dim, cons
 }
 
 constexpr RowMath row_math_here() {
-  return {silu_multiply_row, normal_numbers, largest_element, find_element, mean_row, row_dots, farthest_row};
+  return {silu_multiply_row, normal_numbers, scale_multiply_row, largest_element,
+          find_element,      mean_row,       row_dots,           farthest_row};
 }
 
 }  // namespace
