@@ -139,7 +139,8 @@ EOF
 cat >"$stage/bin/shadowkv-bench" <<EOF
 $prologue
 # The JMH benchmarks: quick, cpu-8b and gpu-8b are sets of them; other arguments are JMH's (-l lists them).
-exec "\$java" \$options -Dshadowkv.home="\$here" -cp "\$here/bench/*:\$here/lib/*" dev.shadowkv.bench.Bench "\$@"
+exec "\$java" \$options -Dshadowkv.home="\$here" \${SHADOWKV_JAVA_OPTIONS:-} -cp "\$here/bench/*:\$here/lib/*" \\
+  dev.shadowkv.bench.Bench "\$@"
 EOF
 cat >"$stage/bin/shadowkv-native-tests" <<'EOF'
 #!/bin/sh
