@@ -87,8 +87,9 @@ public final class ThroughputPage {
                         number("%.2f", speed / limit), r.path("deviceGigabytesPerSecond").asDouble(),
                         r.path("linkGigabytesPerSecond").asDouble(), origin(one)));
                 if (shadow && !Double.isNaN(dense)) {
-                    labels.add(one.path("shape").asText() + " " + one.path("context").asLong() / 1024 + "K, " + name(one.path("shadow"))
-                            + (layers(one).contains("of") ? ", " + layers(one) + " layers" : ""));
+                    JsonNode types = one.path("shadow");
+                    labels.add(one.path("shape").asText() + " " + one.path("context").asLong() / 1024 + "K " + types.path("valueType").asText()
+                            + "/" + types.path("landmarkType").asText() + (layers(one).contains("of") ? " (" + layers(one) + ")" : ""));
                     gains.add(speed / dense);
                 }
             }
@@ -96,7 +97,7 @@ public final class ThroughputPage {
         if (labels.size() > 1) {
             Path chart = page.toAbsolutePath().getParent().resolve("benchmarks/throughput.png");
             Files.createDirectories(chart.getParent());
-            ResultCharts.bars("Tokens a second within the memory limit: shadow over dense", "times", labels, gains, chart);
+            ResultCharts.bars("Tokens a second within the memory limit (values/landmarks)", "times dense", labels, gains, chart);
             text.append("\n![tokens a second of shadow over dense](benchmarks/throughput.png)\n");
         }
     }
