@@ -107,10 +107,11 @@ class StageTimes {
     traits_.shared_memory_per_block = static_cast<int>(properties.sharedMemPerBlockOptin);
     traits_.shared_memory_per_multiprocessor = static_cast<int>(properties.sharedMemPerMultiprocessor);
     traits_.l2_bytes = properties.l2CacheSize;
+    skv::cuda::count_clusters(traits_);
     int least = 0, greatest = 0;
     check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
     for (auto& side : side_) {
-      const int priority = &side == &side_.back() ? (least + greatest) / 2 : greatest;  // as the backend's own
+      const int priority = &side == &side_.back() ? least : greatest;  // as the backend's own
       check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, priority), "stream");
     }
     for (auto& event : events_) {
@@ -152,10 +153,9 @@ class StageTimes {
       return t[t.size() / 2];
     };
     std::printf("%s: new tokens %.1f us, all %.1f us\n", title, median(0, "new tokens"), median(0, "combine"));
-    for (int group = 0; times.count({group, "logits"}); ++group) {
-      std::printf("    group %2d done: logits %6.1f  select %6.1f  gather %6.1f  attention %6.1f\n", group,
-                  median(group, "logits"), median(group, "select"), median(group, "gather"),
-                  median(group, "attention"));
+    for (int group = 0; times.count({group, "gather"}); ++group) {
+      std::printf("    group %2d done: select %6.1f  gather %6.1f  attention %6.1f\n", group, median(group, "select"),
+                  median(group, "gather"), median(group, "attention"));
     }
     std::fflush(stdout);
   }

@@ -849,14 +849,14 @@ void test_generation() {
 }
 
 // Bit for bit the same, whatever is resident, however the batch is cut, whoever else is in it, and from a graph.
-void test_independence(int value_type, int shortlist) {
-  std::printf("independence, value type %d, shortlist %d\n", value_type, shortlist);
+void test_independence(int value_type, int shortlist, int slots) {
+  std::printf("independence, value type %d, shortlist %d, %d slots\n", value_type, shortlist, slots);
   Shape s;
   s.key_value_heads = 4;
   s.query_heads = 16;
   s.value_type = value_type;
   s.select = 30;
-  s.slots = 50;
+  s.slots = slots;
   Batch b(s, {{501 * 8 + 5, 500 * 8, 3, 520}, {0, 0, 0, 9}, {77 * 8, 75 * 8, 0, 77}, {300 * 8 + 60, 300 * 8, 7, 520}});
   Memory output(*backend, b.queries.size() * 2);
   const StepInput in(b);
@@ -1145,9 +1145,11 @@ int main() {
     test_ties();
     test_shapes();
     test_generation();
-    test_independence(SKV_BF16, 0);
-    test_independence(SKV_F8_E4M3, 0);
-    test_independence(SKV_BF16, 60);
+    test_independence(SKV_BF16, 0, 50);
+    test_independence(SKV_BF16, 0, 0);
+    test_independence(SKV_F8_E4M3, 0, 50);
+    test_independence(SKV_BF16, 60, 50);
+    test_independence(SKV_F8_E4M3, 60, 0);
     test_dense();
   } catch (const skv::Error& e) {
     std::fprintf(stderr, "threw: %s\n", e.what());

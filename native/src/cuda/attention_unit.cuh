@@ -1,13 +1,15 @@
 // A unit: 128 tokens of one key/value head against its G queries, by one block. What sparse_attention and
 // rerank share: the table of the unit's rows, the keys rebuilt and rotated in registers, the scores.
 //
-// The tensor-core path keeps the two elements that rotate together in neighbouring columns: for half-split
-// pairing the columns of basis and queries are permuted on their way into shared memory, which changes no dot
-// product. Every warp rebuilds 16 keys [16][D] = coefficients [16][r] . basis [r][D] as accumulators; rotated
-// and rounded to bf16, as a dense cache would hold them, they are the operand of the scores as they are.
+// On the tensor-core path every warp rebuilds 16 keys [16][D] = coefficients [16][r] . basis [r][D] as accumulators;
+// rotated and rounded to bf16, as a dense cache would hold them, they are the operand of the scores as they are. A
+// lane holds the two elements that rotate together: neighbouring columns, or (Turn::kHalves) columns half the head
+// apart. Half-split pairing of a part of the head permutes the columns of basis and queries on their way into shared
+// memory, which changes no dot product.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/elements.cuh"
 #include "cuda/mma.cuh"
@@ -19,6 +21,8 @@ constexpr int kUnitThreads = 256;
 constexpr int kUnitWarps = kUnitThreads / 32;
 constexpr int kWarpTokens = kUnitTokens / kUnitWarps;
 static_assert(kWarpTokens == 16, "a warp's keys are the rows of one tensor-core fragment");
+
+enum class Turn { kNeighbours, kHalves };
 
 // What a block is told about its pair.
 struct UnitPair {
@@ -37,6 +41,9 @@ struct UnitRows {
 // Row strides in shared memory are one 16-byte word longer than the data, so that 8 rows lie in different banks.
 constexpr int kRowPadding = 8;
 constexpr int kScoreStride = kUnitTokens + 4;
+// Of the rows of the rotations within a chunk, in pairs: a lane reads one pair, or two neighbouring ones at once.
+template <Turn kTurn>
+constexpr int kFinePadding = kTurn == Turn::kHalves ? 8 : 4;
 
 // Where the parts of a block's shared memory begin, in bytes.
 struct UnitLayout {
@@ -68,7 +75,7 @@ __host__ __device__ inline UnitLayout unit_layout(int dim, int rank, int chunk, 
   } else {
     l.queries = take(SKV_MAX_GROUP * (dim + kRowPadding) * 2);
     l.probabilities = take(SKV_MAX_GROUP * (kUnitTokens + kRowPadding) * 2);
-    l.fine = take(chunk * (dim / 2 + 4) * 8);
+    l.fine = take(chunk * (dim / 2 + kFinePadding<Turn::kHalves>)*8);
     l.base = take(kUnitTokens / chunk * (dim / 2) * 8);
     l.basis = take(whole_spans(rank) * 32 * (dim + kRowPadding) * 2);
     if (with_values) {
@@ -84,9 +91,32 @@ inline bool unit_is_tuned(const skv_geometry& g, const skv_rope& rope) {
   return (g.head_dim == 64 || g.head_dim == 96 || g.head_dim == 128) && g.rank % 8 == 0 && rope.fine_rows >= g.chunk;
 }
 
-// Column of element d once the elements that rotate together are neighbours.
-__device__ inline int paired_column(const skv_rope& rope, int d) {
-  if (rope.pairing == SKV_INTERLEAVED || d >= rope.rotary_dim) {
+// How the elements of a head are rotated.
+inline Turn unit_turn(const skv_geometry& g, const skv_rope& rope) {
+  return rope.pairing == SKV_HALF_SPLIT && rope.rotary_dim == g.head_dim ? Turn::kHalves : Turn::kNeighbours;
+}
+
+// Calls f(dim, turn) with the two as constants, for a geometry of the tensor-core path.
+template <class F>
+void with_unit_kernel(const skv_geometry& g, const skv_rope& rope, F&& f) {
+  const auto with_dim = [&](auto turn) {
+    switch (g.head_dim) {
+      case 64:
+        return f(std::integral_constant<int, 64>{}, turn);
+      case 96:
+        return f(std::integral_constant<int, 96>{}, turn);
+      default:
+        return f(std::integral_constant<int, 128>{}, turn);
+    }
+  };
+  unit_turn(g, rope) == Turn::kHalves ? with_dim(std::integral_constant<Turn, Turn::kHalves>{})
+                                      : with_dim(std::integral_constant<Turn, Turn::kNeighbours>{});
+}
+
+// Column of element d.
+template <Turn kTurn>
+__device__ inline int unit_column(const skv_rope& rope, int d) {
+  if (kTurn == Turn::kHalves || rope.pairing == SKV_INTERLEAVED || d >= rope.rotary_dim) {
     return d;
   }
   const int half = rope.rotary_dim / 2;
@@ -95,19 +125,26 @@ __device__ inline int paired_column(const skv_rope& rope, int d) {
 
 // Queries as bf16: rows 0..7 the heads and rows 8..15 what their rounding left, or, with more than 8 heads, 16 rows
 // of heads rounded.
-template <int kHeadDim>
-__device__ inline void stage_queries(const void* queries, int type, const UnitPair& pair, const skv_rope* paired,
+template <int kHeadDim, class Column>
+__device__ inline void stage_queries(const void* queries, int type, const UnitPair& pair, const Column& column,
                                      __nv_bfloat16* shared) {
   constexpr int kStride = kHeadDim + kRowPadding;
+  constexpr int kPiece = 4;  // loads of a thread that are under way together
   const bool wide = pair.group > 8;
-  for (int i = static_cast<int>(threadIdx.x); i < (wide ? 16 : 8) * kHeadDim; i += kUnitThreads) {
+  for (int i = kPiece * static_cast<int>(threadIdx.x); i < (wide ? 16 : 8) * kHeadDim; i += kPiece * kUnitThreads) {
     const int row = i / kHeadDim, d = i % kHeadDim;
-    const float x = row < pair.group ? load_element(queries, type, pair.first_query * kHeadDim + i) : 0.0F;
-    const int column = paired ? paired_column(*paired, d) : d;
-    const __nv_bfloat16 high = __float2bfloat16_rn(x);
-    shared[row * kStride + column] = high;
-    if (!wide) {
-      shared[(row + 8) * kStride + column] = __float2bfloat16_rn(x - __bfloat162float(high));
+    float x[kPiece];
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) {
+      x[e] = row < pair.group ? load_element(queries, type, pair.first_query * kHeadDim + i + e) : 0.0F;
+    }
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) {
+      const __nv_bfloat16 high = __float2bfloat16_rn(x[e]);
+      shared[row * kStride + column(d + e)] = high;
+      if (!wide) {
+        shared[(row + 8) * kStride + column(d + e)] = __float2bfloat16_rn(x[e] - __bfloat162float(high));
+      }
     }
   }
 }
@@ -131,23 +168,35 @@ __device__ inline void interleave(const uint4& a, const uint4& b, uint4& first, 
   second.w = __byte_perm(a.w, b.w, 0x7632);
 }
 
-// basis [r][D] of the head -> shared [32 * spans][D + padding], rows and columns reordered.
-template <int kHeadDim>
+// basis [r][D] of the head -> shared [32 * spans][D + padding], rows reordered, columns as unit_column has it. Copies
+// may still be under way.
+template <int kHeadDim, Turn kTurn>
 __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const skv_rope& rope, __nv_bfloat16* shared) {
   constexpr int kStride = kHeadDim + kRowPadding;
-  constexpr int kPieces = kHeadDim / 16;  // of 16 elements
   const int thread = static_cast<int>(threadIdx.x);
   const int rows = whole_spans(rank) * 32;
   const int half = rope.rotary_dim / 2;
   const bool split = rope.pairing == SKV_HALF_SPLIT;
-  if (!split || half % 8 == 0) {
+  if (kTurn == Turn::kHalves || !split) {
+    constexpr int kPieces = kHeadDim / 8;  // of 8 elements
+    for (int i = thread; i < rows * kPieces; i += kUnitThreads) {
+      const int row = i / kPieces, column = i % kPieces * 8;
+      auto* const to = shared + basis_place(row) * kStride + column;
+      if (row < rank) {
+        copy_async_16(to, basis + static_cast<std::int64_t>(row) * kHeadDim + column);
+      } else {
+        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+      }
+    }
+  } else if (half % 8 == 0) {
+    constexpr int kPieces = kHeadDim / 16;  // of 16 elements
 #pragma unroll 4
     for (int i = thread; i < rows * kPieces; i += kUnitThreads) {
       const int row = i / kPieces, column = i % kPieces * 16;
       uint4 first = make_uint4(0, 0, 0, 0), second = first;
       if (row < rank) {
         const __nv_bfloat16* const from = basis + static_cast<std::int64_t>(row) * kHeadDim;
-        if (split && column < rope.rotary_dim) {
+        if (column < rope.rotary_dim) {
           const uint4 a = *reinterpret_cast<const uint4*>(from + column / 2);
           const uint4 b = *reinterpret_cast<const uint4*>(from + half + column / 2);
           interleave(a, b, first, second);
@@ -163,32 +212,39 @@ __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const s
   } else {
     for (int i = thread; i < rows * kHeadDim; i += kUnitThreads) {
       const int row = i / kHeadDim, d = i % kHeadDim;
-      shared[basis_place(row) * kStride + paired_column(rope, d)] =
+      shared[basis_place(row) * kStride + unit_column<kTurn>(rope, d)] =
           row < rank ? basis[static_cast<std::int64_t>(row) * kHeadDim + d] : __float2bfloat16_rn(0.0F);
     }
   }
 }
 
-// Rotations of the unit's chunks [chunk][D/2] and of the places in a chunk [C][D/2 + 4]: a token's is their
+// Rotations of the unit's chunks [chunk][D/2] and of the places in a chunk [C][D/2 + padding]: a token's is their
 // complex product. Columns that do not rotate get (1, 0).
 template <int kHeadDim>
 __device__ inline void stage_chunk_rotations(const skv_rope& rope, int chunk, const UnitRows& rows, float2* base) {
   constexpr int kPairs = kHeadDim / 2;
   const int half = rope.rotary_dim / 2;
+#pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < kUnitTokens / chunk * kPairs; i += kUnitThreads) {
     const int c = i / kPairs, pair = i % kPairs;
     base[i] = pair < half ? rotation(rope, rows.position[c * chunk], pair) : make_float2(1.0F, 0.0F);
   }
 }
 
-template <int kHeadDim>
+template <int kHeadDim, Turn kTurn>
 __device__ inline void stage_fine_rotations(const skv_rope& rope, int chunk, float2* fine) {
-  constexpr int kPairs = kHeadDim / 2;
+  constexpr int kPairs = kHeadDim / 2, kStride = kPairs + kFinePadding<kTurn>;
   const int half = rope.rotary_dim / 2;
-  for (int i = static_cast<int>(threadIdx.x); i < chunk * kPairs; i += kUnitThreads) {
-    const int token = i / kPairs, pair = i % kPairs;
-    fine[token * (kPairs + 4) + pair] =
-        pair < half ? reinterpret_cast<const float2*>(rope.fine)[token * half + pair] : make_float2(1.0F, 0.0F);
+  if constexpr (kTurn == Turn::kHalves) {
+    for (int i = 2 * static_cast<int>(threadIdx.x); i < chunk * kPairs; i += 2 * kUnitThreads) {
+      copy_async_16(fine + i / kPairs * kStride + i % kPairs, reinterpret_cast<const float2*>(rope.fine) + i);
+    }
+  } else {
+    for (int i = static_cast<int>(threadIdx.x); i < chunk * kPairs; i += kUnitThreads) {
+      const int token = i / kPairs, pair = i % kPairs;
+      fine[token * kStride + pair] =
+          pair < half ? reinterpret_cast<const float2*>(rope.fine)[token * half + pair] : make_float2(1.0F, 0.0F);
+    }
   }
 }
 
@@ -238,7 +294,7 @@ __device__ inline void write_scores(const float (&s)[2][4], const UnitRows& rows
 }
 
 // Scores of rebuilt keys. Everything staged; a holds the first spans of the coefficients.
-template <int kHeadDim>
+template <int kHeadDim, Turn kTurn>
 __device__ inline void rebuilt_scores(const UnitRows& rows, Coefficients& a, int rank, int chunk, int group,
                                       const __nv_bfloat16* basis, const float2* base, const float2* fine,
                                       const __nv_bfloat16* queries, float* scores) {
@@ -284,28 +340,61 @@ __device__ inline void rebuilt_scores(const UnitRows& rows, Coefficients& a, int
     }
   }
   const int upper_token = warp * kWarpTokens + row, lower_token = upper_token + 8;
-  const float2* const upper_base = base + upper_token / chunk * kPairs + quad_lane;
-  const float2* const lower_base = base + lower_token / chunk * kPairs + quad_lane;
-  const float2* const upper_fine = fine + upper_token % chunk * (kPairs + 4) + quad_lane;
-  const float2* const lower_fine = fine + lower_token % chunk * (kPairs + 4) + quad_lane;
-  const auto rotate = [](float2 x, float2 y, float first, float second) {
-    const float cosine = x.x * y.x - x.y * y.y, sine = x.x * y.y + x.y * y.x;
-    return pack_bf16(first * cosine - second * sine, second * cosine + first * sine);
-  };
+  constexpr int kFineStride = kPairs + kFinePadding<kTurn>;
+  const float2* const upper_base = base + upper_token / chunk * kPairs;
+  const float2* const lower_base = base + lower_token / chunk * kPairs;
+  const float2* const upper_fine = fine + upper_token % chunk * kFineStride;
+  const float2* const lower_fine = fine + lower_token % chunk * kFineStride;
+  const __nv_bfloat16* const query_lane = queries + (lane % 16) * kStride + lane / 16 * 8;
   float s[2][4] = {};
-#pragma unroll
-  for (int j = 0; j < kTiles; j += 2) {
-    std::uint32_t upper[2], lower[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int at = 4 * (j + i);
-      upper[i] = rotate(upper_base[at], upper_fine[at], keys[j + i][0], keys[j + i][1]);
-      lower[i] = rotate(lower_base[at], lower_fine[at], keys[j + i][2], keys[j + i][3]);
-    }
+  const auto add_scores = [&](int tile, const std::uint32_t(&upper)[2], const std::uint32_t(&lower)[2]) {
     std::uint32_t q[4];
-    load_matrices(q, queries + (lane % 16) * kStride + 8 * j + lane / 16 * 8);
+    load_matrices(q, query_lane + 8 * tile);
     mma_bf16(s[0], q[0], q[1], q[2], q[3], upper[0], upper[1]);
     mma_bf16(s[1], q[0], q[1], q[2], q[3], lower[0], lower[1]);
+  };
+  if constexpr (kTurn == Turn::kHalves) {
+    constexpr int kHalf = kTiles / 2;
+    static_assert(kHalf % 2 == 0);
+    // Two neighbouring pairs of a token: elements first[0..1] with second[0..1].
+    const auto rotate = [](const float2* base_pair, const float2* fine_pair, const float* first, const float* second,
+                           std::uint32_t& low, std::uint32_t& high) {
+      const float4 x = *reinterpret_cast<const float4*>(base_pair), y = *reinterpret_cast<const float4*>(fine_pair);
+      const float cosine0 = x.x * y.x - x.y * y.y, sine0 = x.x * y.y + x.y * y.x;
+      const float cosine1 = x.z * y.z - x.w * y.w, sine1 = x.z * y.w + x.w * y.z;
+      low = pack_bf16(first[0] * cosine0 - second[0] * sine0, first[1] * cosine1 - second[1] * sine1);
+      high = pack_bf16(second[0] * cosine0 + first[0] * sine0, second[1] * cosine1 + first[1] * sine1);
+    };
+#pragma unroll
+    for (int j = 0; j < kHalf; j += 2) {
+      std::uint32_t upper_low[2], upper_high[2], lower_low[2], lower_high[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int at = 8 * (j + i) + 2 * quad_lane;
+        const float* const first = keys[j + i];
+        const float* const second = keys[j + i + kHalf];
+        rotate(upper_base + at, upper_fine + at, first, second, upper_low[i], upper_high[i]);
+        rotate(lower_base + at, lower_fine + at, first + 2, second + 2, lower_low[i], lower_high[i]);
+      }
+      add_scores(j, upper_low, lower_low);
+      add_scores(j + kHalf, upper_high, lower_high);
+    }
+  } else {
+    const auto rotate = [](float2 x, float2 y, float first, float second) {
+      const float cosine = x.x * y.x - x.y * y.y, sine = x.x * y.y + x.y * y.x;
+      return pack_bf16(first * cosine - second * sine, second * cosine + first * sine);
+    };
+#pragma unroll
+    for (int j = 0; j < kTiles; j += 2) {
+      std::uint32_t upper[2], lower[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int at = 4 * (j + i) + quad_lane;
+        upper[i] = rotate(upper_base[at], upper_fine[at], keys[j + i][0], keys[j + i][1]);
+        lower[i] = rotate(lower_base[at], lower_fine[at], keys[j + i][2], keys[j + i][3]);
+      }
+      add_scores(j, upper, lower);
+    }
   }
   write_scores(s, rows, group, rsqrtf(static_cast<float>(kHeadDim)) * kLog2E, scores);
 }

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "cuda/cublas.h"
+#include "cuda/decode.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 
@@ -92,6 +93,7 @@ class CudaBackend final : public Backend {
                                          std::to_string(traits_.compute_major) + "." +
                                          std::to_string(traits_.compute_minor));
       }
+      count_clusters(traits_);
       int least = 0, greatest = 0;
       check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities");
       if (params.own_stream) {
@@ -100,9 +102,9 @@ class CudaBackend final : public Backend {
       } else {
         stream_ = reinterpret_cast<cudaStream_t>(params.stream);
       }
-      // The last is for work that others wait for, but that must let theirs in.
+      // The last is for work as urgent as that on the context's stream, the others for what it waits for.
       for (cudaStream_t& side : side_) {
-        const int priority = &side == &side_.back() ? (least + greatest) / 2 : greatest;
+        const int priority = &side == &side_.back() ? least : greatest;
         check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, priority), "creating a side stream");
       }
       for (cudaEvent_t& event : events_) {

@@ -12,7 +12,7 @@ __global__ void __launch_bounds__(kSelectThreads) cache_plan_kernel(const __grid
   extern __shared__ __align__(16) unsigned char shared[];
   auto& memory = *reinterpret_cast<PlanMemory*>(shared);
   auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(PlanMemory));
-  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots));
+  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots, kSelectThreads));
   const int pair = static_cast<int>(blockIdx.x);
   const int session = pair / p.geometry.key_value_heads, head = pair % p.geometry.key_value_heads;
   const skv_session_state& state = p.states[session];
@@ -32,7 +32,9 @@ __global__ void __launch_bounds__(kSelectThreads) cache_plan_kernel(const __grid
   const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
   const PlanRow row = {layer.slot_chunk + slot_row,  layer.slot_stamp + slot_row, p.selected_slot + selected_row,
                        p.fetch_chunk + selected_row, p.fetch_slot + selected_row, p.fetch_count + pair};
-  plan_slots(ids, count, p.geometry.slots, state.step, row, memory, keys);
+  plan_slots<kSelectThreads>(
+      ids, count, [&](int chunk) { return rank_in(ids, count, chunk); }, p.geometry.slots, state.step, row, memory,
+      keys);
 }
 
 }  // namespace
@@ -55,7 +57,8 @@ void cache_plan(const skv_cache_plan_params& p, Launch& launch) {
   if (pairs.count == 0) {
     return;
   }
-  const std::size_t bytes = sizeof(PlanMemory) + static_cast<std::size_t>(plan_key_places(p.geometry.slots)) * 8 +
+  const std::size_t bytes = sizeof(PlanMemory) +
+                            static_cast<std::size_t>(plan_key_places(p.geometry.slots, kSelectThreads)) * 8 +
                             static_cast<std::size_t>(p.select) * 4;
   launch_beside("cache plan", cache_plan_kernel, dim3(static_cast<unsigned>(pairs.count)), dim3(kSelectThreads), bytes,
                 launch.stream, p);

@@ -16,31 +16,53 @@ namespace skv::cuda {
 // launch_kernel for kernels that run side by side on several streams. An SM splits its memory between L1 cache and
 // shared memory anew only when it is empty, so kernels that prefer different splits wait for each other: all ask for
 // the largest shared memory.
+struct Beside {
+  int cluster = 1;     // blocks of a cluster, along x
+  bool early = false;  // begins when the launch before it on the stream lets it; awaits its end by wait_for_earlier()
+};
+
 template <class... Parameters, class... Arguments>
-void launch_beside(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
-                   cudaStream_t stream, Arguments&&... arguments) {
+void launch_beside(const char* name, const Beside& beside, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                   std::size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
   const auto* const function = reinterpret_cast<const void*>(kernel);
   constexpr std::size_t kSharedWithoutAsking = 48 * 1024;
   if (shared_bytes > kSharedWithoutAsking) {
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
           name);
   }
-  cudaLaunchAttribute split = {};
-  split.id = cudaLaunchAttributePreferredSharedMemoryCarveout;
-  split.val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  cudaLaunchAttribute attributes[3] = {};
+  unsigned count = 0;
+  attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+  attributes[count++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  if (beside.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(beside.cluster);
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count++].val.clusterDim.z = 1;
+  }
+  if (beside.early) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = &split;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = count;
   // Arguments are converted to the kernel's own types first: the driver copies raw bytes of those.
   auto launch = [&](Parameters... converted) {
     void* pointers[] = {static_cast<void*>(&converted)..., nullptr};
     return cudaLaunchKernelExC(&config, function, pointers);
   };
   check(launch(std::forward<Arguments>(arguments)...), name);
+}
+
+template <class... Parameters, class... Arguments>
+void launch_beside(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
+                   cudaStream_t stream, Arguments&&... arguments) {
+  launch_beside(name, Beside{}, kernel, grid, block, shared_bytes, stream, std::forward<Arguments>(arguments)...);
 }
 
 // Pairs are numbered session * K + head.
@@ -66,6 +88,11 @@ void check_shadow_geometry(const skv_geometry& geometry, std::int32_t query_type
 
 // --- Selection --------------------------------------------------------------------------------
 
+// Of the path through device memory: chunks of which one warp makes one partial softmax. Fixed, so that a result does
+// not depend on the launch.
+constexpr int kSelectionUnit = 64;
+
+// All null where clusters of blocks keep this to themselves.
 struct SelectionScratch {
   float* logits = nullptr;     // [B*K][G][chunk_stride]
   float2* partials = nullptr;  // [B*K][G][units]: largest logit and sum of exponentials of a unit of chunks
@@ -86,9 +113,17 @@ struct PlanOutput {
   std::int32_t* fetch_count = nullptr;
 };
 
+// at_once: pairs that are selected at the same time, these among them.
+void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
+                      const DeviceTraits& traits, PairRange pairs, int at_once, cudaStream_t stream);
+
+// Its parts: all at once by clusters of blocks, where the GPU has them and the index of a pair fits in one, or by way
+// of logits in device memory.
+[[gnu::visibility("default")]] void count_clusters(DeviceTraits& traits);  // when a context is made
+bool selects_in_clusters(const skv_landmark_topk_params& p, const DeviceTraits& traits);
+void launch_landmark_cluster(const skv_landmark_topk_params& p, const PlanOutput& plan, const DeviceTraits& traits,
+                             PairRange pairs, int at_once, cudaStream_t stream);
 void launch_landmark_logits(const skv_landmark_topk_params& p, const SelectionScratch& scratch,
-                            const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
-void launch_landmark_select(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
                             const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
 
 struct RerankScratch {
@@ -117,8 +152,10 @@ AttentionPartials take_attention_partials(std::int64_t pairs, int splits, const 
                                           Workspace& workspace);
 
 int sparse_attention_splits(const skv_geometry& geometry, std::int32_t select);
-void launch_sparse_attention(const skv_sparse_attention_params& p, const AttentionPartials& partials, PairRange pairs,
-                             cudaStream_t stream);
+// beside_fetch: the launch before this one on the stream is the fetch of the pairs' values; everything that does not
+// need them is done beside it.
+void launch_sparse_attention(const skv_sparse_attention_params& p, const AttentionPartials& partials,
+                             const DeviceTraits& traits, PairRange pairs, bool beside_fetch, cudaStream_t stream);
 
 // Which splits of a pair hold anything is known from its length alone for dense caches; others fill all.
 struct CombineOutput {

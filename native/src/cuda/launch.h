@@ -30,6 +30,9 @@ struct DeviceTraits {
   int shared_memory_per_block = 0;           // bytes, opted in
   int shared_memory_per_multiprocessor = 0;  // bytes
   std::int64_t l2_bytes = 0;
+  // Clusters of so many blocks, one block an SM, that run at the same time; all zero where there are none (sm_80).
+  static constexpr int kMostClusterBlocks = 8;
+  int clusters[kMostClusterBlocks + 1] = {};
 };
 
 // Scratch memory of a context, handed out front to back. A copy hands out the same bytes again, so work on
@@ -41,7 +44,9 @@ class Workspace {
   Workspace() = default;
   Workspace(void* base, std::uint64_t bytes) : base_(static_cast<std::byte*>(base)), bytes_(bytes) {}
 
-  static constexpr std::uint64_t align(std::uint64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+  static constexpr std::uint64_t align(std::uint64_t bytes) {
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  }
 
   std::uint64_t bytes() const { return bytes_; }
 
@@ -78,11 +83,11 @@ class Workspace {
 };
 
 struct Launch {
-  static constexpr int kSideStreams = 4;
+  static constexpr int kSideStreams = 5;
   static constexpr int kEvents = 64;
 
   cudaStream_t stream = nullptr;
-  cudaStream_t* side = nullptr;   // [kSideStreams], non-blocking, above the normal priority
+  cudaStream_t* side = nullptr;   // [kSideStreams], non-blocking; the last as urgent as stream, the others more
   cudaEvent_t* events = nullptr;  // [kEvents], without timing; free for any use within one operation
   Workspace workspace;
   const DeviceTraits& traits;

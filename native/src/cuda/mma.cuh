@@ -60,7 +60,39 @@ __device__ inline void copy_async_16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 
-__device__ inline void copy_async_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ inline void copy_async_4(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+
+// Ends a group of copies of this thread.
+__device__ inline void copy_async_end_group() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Waits until no more than that many of the last groups are under way.
+template <int kGroups>
+__device__ inline void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+}
+
+__device__ inline void copy_async_wait_all() {
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+// Lets the next launch on the stream begin beside this one, once all blocks have said so (sm_90; before, it begins
+// behind this one).
+__device__ inline void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// Waits until the launch before this one, which let it begin early, is done.
+__device__ inline void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // Reads that nobody repeats: they do not displace what the L1 cache holds.
 __device__ inline uint4 load_once_16(const void* global) {
@@ -83,15 +115,21 @@ __device__ inline std::uint32_t pack_bf16(float low, float high) {
   return r;
 }
 
-__device__ inline float round_to_bf16(float x) { return __bfloat162float(__float2bfloat16_rn(x)); }
+__device__ inline float round_to_bf16(float x) {
+  return __bfloat162float(__float2bfloat16_rn(x));
+}
 
 __device__ inline std::uint32_t pack_f16(float low, float high) {
   const __half2 h = __floats2half2_rn(low, high);
   return *reinterpret_cast<const std::uint32_t*>(&h);
 }
 
-__device__ inline float bf16_low(std::uint32_t pair) { return __uint_as_float(pair << 16); }
-__device__ inline float bf16_high(std::uint32_t pair) { return __uint_as_float(pair & 0xffff0000U); }
+__device__ inline float bf16_low(std::uint32_t pair) {
+  return __uint_as_float(pair << 16);
+}
+__device__ inline float bf16_high(std::uint32_t pair) {
+  return __uint_as_float(pair & 0xffff0000U);
+}
 
 // Two e4m3 bytes as two f16, exactly.
 __device__ inline std::uint32_t f16_of_e4m3(std::uint16_t pair) {

@@ -26,54 +26,106 @@ __host__ __device__ inline int plan_sorted_slots(int slots) {
   return sorted;
 }
 
-// Entries of shared memory for the keys of a plan: up to one key a thread, two buffers to exchange keys through.
-__host__ __device__ inline int plan_key_places(int slots) {
+// Entries of shared memory for the keys of a plan: up to two keys a thread, two buffers to exchange keys through.
+__host__ __device__ inline int plan_key_places(int slots, int threads) {
   const int sorted = plan_sorted_slots(slots);
-  return sorted <= kSelectThreads ? 2 * sorted : sorted;
+  return sorted <= 2 * threads ? 2 * sorted : sorted;
 }
 
-// Sorts one key a thread, ascending, those of the first `sorted` threads: within warps by shuffles, across them through
-// two buffers in turn. Leaves them in keys[0..sorted). A power of two; to be called by all threads.
-__device__ inline void sort_keys_held(unsigned long long key, int sorted, unsigned long long* keys) {
+__device__ inline void order_keys(unsigned long long& smaller, unsigned long long& larger, bool ascending) {
+  if ((smaller > larger) == ascending) {
+    const unsigned long long x = smaller;
+    smaller = larger;
+    larger = x;
+  }
+}
+
+// Sorts kHeld keys a thread, ascending: key e of thread t is number kHeld * t + e, and there are `sorted`, a power of
+// two. Within warps by shuffles, across them through two buffers in turn. Leaves them in keys[0..sorted). To be called
+// by all threads.
+template <int kHeld>
+__device__ inline void sort_keys_held(unsigned long long (&held)[kHeld], int sorted, unsigned long long* keys) {
   const int thread = static_cast<int>(threadIdx.x);
+  const bool active = kHeld * thread < sorted;
   int buffer = 0;
   for (int width = 2; width <= sorted; width *= 2) {
     for (int distance = width / 2; distance > 0; distance /= 2) {
-      unsigned long long other;
-      if (distance >= 32) {
-        if (thread < sorted) {
-          keys[buffer * sorted + thread] = key;
+      const bool ascending = (kHeld * thread & width) == 0;
+      if (distance < kHeld) {
+        if constexpr (kHeld == 2) {
+          order_keys(held[0], held[1], ascending);
+        }
+        continue;
+      }
+      unsigned long long other[kHeld];
+      if (distance >= 32 * kHeld) {
+        unsigned long long* const mine = keys + buffer * sorted;
+#pragma unroll
+        for (int e = 0; e < kHeld; ++e) {
+          if (active) {
+            mine[kHeld * thread + e] = held[e];
+          }
         }
         __syncthreads();
-        other = thread < sorted ? keys[buffer * sorted + (thread ^ distance)] : key;
+#pragma unroll
+        for (int e = 0; e < kHeld; ++e) {
+          other[e] = active ? mine[(kHeld * thread ^ distance) + e] : held[e];
+        }
         buffer ^= 1;
       } else {
-        other = __shfl_xor_sync(0xffffffffU, key, distance);
+#pragma unroll
+        for (int e = 0; e < kHeld; ++e) {
+          other[e] = __shfl_xor_sync(0xffffffffU, held[e], distance / kHeld);
+        }
       }
-      const bool smaller = ((thread & distance) == 0) == ((thread & width) == 0);
-      key = (other < key) == smaller ? other : key;
+      const bool smaller = ((kHeld * thread & distance) == 0) == ascending;
+#pragma unroll
+      for (int e = 0; e < kHeld; ++e) {
+        held[e] = (other[e] < held[e]) == smaller ? other[e] : held[e];
+      }
     }
   }
   __syncthreads();
-  if (thread < sorted) {
-    keys[thread] = key;
+#pragma unroll
+  for (int e = 0; e < kHeld; ++e) {
+    if (active) {
+      keys[kHeld * thread + e] = held[e];
+    }
   }
   __syncthreads();
+}
+
+// The same in shared memory, for any number of keys.
+template <int kThreads>
+__device__ inline void sort_keys(unsigned long long* keys, int sorted) {
+  for (int width = 2; width <= sorted; width *= 2) {
+    for (int distance = width / 2; distance > 0; distance /= 2) {
+      for (int i = static_cast<int>(threadIdx.x); i < sorted / 2; i += kThreads) {
+        const int a = 2 * i - (i & (distance - 1)), b = a + distance;
+        order_keys(keys[a], keys[b], (a & width) == 0);
+      }
+      __syncthreads();
+    }
+  }
 }
 
 struct alignas(16) PlanMemory {
   int where[SKV_MAX_SELECT];
-  int totals[kSelectWarps];
+  int totals[32];
 };
 
-// ids [count] ascending in shared memory, count <= slots. keys: plan_key_places(slots) entries of shared memory.
+// ids [count] ascending in shared memory, count <= slots; rank_of(chunk) is the place of a chunk among them, or -1.
+// keys: plan_key_places(slots, kThreads) entries of shared memory.
 // Evicted slots are taken in the order of their last use, then of their number: that order is the key.
-// To be called by kSelectThreads threads, after a barrier behind ids.
-__device__ inline void plan_slots(const int* ids, int count, int slots, int step, const PlanRow& row, PlanMemory& m,
-                                  unsigned long long* keys) {
+// To be called by kThreads threads, after a barrier behind ids.
+template <int kThreads, class RankOf>
+__device__ inline void plan_slots(const int* ids, int count, const RankOf& rank_of, int slots, int step,
+                                  const PlanRow& row, PlanMemory& m, unsigned long long* keys) {
+  constexpr int kWarps = kThreads / 32;
+  constexpr int kPlaces = (SKV_MAX_SELECT + kThreads - 1) / kThreads;  // of selected chunks a thread
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   if (slots == 0) {
-    for (int i = thread; i < count; i += kSelectThreads) {
+    for (int i = thread; i < count; i += kThreads) {
       row.selected_slot[i] = ids[i];
     }
     if (thread == 0) {
@@ -81,83 +133,97 @@ __device__ inline void plan_slots(const int* ids, int count, int slots, int step
     }
     return;
   }
-  for (int i = thread; i < count; i += kSelectThreads) {
+  for (int i = thread; i < count; i += kThreads) {
     m.where[i] = -1;
   }
   __syncthreads();
   const int sorted = plan_sorted_slots(slots);
-  unsigned long long held = ~0ULL;
-  for (int slot = thread; slot < sorted; slot += kSelectThreads) {
-    unsigned long long key = ~0ULL;
-    if (slot < slots) {
-      const int chunk = row.slot_chunk[slot];
-      int low = 0, high = count;
-      while (low < high) {
-        const int middle = (low + high) / 2;
-        if (ids[middle] < chunk) {
-          low = middle + 1;
-        } else {
-          high = middle;
-        }
-      }
-      if (low < count && ids[low] == chunk) {
-        m.where[low] = slot;
-        row.slot_stamp[slot] = step;
+  // The key of a slot that may be evicted; all ones of one that holds a selected chunk.
+  const auto visit = [&](int slot) {
+    if (slot >= slots) {
+      return ~0ULL;
+    }
+    const int rank = rank_of(row.slot_chunk[slot]);
+    if (rank >= 0) {
+      m.where[rank] = slot;
+      row.slot_stamp[slot] = step;
+      return ~0ULL;
+    }
+    const unsigned stamp = static_cast<unsigned>(row.slot_stamp[slot]) ^ 0x80000000U;
+    return static_cast<unsigned long long>(stamp) << 32 | static_cast<unsigned>(slot);
+  };
+  unsigned long long held[2] = {~0ULL, ~0ULL};
+  if (sorted <= kThreads) {
+    held[0] = visit(thread);
+  } else if (sorted <= 2 * kThreads) {
+    held[0] = visit(2 * thread);
+    held[1] = visit(2 * thread + 1);
+  } else {
+    for (int slot = thread; slot < sorted; slot += kThreads) {
+      keys[slot] = visit(slot);
+    }
+  }
+  __syncthreads();
+  int slot_of[kPlaces], own = 0;
+#pragma unroll
+  for (int i = 0; i < kPlaces; ++i) {
+    const int place = kPlaces * thread + i;
+    slot_of[i] = place < count ? m.where[place] : 0;
+    own += slot_of[i] < 0;
+  }
+  const int through = warp_prefix(own, lane);
+  if (lane == 31) {
+    m.totals[warp] = through;
+  }
+  __syncthreads();
+  const int total = lane < kWarps ? m.totals[lane] : 0;
+  const int misses = warp_sum_int(total);
+  int miss = warp_sum_int(lane < warp ? total : 0) + through - own;
+  if (misses > 0) {
+    if (sorted <= kThreads) {
+      unsigned long long one[1] = {held[0]};
+      sort_keys_held<1>(one, sorted, keys);
+    } else if (sorted <= 2 * kThreads) {
+      sort_keys_held<2>(held, sorted, keys);
+    } else {
+      sort_keys<kThreads>(keys, sorted);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kPlaces; ++i) {
+    const int place = kPlaces * thread + i;
+    if (place < count) {
+      if (slot_of[i] >= 0) {
+        row.selected_slot[place] = slot_of[i];
       } else {
-        const unsigned stamp = static_cast<unsigned>(row.slot_stamp[slot]) ^ 0x80000000U;
-        key = static_cast<unsigned long long>(stamp) << 32 | static_cast<unsigned>(slot);
+        const int taken = static_cast<int>(keys[miss] & 0xffffffffULL);
+        const int chunk = ids[place];
+        row.selected_slot[place] = taken;
+        row.fetch_chunk[miss] = chunk;
+        row.fetch_slot[miss] = taken;
+        row.slot_chunk[taken] = chunk;
+        row.slot_stamp[taken] = step;
+        ++miss;
       }
-    }
-    if (sorted > kSelectThreads) {
-      keys[slot] = key;
-    } else {
-      held = key;
-    }
-  }
-  __syncthreads();
-  // count <= SKV_MAX_SELECT = the number of threads: one place a thread.
-  static_assert(SKV_MAX_SELECT <= kSelectThreads);
-  const int slot = thread < count ? m.where[thread] : 0;
-  const unsigned missing = __ballot_sync(0xffffffffU, slot < 0);
-  if (lane == 0) {
-    m.totals[warp] = __popc(missing);
-  }
-  __syncthreads();
-  const int misses = warp_sum_int(m.totals[lane]);
-  const int miss = warp_sum_int(lane < warp ? m.totals[lane] : 0) + __popc(missing & ((1U << lane) - 1U));
-  if (misses > 0 && sorted <= kSelectThreads) {
-    sort_keys_held(held, sorted, keys);
-  } else if (misses > 0) {
-    for (int width = 2; width <= sorted; width *= 2) {
-      for (int distance = width / 2; distance > 0; distance /= 2) {
-        for (int i = thread; i < sorted / 2; i += kSelectThreads) {
-          const int a = 2 * i - (i & (distance - 1)), b = a + distance;
-          const unsigned long long x = keys[a], y = keys[b];
-          if ((x > y) == ((a & width) == 0)) {
-            keys[a] = y;
-            keys[b] = x;
-          }
-        }
-        __syncthreads();
-      }
-    }
-  }
-  if (thread < count) {
-    if (slot >= 0) {
-      row.selected_slot[thread] = slot;
-    } else {
-      const int taken = static_cast<int>(keys[miss] & 0xffffffffULL);
-      const int chunk = ids[thread];
-      row.selected_slot[thread] = taken;
-      row.fetch_chunk[miss] = chunk;
-      row.fetch_slot[miss] = taken;
-      row.slot_chunk[taken] = chunk;
-      row.slot_stamp[taken] = step;
     }
   }
   if (thread == 0) {
     *row.fetch_count = misses;
   }
+}
+
+// The place of a chunk among ids [count], ascending, or -1.
+__device__ inline int rank_in(const int* ids, int count, int chunk) {
+  int low = 0, high = count;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (ids[middle] < chunk) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low < count && ids[low] == chunk ? low : -1;
 }
 
 }  // namespace skv::cuda

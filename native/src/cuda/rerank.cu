@@ -56,7 +56,7 @@ __device__ void write_chunk_mass(const RerankParams& q, const float* scores, int
 //
 // coefficients [..][r], basis [K][r][D] -> chunk_mass [B*K][G][shortlist]. Floor: the coefficients once and r*D*2
 // operations a token; bound like the first half of sparse_attention.
-template <int kHeadDim>
+template <int kHeadDim, Turn kTurn>
 __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __grid_constant__ RerankParams q) {
   extern __shared__ __align__(16) unsigned char shared[];
   const skv_rerank_params& p = q.p;
@@ -89,15 +89,17 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
     auto* const fine = reinterpret_cast<float2*>(shared + layout.fine);
     auto* const base = reinterpret_cast<float2*>(shared + layout.base);
     auto* const basis = reinterpret_cast<__nv_bfloat16*>(shared + layout.basis);
+    stage_basis<kHeadDim, kTurn>(head_basis, g.rank, p.rope, basis);
+    stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
+    stage_queries<kHeadDim>(
+        p.queries, p.query_type, pair, [&](int d) { return unit_column<kTurn>(p.rope, d); }, queries);
     __syncthreads();
     Coefficients coefficients;
     begin_coefficients(rows, g.rank, coefficients);
-    stage_basis<kHeadDim>(head_basis, g.rank, p.rope, basis);
-    stage_fine_rotations<kHeadDim>(p.rope, g.chunk, fine);
     stage_chunk_rotations<kHeadDim>(p.rope, g.chunk, rows, base);
-    stage_queries<kHeadDim>(p.queries, p.query_type, pair, &p.rope, queries);
+    copy_async_wait_all();
     __syncthreads();
-    rebuilt_scores<kHeadDim>(rows, coefficients, g.rank, g.chunk, q.group, basis, base, fine, queries, scores);
+    rebuilt_scores<kHeadDim, kTurn>(rows, coefficients, g.rank, g.chunk, q.group, basis, base, fine, queries, scores);
   }
   __syncthreads();
   write_chunk_mass(q, scores, pair_index, first, count);
@@ -110,7 +112,7 @@ struct alignas(16) RerankShared {
 };
 
 std::size_t rerank_select_bytes(const skv_rerank_params& p) {
-  return sizeof(RerankShared) + static_cast<std::size_t>(plan_key_places(p.geometry.slots)) * 8 +
+  return sizeof(RerankShared) + static_cast<std::size_t>(plan_key_places(p.geometry.slots, kSelectThreads)) * 8 +
          static_cast<std::size_t>(p.select) * 4 + static_cast<std::size_t>(p.shortlist_stride) * 4;
 }
 
@@ -135,7 +137,7 @@ __global__ void __launch_bounds__(kSelectThreads) rerank_select_kernel(const __g
   }
   auto& memory = *reinterpret_cast<RerankShared*>(shared);
   auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(RerankShared));
-  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots));
+  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots, kSelectThreads));
   auto* const scores = reinterpret_cast<float*>(ids + p.select);
   const float* const masses = q.scratch.chunk_mass + static_cast<std::int64_t>(pair) * q.group * p.shortlist_stride;
   if (warp < q.group) {
@@ -180,7 +182,9 @@ __global__ void __launch_bounds__(kSelectThreads) rerank_select_kernel(const __g
     const PlanRow row = {layer.slot_chunk + slot_row,         layer.slot_stamp + slot_row,
                          q.plan.selected_slot + selected_row, q.plan.fetch_chunk + selected_row,
                          q.plan.fetch_slot + selected_row,    q.plan.fetch_count + pair};
-    plan_slots(ids, count, p.geometry.slots, p.states[session].step, row, memory.plan, keys);
+    plan_slots<kSelectThreads>(
+        ids, count, [&](int chunk) { return rank_in(ids, count, chunk); }, p.geometry.slots, p.states[session].step,
+        row, memory.plan, keys);
   }
 }
 
@@ -225,13 +229,10 @@ void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, con
     launch_beside("rerank masses", kernel, grid, dim3(kUnitThreads), bytes, stream, q);
   };
   if (!unit_is_tuned(p.geometry, p.rope)) {
-    launch(rerank_mass_kernel<0>, 0);
-  } else if (p.geometry.head_dim == 64) {
-    launch(rerank_mass_kernel<64>, 64);
-  } else if (p.geometry.head_dim == 96) {
-    launch(rerank_mass_kernel<96>, 96);
+    launch(rerank_mass_kernel<0, Turn::kNeighbours>, 0);
   } else {
-    launch(rerank_mass_kernel<128>, 128);
+    with_unit_kernel(p.geometry, p.rope,
+                     [&](auto dim, auto turn) { launch(rerank_mass_kernel<dim.value, turn.value>, dim.value); });
   }
   launch_beside("rerank selection", rerank_select_kernel, dim3(static_cast<unsigned>(pairs.count)),
                 dim3(kSelectThreads), rerank_select_bytes(p), stream, q);

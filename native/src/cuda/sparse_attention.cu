@@ -27,22 +27,37 @@ struct SparseParams {
   AttentionPartials partials;
   int first_pair;
   int group;
-  int selected_splits;
+  int selected_splits;  // parts of selected tokens, of a unit each
+  int selected_blocks, units_per_block;
+  bool beside_fetch;  // values are there when the launch before this one is done
 };
 
-// Table of the rows of selected tokens [first, first + 128) of a pair.
-__device__ void selected_rows(const skv_sparse_attention_params& p, const UnitPair& pair, int pair_index, int first,
-                              int count, UnitRows& rows) {
+// A selected chunk and its slot; no chunk: -1.
+struct SelectedChunk {
+  std::int32_t chunk, slot;
+};
+
+// The chunk of this thread's token of selected tokens [first, first + 128) of a pair.
+__device__ SelectedChunk selected_chunk(const skv_sparse_attention_params& p, int pair_index, int first, int count) {
+  const int place = (first + static_cast<int>(threadIdx.x)) / p.geometry.chunk;
+  if (threadIdx.x >= kUnitTokens || place >= count) {
+    return {-1, -1};
+  }
+  const std::int64_t at = static_cast<std::int64_t>(pair_index) * p.select + place;
+  return {p.selected[at], p.selected_slot[at]};
+}
+
+// Table of the rows of 128 selected tokens, by their first threads. The first token is the first of a chunk.
+__device__ void selected_rows(const skv_sparse_attention_params& p, const UnitPair& pair, const SelectedChunk& selected,
+                              UnitRows& rows) {
   const skv_geometry& g = p.geometry;
   const skv_shadow_layer& layer = p.layers[pair.session];
-  const int token = static_cast<int>(threadIdx.x);
-  const int place = (first + token) / g.chunk, in_chunk = (first + token) % g.chunk;
+  const int token = static_cast<int>(threadIdx.x), in_chunk = token % g.chunk;
   const void *key = nullptr, *value = nullptr;
   float scale = 1.0F;
   std::int64_t position = 0;
-  if (place < count) {
-    const std::int64_t at = static_cast<std::int64_t>(pair_index) * p.select + place;
-    const std::int64_t chunk = p.selected[at], slot = p.selected_slot[at];
+  if (selected.chunk >= 0) {
+    const std::int64_t chunk = selected.chunk, slot = selected.slot;
     position = chunk * g.chunk + in_chunk;
     key = static_cast<const __nv_bfloat16*>(layer.coefficients) + position * g.rank;
     const std::int64_t width = static_cast<std::int64_t>(g.head_dim) * (g.value_type == SKV_F8_E4M3 ? 1 : 2);
@@ -61,7 +76,7 @@ __device__ void selected_rows(const skv_sparse_attention_params& p, const UnitPa
 
 // The same for tokens [first, first + 128) of outliers followed by the recent window.
 __device__ void dense_rows(const skv_sparse_attention_params& p, const UnitPair& pair, const skv_session_state& state,
-                           std::int64_t first, UnitRows& rows) {
+                           int first, UnitRows& rows) {
   const skv_geometry& g = p.geometry;
   const skv_shadow_layer& layer = p.layers[pair.session];
   const std::int64_t token = first + threadIdx.x;
@@ -83,41 +98,46 @@ __device__ void dense_rows(const skv_sparse_attention_params& p, const UnitPair&
   rows.value_scale[threadIdx.x] = 1.0F;
 }
 
-// What a block has to do: selected chunks or the dense rest, from which token, how many, in which steps.
+// What a block has to do: units of selected chunks, one after the other, each a part of its own; or every stride-th
+// unit of the dense rest, together one part. Which tokens make a part does not depend on the launch.
 struct UnitWork {
   bool rebuilt;
-  std::int64_t first, tokens, stride;
+  int first, end, stride;  // tokens; units begin at first, first + stride, ... before end
+  int tokens;              // that there are
+  int split;               // part of the first unit
 };
 
 __device__ UnitWork unit_work(const SparseParams& q, int pair, const skv_session_state& state) {
   const skv_geometry& g = q.p.geometry;
-  const int split = static_cast<int>(blockIdx.x);
-  if (state.length <= 0) {
-    return {false, 0, 0, 1};
+  const int block = static_cast<int>(blockIdx.x), selected_blocks = q.selected_blocks;
+  const bool idle = state.length <= 0;
+  if (block < selected_blocks) {
+    const int first = block * q.units_per_block, last = min(first + q.units_per_block, q.selected_splits);
+    const int count = idle ? 0 : min(q.p.selected_count[pair], q.p.select);
+    return {true, first * kUnitTokens, last * kUnitTokens, kUnitTokens, count * g.chunk, first};
   }
-  if (split < q.selected_splits) {
-    const int count = min(q.p.selected_count[pair], q.p.select);
-    // One unit: the stride leads behind the end.
-    return {true, static_cast<std::int64_t>(split) * kUnitTokens, static_cast<std::int64_t>(count) * g.chunk,
-            static_cast<std::int64_t>(q.selected_splits) * kUnitTokens};
-  }
-  return {false, static_cast<std::int64_t>(split - q.selected_splits) * kUnitTokens,
-          static_cast<std::int64_t>(state.outliers) * g.chunk + state.length - state.recent_begin,
-          static_cast<std::int64_t>(static_cast<int>(gridDim.x) - q.selected_splits) * kUnitTokens};
+  const int dense = block - selected_blocks, dense_blocks = static_cast<int>(gridDim.x) - selected_blocks;
+  const int tokens = idle ? 0 : state.outliers * g.chunk + static_cast<int>(state.length - state.recent_begin);
+  return {false, dense * kUnitTokens, tokens, dense_blocks * kUnitTokens, tokens, q.selected_splits + dense};
 }
 
-__device__ void write_statistics(const SparseParams& q, int pair, const Statistics& statistics) {
+// Writes the statistics of a part, and begins the next one.
+__device__ void write_statistics(const SparseParams& q, int pair, int split, Statistics& statistics) {
   const int head = static_cast<int>(threadIdx.x);
   if (head < q.group) {
-    const std::int64_t at = (static_cast<std::int64_t>(pair) * q.partials.splits + blockIdx.x) * q.group + head;
+    const std::int64_t at = (static_cast<std::int64_t>(pair) * q.partials.splits + split) * q.group + head;
     q.partials.statistics[at] = make_float2(statistics.largest[head], statistics.sum[head]);
+    statistics.largest[head] = -INFINITY;
+    statistics.sum[head] = 0.0F;
   }
 }
 
-__device__ void write_empty(const SparseParams& q, int pair) {
-  const int head = static_cast<int>(threadIdx.x);
-  if (head < q.group) {
-    const std::int64_t at = (static_cast<std::int64_t>(pair) * q.partials.splits + blockIdx.x) * q.group + head;
+// Of the parts of a block's units from token `first` on, which have no tokens.
+__device__ void write_empty(const SparseParams& q, int pair, const UnitWork& work, int first) {
+  const int parts = work.rebuilt ? (work.end - first) / kUnitTokens : first == work.first ? 1 : 0;
+  const int split = work.split + (first - work.first) / kUnitTokens;
+  for (int i = static_cast<int>(threadIdx.x); i < parts * q.group; i += kUnitThreads) {
+    const std::int64_t at = (static_cast<std::int64_t>(pair) * q.partials.splits + split) * q.group + i;
     q.partials.statistics[at] = make_float2(-INFINITY, 0.0F);
   }
 }
@@ -126,12 +146,14 @@ __device__ void write_empty(const SparseParams& q, int pair) {
 //
 // coefficients [..][r], basis [K][r][D], values [K][slots][C][D] -> partials [B*K][splits][G]([D]).
 // Floor for a pair: S*C rows of r coefficients and D values once (S*C*(2r + 2D) bytes), and S*C*r*D*2 operations
-// to rebuild. A block has everything it reads under way before the first use: coefficients to registers,
-// values by asynchronous copies, the basis of the head (r*D*2 bytes a block, from the L2 cache) through registers,
-// where its columns are reordered. After the scores the block changes partition: each warp takes 8-column
-// strips of the values for all 128 tokens, so that no sums have to be added across warps.
-// Reached: 0.093 ms, floor 0.023 (H200, 2026-11-24, JMH, 8 sessions of 122880 tokens, 32/8 heads, r 160, S 256).
-template <int kHeadDim>
+// to rebuild. A block has everything it reads under way before the first use: the basis of the head (r*D*2 bytes a
+// block, from the L2 cache) and the values by asynchronous copies, coefficients to registers; its units share the basis.
+// After the scores the block changes partition: each warp takes 8-column strips of the values for all 128 tokens, so
+// that no sums have to be added across warps.
+// Reached: 0.104 ms, floor 0.024 (H200, 2026-11-25, bench_cuda_decode, 8 sessions of 122880 tokens, 32/8 heads, r 160,
+// S 256); one session 0.029. Of a unit's 11 us beside another block, the rebuild takes 5 (tensor cores and the reads of
+// the basis from shared memory, about half each), rotations and the issue of copies 3.5, softmax and values 2.
+template <int kHeadDim, Turn kTurn>
 __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const __grid_constant__ SparseParams q) {
   extern __shared__ __align__(16) unsigned char shared[];
   constexpr int kStride = kHeadDim + kRowPadding;
@@ -148,7 +170,7 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
   const skv_session_state& state = p.states[pair.session];
   const UnitWork work = unit_work(q, pair_index, state);
   if (work.first >= work.tokens) {
-    write_empty(q, pair_index);
+    write_empty(q, pair_index, work, work.first);
     return;
   }
   const UnitLayout layout = unit_layout(kHeadDim, g.rank, g.chunk, q.group, true);
@@ -172,45 +194,93 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
     statistics.factor[thread] = 1.0F;
   }
   float sums[kStripsPerWarp][4] = {};
-  for (std::int64_t first = work.first; first < work.tokens; first += work.stride) {
+  const int selected_count = work.rebuilt ? work.tokens / g.chunk : 0;
+  SelectedChunk selected = selected_chunk(p, pair_index, work.first, selected_count);
+  const auto write_part = [&](int split) {
+    const int row = lane / 4, quad_lane = lane % 4;
+    const float scale = bytes ? statistics.largest_scale / kByteWeight : 1.0F;
+#pragma unroll
+    for (int i = 0; i < kStripsPerWarp; ++i) {
+      const int strip = warp + i * kUnitWarps;
+      if (bytes ? warp >= kHeadDim / 16 : strip >= kStrips) {
+        continue;
+      }
+      const int column = bytes ? warp * 16 + 4 * quad_lane + i : strip * 8 + 2 * quad_lane;
+      const int next = bytes ? column + 2 : column + 1;
+      float* const out =
+          q.partials.sums +
+          ((static_cast<std::int64_t>(pair_index) * q.partials.splits + split) * q.group + row) * kHeadDim;
+      if (wide) {
+        out[column] = sums[i][0] * scale;
+        out[next] = sums[i][1] * scale;
+        if (row + 8 < q.group) {
+          out[8 * kHeadDim + column] = sums[i][2] * scale;
+          out[8 * kHeadDim + next] = sums[i][3] * scale;
+        }
+      } else if (row < q.group) {
+        out[column] = (sums[i][0] + sums[i][2]) * scale;
+        out[next] = (sums[i][1] + sums[i][3]) * scale;
+      }
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        sums[i][c] = 0.0F;
+      }
+    }
+    write_statistics(q, pair_index, split, statistics);
+  };
+  int first = work.first;
+  for (; first < work.end && first < work.tokens; first += work.stride) {
+    if (first == work.first && work.rebuilt) {
+      // Needs no rows: under way while those are looked up.
+      stage_basis<kHeadDim, kTurn>(static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
+                                       static_cast<std::int64_t>(pair.head) * g.rank * kHeadDim,
+                                   g.rank, p.rope, basis);
+      stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
+      copy_async_end_group();
+    }
     if (thread < kUnitTokens) {
       if (work.rebuilt) {
-        selected_rows(p, pair, pair_index, static_cast<int>(first), static_cast<int>(work.tokens / g.chunk), rows);
+        selected_rows(p, pair, selected, rows);
       } else {
         dense_rows(p, pair, state, first, rows);
       }
-    }
-    if (first == work.first) {
-      // Needs no rows: under way while those are looked up.
-      if (work.rebuilt) {
-        stage_basis<kHeadDim>(static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
-                                  static_cast<std::int64_t>(pair.head) * g.rank * kHeadDim,
-                              g.rank, p.rope, basis);
-        stage_fine_rotations<kHeadDim>(p.rope, g.chunk, fine);
-      }
-      stage_queries<kHeadDim>(p.queries, p.query_type, pair, work.rebuilt ? &p.rope : nullptr, queries);
     }
     __syncthreads();
     Coefficients coefficients;
     if (work.rebuilt) {
       begin_coefficients(rows, g.rank, coefficients);
     }
-    for (int i = thread; i < kUnitTokens * value_words; i += kUnitThreads) {
-      const int token = i / value_words, word = i % value_words;
-      unsigned char* const to = values + token * value_stride + word * 16;
-      const void* const row = rows.value[token];
-      if (row) {
-        copy_async_16(to, static_cast<const char*>(row) + word * 16);
-      } else {
-        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+    const auto begin_values = [&] {
+      for (int i = thread; i < kUnitTokens * value_words; i += kUnitThreads) {
+        const int token = i / value_words, word = i % value_words;
+        unsigned char* const to = values + token * value_stride + word * 16;
+        const void* const row = rows.value[token];
+        if (row) {
+          copy_async_16(to, static_cast<const char*>(row) + word * 16);
+        } else {
+          *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+        }
       }
+    };
+    const bool values_later = q.beside_fetch && work.rebuilt && first == work.first;
+    if (!values_later) {
+      begin_values();
+    }
+    copy_async_end_group();
+    if (first == work.first) {
+      stage_queries<kHeadDim>(
+          p.queries, p.query_type, pair, [&](int d) { return work.rebuilt ? unit_column<kTurn>(p.rope, d) : d; },
+          queries);
     }
     if (work.rebuilt) {
+      // On its way while this unit is computed.
+      selected = selected_chunk(p, pair_index, first + kUnitTokens, selected_count);
       stage_chunk_rotations<kHeadDim>(p.rope, g.chunk, rows, base);
+      copy_async_wait<1>();
     }
     __syncthreads();
     if (work.rebuilt) {
-      rebuilt_scores<kHeadDim>(rows, coefficients, g.rank, g.chunk, q.group, basis, base, fine, queries, scores);
+      rebuilt_scores<kHeadDim, kTurn>(rows, coefficients, g.rank, g.chunk, q.group, basis, base, fine, queries, scores);
     } else {
       dense_scores<kHeadDim>(rows, q.group, queries, scores);
     }
@@ -223,6 +293,10 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
       if (lane == 0) {
         statistics.largest_scale = largest;
       }
+    }
+    if (values_later) {
+      wait_for_earlier();
+      begin_values();
     }
     copy_async_wait_all();
     __syncthreads();
@@ -294,34 +368,15 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
         }
       }
     }
+    if (work.rebuilt) {
+      write_part(work.split + (first - work.first) / kUnitTokens);
+    }
     __syncthreads();
   }
-
-  write_statistics(q, pair_index, statistics);
-  const int row = lane / 4, quad_lane = lane % 4;
-  const float scale = bytes ? statistics.largest_scale / kByteWeight : 1.0F;
-#pragma unroll
-  for (int i = 0; i < kStripsPerWarp; ++i) {
-    const int strip = warp + i * kUnitWarps;
-    if (bytes ? warp >= kHeadDim / 16 : strip >= kStrips) {
-      continue;
-    }
-    const int column = bytes ? warp * 16 + 4 * quad_lane + i : strip * 8 + 2 * quad_lane;
-    const int next = bytes ? column + 2 : column + 1;
-    float* const out =
-        q.partials.sums +
-        ((static_cast<std::int64_t>(pair_index) * q.partials.splits + blockIdx.x) * q.group + row) * kHeadDim;
-    if (wide) {
-      out[column] = sums[i][0] * scale;
-      out[next] = sums[i][1] * scale;
-      if (row + 8 < q.group) {
-        out[8 * kHeadDim + column] = sums[i][2] * scale;
-        out[8 * kHeadDim + next] = sums[i][3] * scale;
-      }
-    } else if (row < q.group) {
-      out[column] = (sums[i][0] + sums[i][2]) * scale;
-      out[next] = (sums[i][1] + sums[i][3]) * scale;
-    }
+  if (work.rebuilt) {
+    write_empty(q, pair_index, work, first);
+  } else {
+    write_part(work.split);
   }
 }
 
@@ -337,7 +392,7 @@ __global__ void __launch_bounds__(kUnitThreads) sparse_attention_any_kernel(cons
   const skv_session_state& state = p.states[pair.session];
   const UnitWork work = unit_work(q, pair_index, state);
   if (work.first >= work.tokens) {
-    write_empty(q, pair_index);
+    write_empty(q, pair_index, work, work.first);
     return;
   }
   const UnitLayout layout = unit_layout(0, 0, g.chunk, q.group, true);
@@ -356,10 +411,25 @@ __global__ void __launch_bounds__(kUnitThreads) sparse_attention_any_kernel(cons
     queries[i] = load_element(p.queries, p.query_type, pair.first_query * dim + i);
   }
   float sums[SKV_MAX_GROUP] = {};
-  for (std::int64_t first = work.first; first < work.tokens; first += work.stride) {
+  const int selected_count = work.rebuilt ? work.tokens / g.chunk : 0;
+  const auto write_part = [&](int split) {
+    write_statistics(q, pair_index, split, statistics);
+    if (thread < dim) {
+#pragma unroll
+      for (int head = 0; head < SKV_MAX_GROUP; ++head) {
+        if (head < q.group) {
+          q.partials.sums[((static_cast<std::int64_t>(pair_index) * q.partials.splits + split) * q.group + head) * dim +
+                          thread] = sums[head];
+          sums[head] = 0.0F;
+        }
+      }
+    }
+  };
+  int first = work.first;
+  for (; first < work.end && first < work.tokens; first += work.stride) {
     if (thread < kUnitTokens) {
       if (work.rebuilt) {
-        selected_rows(p, pair, pair_index, static_cast<int>(first), static_cast<int>(work.tokens / g.chunk), rows);
+        selected_rows(p, pair, selected_chunk(p, pair_index, first, selected_count), rows);
       } else {
         dense_rows(p, pair, state, first, rows);
       }
@@ -395,18 +465,15 @@ __global__ void __launch_bounds__(kUnitThreads) sparse_attention_any_kernel(cons
         }
       }
     }
+    if (work.rebuilt) {
+      write_part(work.split + (first - work.first) / kUnitTokens);
+    }
     __syncthreads();
   }
-  write_statistics(q, pair_index, statistics);
-  if (thread < dim) {
-#pragma unroll
-    for (int head = 0; head < SKV_MAX_GROUP; ++head) {
-      if (head < q.group) {
-        q.partials
-            .sums[((static_cast<std::int64_t>(pair_index) * q.partials.splits + blockIdx.x) * q.group + head) * dim +
-                  thread] = sums[head];
-      }
-    }
+  if (work.rebuilt) {
+    write_empty(q, pair_index, work, first);
+  } else {
+    write_part(work.split);
   }
 }
 
@@ -429,26 +496,34 @@ int sparse_attention_splits(const skv_geometry& geometry, std::int32_t select) {
   return selected_splits(geometry, select) + dense_splits(geometry);
 }
 
-void launch_sparse_attention(const skv_sparse_attention_params& p, const AttentionPartials& partials, PairRange pairs,
-                             cudaStream_t stream) {
+void launch_sparse_attention(const skv_sparse_attention_params& p, const AttentionPartials& partials,
+                             const DeviceTraits& traits, PairRange pairs, bool beside_fetch, cudaStream_t stream) {
   if (pairs.count == 0) {
     return;
   }
-  const SparseParams q = {p, partials, pairs.first, group_size(p.geometry), selected_splits(p.geometry, p.select)};
-  const dim3 grid(static_cast<unsigned>(partials.splits), static_cast<unsigned>(pairs.count));
+  SparseParams q = {};
+  q.p = p;
+  q.partials = partials;
+  q.first_pair = pairs.first;
+  q.group = group_size(p.geometry);
+  q.selected_splits = selected_splits(p.geometry, p.select);
+  // Units of a block share its basis; as many as leave every SM its two blocks.
+  constexpr int kMostUnits = 4;
+  q.units_per_block = std::clamp(q.selected_splits * pairs.count / (2 * traits.multiprocessors), 1, kMostUnits);
+  q.selected_blocks = (q.selected_splits + q.units_per_block - 1) / q.units_per_block;
+  q.beside_fetch = beside_fetch && traits.compute_major >= 9 && unit_is_tuned(p.geometry, p.rope);
+  const dim3 grid(static_cast<unsigned>(q.selected_blocks + partials.splits - q.selected_splits),
+                  static_cast<unsigned>(pairs.count));
   const char* const name = "sparse attention";
   const auto launch = [&](auto kernel, int dim) {
     const auto bytes = static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, p.geometry.chunk, q.group, true).end);
-    launch_beside(name, kernel, grid, dim3(kUnitThreads), bytes, stream, q);
+    launch_beside(name, Beside{.early = q.beside_fetch}, kernel, grid, dim3(kUnitThreads), bytes, stream, q);
   };
   if (!unit_is_tuned(p.geometry, p.rope)) {
     launch(sparse_attention_any_kernel, 0);
-  } else if (p.geometry.head_dim == 64) {
-    launch(sparse_attention_kernel<64>, 64);
-  } else if (p.geometry.head_dim == 96) {
-    launch(sparse_attention_kernel<96>, 96);
   } else {
-    launch(sparse_attention_kernel<128>, 128);
+    with_unit_kernel(p.geometry, p.rope,
+                     [&](auto dim, auto turn) { launch(sparse_attention_kernel<dim.value, turn.value>, dim.value); });
   }
 }
 
@@ -464,7 +539,7 @@ void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
   const PairRange pairs = all_pairs(p.batch, p.geometry);
   const AttentionPartials partials =
       take_attention_partials(pairs.count, sparse_attention_splits(p.geometry, p.select), p.geometry, workspace);
-  launch_sparse_attention(p, partials, pairs, launch.stream);
+  launch_sparse_attention(p, partials, launch.traits, pairs, false, launch.stream);
   CombineOutput out;
   out.output = p.output;
   out.output_type = p.output_type;

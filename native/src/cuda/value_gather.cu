@@ -37,6 +37,7 @@ __device__ uint4 load_host_16(const void* host) {
 // Reached: 50.0 GB/s at 2 KB a chunk, 48.4 at 1 KB, where copies run at 55.4 (H200, 2026-11-24, bench_cuda_decode).
 template <int kVectors, int kTogether>
 __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __grid_constant__ GatherParams q) {
+  let_next_begin();
   const skv_value_gather_params& p = q.p;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(gridDim.x) * kGatherWarps;
