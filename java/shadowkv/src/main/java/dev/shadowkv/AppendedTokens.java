@@ -1,19 +1,15 @@
 package dev.shadowkv;
 
-import dev.shadowkv.kernels.DecodeKernels;
 import dev.shadowkv.kernels.Geometry;
 import dev.shadowkv.kernels.Rows;
 import dev.shadowkv.kernels.SessionStates;
 import dev.shadowkv.kernels.ShadowLayers;
 
 /**
- * Attention of tokens that are appended to a sealed session: each is a row of a decode step whose session is this one, as
- * long as it is with that token. So each gets, bit by bit, what it would as a step of its own, and an answer does not
- * depend on how its question came in.
- *
- * <p>On a CPU several go together. Rows that shared value slots would evict each other's chunks, so values are then read
- * where they are, and what is in the slots stays. On a GPU they go one by one, through the slots: together, some rows
- * came out wrong there, for a reason that is not found.
+ * Attention of tokens that are appended to a sealed session, several at a time: each is a row of a decode step whose
+ * session is this one, as long as it is with that token. So each gets, bit by bit, what it would as a step of its own, and
+ * an answer does not depend on how its question came in. Rows that shared value slots would evict each other's chunks;
+ * values are therefore read where they are, and what is in the slots stays.
  *
  * <p>One caller at a time.
  */
@@ -23,42 +19,32 @@ final class AppendedTokens {
     private static final int FEW = 8;
 
     private final ShadowKvCache cache;
-    private final Geometry geometry;
+    private final Geometry inPlace;
     private final ShadowLayers layers;
     private final SessionStates states;
-    private final DeviceArena arena;
-    private final DeviceBuffer counters;
     private final int rows;
 
     AppendedTokens(ShadowKvCache cache) {
         this.cache = cache;
-        Device device = cache.device;
-        rows = rows(device, cache.memoryPlan(), cache.options);
-        geometry = geometry(device, cache.options.geometry());
-        layers = new ShadowLayers(device, geometry, rows);
-        states = new SessionStates(device, rows);
-        arena = device.newArena();
-        counters = arena.allocate((long) rows * DecodeKernels.COUNTER_BYTES);
-        device.fill(counters, 0);
+        rows = rows(cache.memoryPlan(), cache.options);
+        inPlace = withoutSlots(cache.options.geometry());
+        layers = new ShadowLayers(cache.device, inPlace, rows);
+        states = new SessionStates(cache.device, rows);
     }
 
     /** Tokens at a time: what the workspace of the plan's batch suffices for anyway, or a few. */
-    static int rows(Device device, MemoryPlan plan, ShadowOptions options) {
-        return device.isCpu()
-                ? Math.min(options.foldTokens(), Math.max(FEW, Math.min(plan.sessions(), Geometry.MAX_BATCH)))
-                : 1;
+    static int rows(MemoryPlan plan, ShadowOptions options) {
+        return Math.min(options.foldTokens(), Math.max(FEW, Math.min(plan.sessions(), Geometry.MAX_BATCH)));
     }
 
-    static Geometry geometry(Device device, Geometry g) {
-        return device.isCpu()
-                ? new Geometry(g.queryHeads(), g.keyValueHeads(), g.headDim(), g.chunk(), g.rank(), g.storageType(),
-                        g.valueType(), g.landmarkType(), g.window(), 0)
-                : g;
+    static Geometry withoutSlots(Geometry g) {
+        return new Geometry(g.queryHeads(), g.keyValueHeads(), g.headDim(), g.chunk(), g.rank(), g.storageType(),
+                g.valueType(), g.landmarkType(), g.window(), 0);
     }
 
     /** Device bytes of the tables. */
     static long bytes(int rows) {
-        return rows * (ShadowLayers.entryBytes() + StepBatch.stateBytes(1) + DecodeKernels.COUNTER_BYTES);
+        return rows * (ShadowLayers.entryBytes() + StepBatch.stateBytes(1));
     }
 
     /** Adds tokens to a sealed layer and attends over everything up to and with each. */
@@ -74,7 +60,6 @@ final class AppendedTokens {
             long room = o.geometry().window() - (state.length - state.recentBegin);
             int n = (int) Math.min(Math.min(count - done, room), rows);
             int indexed = state.indexedChunks(o.geometry().chunk());
-            session.countStep();
             for (int i = 0; i < n; i++) {
                 layers.set(i, session.table(layer));
                 states.set(i, state.length + 1 + i, state.recentBegin, indexed, state.outliers, session.stamp());
@@ -82,11 +67,11 @@ final class AppendedTokens {
             layers.upload();
             states.upload();
             session.grow(layer, n);
-            cache.decodeKernels.decodeLayer(geometry, n, queries.type(), ShadowSession.from(queries, done, queryWidth).buffer(),
+            cache.decodeKernels.decodeLayer(inPlace, n, queries.type(), ShadowSession.from(queries, done, queryWidth).buffer(),
                     queries.stride(), ShadowSession.from(keys, done, keyWidth).buffer(), keys.stride(),
                     ShadowSession.from(values, done, keyWidth).buffer(), values.stride(), layers, 0, states, 0,
                     cache.ropeTable, state.length, o.radiusWeight(), o.select(), o.shortlist(), indexed,
-                    output.slice(done * queryWidth * e), counters);
+                    output.slice(done * queryWidth * e), null);
             done += n;
         }
     }
@@ -94,6 +79,5 @@ final class AppendedTokens {
     void close() {
         layers.close();
         states.close();
-        arena.close();
     }
 }

@@ -378,12 +378,12 @@ public final class ShadowKvCache extends CacheBase {
             Geometry g = o.geometry();
             ShadowLayout layout = new ShadowLayout(o, wish.tokens());
             long tables = CacheBase.commonBytes(s, wish) + Scratch.bytes(s, o) + ShadowBatch.bytes(batch, s.layers)
-                    + AppendedTokens.bytes(AppendedTokens.rows(s.device, wish, o));
+                    + AppendedTokens.bytes(AppendedTokens.rows(wish, o));
             Workspaces w = new Workspaces(s.device);
             int prefill = CacheBase.prefillTokens(wish);
             long workspace = w.decodeLayer(g, batch, s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(),
                     layout.chunks);
-            workspace = Math.max(workspace, w.decodeLayer(AppendedTokens.geometry(s.device, g), AppendedTokens.rows(s.device, wish, o),
+            workspace = Math.max(workspace, w.decodeLayer(AppendedTokens.withoutSlots(g), AppendedTokens.rows(wish, o),
                     s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(), layout.chunks));
             workspace = Math.max(workspace, w.prefillAttention(g, s.inputType, prefill, wish.stagingTokens() - prefill,
                     wish.stagingTokens()));

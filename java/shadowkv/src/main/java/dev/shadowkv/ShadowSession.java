@@ -53,11 +53,6 @@ final class ShadowSession extends SessionBase {
         return stamp;
     }
 
-    /** Slots that are used from here on are younger than those before. */
-    void countStep() {
-        stamp++;
-    }
-
     LayerState state(int layer) {
         return states[layer];
     }
