@@ -4,6 +4,7 @@ set(SHADOWKV_CUDA "AUTO" CACHE STRING "Compile the CUDA backend: AUTO (when nvcc
 set_property(CACHE SHADOWKV_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(SHADOWKV_CUDA_ARCHITECTURES "80-real;90-real;90-virtual" CACHE STRING
     "Architectures in CMAKE_CUDA_ARCHITECTURES' form; the virtual one lets newer GPUs compile for themselves")
+string(REPLACE "," ";" SHADOWKV_CUDA_ARCHITECTURES "${SHADOWKV_CUDA_ARCHITECTURES}")
 
 set(SHADOWKV_WITH_CUDA OFF)
 if(NOT SHADOWKV_CUDA STREQUAL "OFF")

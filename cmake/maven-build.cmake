@@ -17,7 +17,8 @@ if(NOT "${SHADOWKV_CUDA}" STREQUAL "")  # OFF is a choice too
   list(APPEND options "-DSHADOWKV_CUDA=${SHADOWKV_CUDA}")
 endif()
 if(SHADOWKV_CUDA_ARCHITECTURES)
-  string(REPLACE ";" "\\;" architectures "${SHADOWKV_CUDA_ARCHITECTURES}")
+  # A list would fall apart on its way through the arguments of functions; commas are taken as well.
+  string(REPLACE ";" "," architectures "${SHADOWKV_CUDA_ARCHITECTURES}")
   list(APPEND options "-DSHADOWKV_CUDA_ARCHITECTURES=${architectures}")
 endif()
 

@@ -630,11 +630,11 @@ __device__ inline void list_and_plan(const ClusterParams& q, const ClusterLayout
 //
 // landmarks [K][chunk_capacity][D] bf16 or int8 -> selected [S], count, mass (+ slots and fetch list).
 // Floor: every landmark read once: B * K * chunks * D * (2 or 1) bytes; bound by memory. Behind it three barriers of
-// the cluster and the plan, a chain of small steps of about 14 us (clock64 of the first blocks: merging partial softmaxes
-// 2, scores and their bins 2.5, threshold 1.5, marks 3, list 2, plan 2), and before it about 6 us until the queries are
-// fragments, mostly the chain of loads from the session tables to the landmarks.
-// Reached, with the plan's part left out: 0.083 ms bf16, 0.061 ms int8, floors 0.062 and 0.031 (H200, 2026-11-25,
-// bench_cuda_decode, 8 sessions of 122880 tokens, 32/8 heads, D 128); one session 0.029, floor 0.008.
+// the cluster and the plan, a chain of small steps of about 14 us (clock64 of the first blocks: merging partial
+// softmaxes 2, scores and their bins 2.5, threshold 1.5, marks 3, list 2, plan 2), and before it about 6 us until the
+// queries are fragments, mostly the chain of loads from the session tables to the landmarks. Reached, with the plan's
+// part left out: 0.083 ms bf16, 0.061 ms int8, floors 0.062 and 0.031 (H200, 2026-11-25, bench_cuda_decode, 8 sessions
+// of 122880 tokens, 32/8 heads, D 128); one session 0.029, floor 0.008.
 template <int kHeadDim, bool kInt8, bool kWide>
 __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __grid_constant__ ClusterParams q) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
