@@ -13,14 +13,15 @@
 
 namespace skv::cuda {
 
-// launch_kernel for kernels that run side by side on several streams. An SM splits its memory between L1 cache and
-// shared memory anew only when it is empty, so kernels that prefer different splits wait for each other: all ask for
-// the largest shared memory.
+// How a kernel stands to those beside it.
 struct Beside {
   int cluster = 1;     // blocks of a cluster, along x
   bool early = false;  // begins when the launch before it on the stream lets it; awaits its end by wait_for_earlier()
 };
 
+// launch_kernel for kernels that run side by side on several streams. An SM splits its memory between L1 cache and
+// shared memory anew only when it is empty, so kernels that prefer different splits wait for each other: all ask for
+// the largest shared memory.
 template <class... Parameters, class... Arguments>
 void launch_beside(const char* name, const Beside& beside, void (*kernel)(Parameters...), dim3 grid, dim3 block,
                    std::size_t shared_bytes, cudaStream_t stream, Arguments&&... arguments) {

@@ -1,0 +1,318 @@
+// Selection by clusters of blocks: what a block has in shared memory, and how it fills that with the logits of its
+// share of a pair's index.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "cuda/bulk_copy.cuh"
+#include "cuda/decode.h"
+#include "cuda/landmark_logits.cuh"
+#include "cuda/plan_slots.cuh"
+
+namespace skv::cuda::cluster {
+
+namespace cg = cooperative_groups;
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / 32;
+// Chunks that make one partial softmax, whole within a block. Fixed, so that a result does not depend on the launch.
+constexpr int kUnit = 512;
+[[maybe_unused]] constexpr int kTilesPerWarp = kUnit / kTileChunks / kWarps;  // of a unit
+constexpr int kTogether = 2;  // tiles that a warp multiplies side by side
+static_assert(kTilesPerWarp % kTogether == 0);
+constexpr int kMostStages = 8;       // tiles of a warp that are under way
+constexpr int kBins = 4 * kThreads;  // 16-bit counts: a thread reads 4 of a block at once
+[[maybe_unused]] constexpr float kBinsPerUnit = kBins / 32.0F;
+constexpr int kCandidates = 512;
+constexpr int kDigits = 256;
+
+struct Candidate {
+  float score;
+  int chunk;
+  unsigned long long mass;
+};
+
+struct alignas(16) ClusterShared {
+  std::uint64_t full[kWarps][kMostStages];  // barriers of the warps' rings
+  float log_sums[SKV_MAX_GROUP];
+  float largest[SKV_MAX_GROUP];
+  int totals[kWarps];
+  int bin, before, members;
+  int first_candidate;      // of this block among those of the cluster
+  int candidate_count;      // of this block
+  unsigned long long mass;  // in units of 2^-40: integers, so that the order of additions does not matter
+};
+
+// Where the parts of a block's shared memory begin, in bytes. What is needed once the landmarks have been read lies
+// where those were on their way.
+struct ClusterLayout {
+  int stride;  // floats of a row of logits; 8 more than a multiple of 32, so that heads lie in different banks
+  int queries, logits, partials, ring;
+  int scores, bins, digits, digit_totals, bitmap, candidates, word_places, ids, plan, keys;
+  int end;
+};
+
+inline ClusterLayout cluster_layout(int share, int stages, int group, int dim, bool int8, std::int64_t max_chunks,
+                                    int select, int slots) {
+  ClusterLayout l = {};
+  int at = static_cast<int>(sizeof(ClusterShared));
+  const auto take = [&at](std::int64_t bytes) {
+    const int begin = at;
+    at += static_cast<int>((bytes + 15) / 16 * 16);
+    return begin;
+  };
+  const int rows = int8 && group < 2 ? 2 : group;
+  const int units = share / kUnit;
+  const std::int64_t words = (max_chunks + 31) / 32;
+  l.stride = share + 8;
+  l.queries = take(dim == 64   ? sizeof(LandmarkQueries<64>)
+                   : dim == 96 ? sizeof(LandmarkQueries<96>)
+                               : sizeof(LandmarkQueries<128>));
+  l.logits = take(std::int64_t{4} * rows * l.stride);
+  l.partials = take(std::int64_t{8} * units * kWarps * group);
+  at = (at + 127) / 128 * 128;
+  l.ring = at;
+  l.scores = take(std::int64_t{4} * share);
+  l.bins = take(2 * kBins);
+  l.digits = take(4 * kDigits);
+  l.digit_totals = take(4 * kDigits);
+  l.bitmap = take(4 * words);
+  l.candidates = take(static_cast<int>(sizeof(Candidate)) * kCandidates);
+  l.word_places = take(4 * words);
+  l.ids = take(std::int64_t{4} * select);
+  l.plan = take(static_cast<int>(sizeof(PlanMemory)));
+  l.keys = take(std::int64_t{8} * plan_key_places(slots, kThreads));
+  const int ring_bytes = kWarps * stages * kTileChunks * dim * (int8 ? 1 : 2);
+  l.end = at > l.ring + ring_bytes ? at : l.ring + ring_bytes;
+  return l;
+}
+
+struct ClusterParams {
+  skv_landmark_topk_params p;
+  PlanOutput plan;
+  ClusterLayout layout;
+  int first_pair;
+  int group;
+  int stages;  // tiles of a warp that are under way
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+// Logarithm of a sum of exponentials in two parts.
+__device__ inline float2 merged(float2 a, float2 b) {
+  const float largest = fmaxf(a.x, b.x);
+  if (largest == -INFINITY) {
+    return make_float2(-INFINITY, 0.0F);
+  }
+  return make_float2(largest, a.y * exp2_fast((a.x - largest) * kLog2E) + b.y * exp2_fast((b.x - largest) * kLog2E));
+}
+
+// What a block of a cluster works on: chunks [first, first + count) of a pair that has `chunks`.
+struct Share {
+  int chunks, units_per_block, first, count, units;
+};
+
+__device__ inline Share share_of(int chunks, int rank, int blocks) {
+  Share s;
+  s.chunks = chunks;
+  const int units = (chunks + kUnit - 1) / kUnit;
+  s.units_per_block = (units + blocks - 1) / blocks;
+  s.first = rank * s.units_per_block * kUnit;
+  s.count = min(max(chunks - s.first, 0), s.units_per_block * kUnit);
+  s.units = (s.count + kUnit - 1) / kUnit;
+  return s;
+}
+
+__device__ inline void exchange(uint4& a, uint4& b, bool wanted) {
+  const uint4 x = a;
+  a = wanted ? b : a;
+  b = wanted ? x : b;
+}
+
+// A lane's elements of a landmark: 8 at 32 * span + 8 * quad_lane of every span. Rows are whole numbers of 128 bytes
+// apart, mostly, so neighbouring ones begin with other spans and exchange them afterwards: the rows of a phase (2 of
+// bf16, 4 of int8) then lie in different banks.
+template <bool kInt8, int kSpans>
+__device__ inline void read_tile(const unsigned char* from, int row, int quad_lane, uint4 (&data)[kSpans]) {
+  constexpr int kMask = kSpans % 4 == 0 && kInt8 ? 3 : kSpans % 2 == 0 ? 1 : 0;
+  const int turn = row & kMask;
+#pragma unroll
+  for (int s = 0; s < kSpans; ++s) {
+    const int span = s ^ turn;
+    if constexpr (kInt8) {
+      const uint2 bytes = *reinterpret_cast<const uint2*>(from + 32 * span + 8 * quad_lane);
+      data[s] = make_uint4(bytes.x, bytes.y, 0, 0);
+    } else {
+      data[s] = *reinterpret_cast<const uint4*>(from + 64 * span + 16 * quad_lane);
+    }
+  }
+  if constexpr (kMask > 0) {
+#pragma unroll
+    for (int s = 0; s < kSpans; s += 2) {
+      exchange(data[s], data[s + 1], (turn & 1) != 0);
+    }
+  }
+  if constexpr (kMask > 1) {
+#pragma unroll
+    for (int s = 0; s < kSpans; s += 4) {
+      exchange(data[s], data[s + 2], (turn & 2) != 0);
+      exchange(data[s + 1], data[s + 3], (turn & 2) != 0);
+    }
+  }
+}
+
+// Writes the logits of a share to shared memory and the partial softmaxes of its units, by warps of their own: a warp
+// has several tiles of landmarks on their way and waits for nobody. Radii, and the scales of int8 landmarks, wait in
+// the first rows of the logits until they are used.
+template <int kHeadDim, bool kInt8, bool kWide>
+__device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLayout& layout, const Share& share,
+                                        int session, int head, unsigned char* shared) {
+  using Scorer = LandmarkLogits<kHeadDim, kInt8, kWide>;
+  constexpr int kRowBytes = kHeadDim * Scorer::kElementBytes;
+  constexpr int kTileBytes = kTileChunks * kRowBytes;
+  const skv_landmark_topk_params& p = q.p;
+  const int stages = q.stages;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int row = lane / 4, quad_lane = lane % 4;
+  auto& memory = *reinterpret_cast<ClusterShared*>(shared);
+  auto* const logits = reinterpret_cast<float*>(shared + layout.logits);
+  auto* const partials = reinterpret_cast<float2*>(shared + layout.partials);
+  unsigned char* const ring = shared + layout.ring + warp * stages * kTileBytes;
+  const skv_shadow_layer& layer = p.layers[session];
+  const std::int64_t at = head * layer.chunk_capacity + share.first;
+  const char* const landmarks = static_cast<const char*>(layer.landmarks) + at * kRowBytes;
+  const int tiles = (share.count + kTileChunks - 1) / kTileChunks;
+
+  for (int i = thread; i < tiles * kTileChunks; i += kThreads) {
+    if (i < share.count) {
+      copy_async_4(logits + i, layer.radius + at + i);
+      if constexpr (kInt8) {
+        copy_async_4(logits + layout.stride + i, layer.landmark_scales + at + i);
+      }
+    } else {
+      logits[i] = -1.0F;
+      if constexpr (kInt8) {
+        logits[layout.stride + i] = 0.0F;
+      }
+    }
+  }
+  if (lane == 0) {
+    for (int stage = 0; stage < stages; ++stage) {
+      barrier_begin(memory.full[warp][stage], 1);
+    }
+    barriers_visible();
+  }
+  __syncwarp();
+  const std::uint64_t policy = evict_first_policy();
+  const auto fetch = [&](int tile, int stage) {
+    const int bytes = min(kTileChunks, share.count - tile * kTileChunks) * kRowBytes;
+    barrier_expect(memory.full[warp][stage], bytes);
+    copy_bulk(ring + stage * kTileBytes, landmarks + static_cast<std::int64_t>(tile) * kTileBytes, bytes,
+              memory.full[warp][stage], policy);
+  };
+  if (lane < stages && warp + lane * kWarps < tiles) {
+    fetch(warp + lane * kWarps, lane);
+  }
+  auto& queries = *reinterpret_cast<LandmarkQueries<kHeadDim>*>(shared + layout.queries);
+  Scorer::stage_queries(p, session, head, q.group, queries);
+  copy_async_wait_all();
+  __syncthreads();
+  const Scorer scorer(queries);
+
+  int tile = warp, stage = 0;
+  unsigned phase = 0;
+  for (int unit = 0; unit < share.units; ++unit) {
+    float2 softmax[Scorer::kHalves];
+#pragma unroll
+    for (int half = 0; half < Scorer::kHalves; ++half) {
+      softmax[half] = make_float2(-INFINITY, 0.0F);
+    }
+#pragma unroll 1
+    for (int i = 0; i < kTilesPerWarp && tile < tiles; i += kTogether) {
+      uint4 data[kTogether][Scorer::kSpans];
+      float radius[kTogether][2], scale[kTogether][2];
+#pragma unroll
+      for (int t = 0; t < kTogether; ++t) {
+        const int current = tile + t * kWarps;
+        if (current < tiles) {
+          const int at_stage = stage + t < stages ? stage + t : stage + t - stages;
+          barrier_wait(memory.full[warp][at_stage], stage + t < stages ? phase : phase ^ 1);
+          read_tile<kInt8>(ring + at_stage * kTileBytes + row * kRowBytes, row, quad_lane, data[t]);
+          const int column = current * kTileChunks + 2 * quad_lane;
+          const float2 radii = *reinterpret_cast<const float2*>(logits + column);
+          radius[t][0] = radii.x;
+          radius[t][1] = radii.y;
+          scale[t][0] = scale[t][1] = 1.0F;
+          if constexpr (kInt8) {
+            const float2 scales = *reinterpret_cast<const float2*>(logits + layout.stride + column);
+            scale[t][0] = scales.x;
+            scale[t][1] = scales.y;
+          }
+        } else {
+#pragma unroll
+          for (int s = 0; s < Scorer::kSpans; ++s) {
+            data[t][s] = make_uint4(0, 0, 0, 0);
+          }
+          radius[t][0] = radius[t][1] = -1.0F;
+          scale[t][0] = scale[t][1] = 0.0F;
+        }
+      }
+      __syncwarp();
+      if (lane < kTogether && tile + (stages + lane) * kWarps < tiles) {
+        fetch(tile + (stages + lane) * kWarps, stage + lane < stages ? stage + lane : stage + lane - stages);
+      }
+      float x[kTogether][2 * Scorer::kHalves];
+      scorer.tiles(data, radius, scale, x);
+#pragma unroll
+      for (int half = 0; half < Scorer::kHalves; ++half) {
+        float largest = softmax[half].x;
+#pragma unroll
+        for (int t = 0; t < kTogether; ++t) {
+          largest = fmaxf(largest, fmaxf(x[t][2 * half], x[t][2 * half + 1]));
+        }
+        if (largest > -INFINITY) {
+          softmax[half].y *= exp2_fast((softmax[half].x - largest) * kLog2E);
+          softmax[half].x = largest;
+#pragma unroll
+          for (int t = 0; t < kTogether; ++t) {
+            softmax[half].y +=
+                exp2_fast((x[t][2 * half] - largest) * kLog2E) + exp2_fast((x[t][2 * half + 1] - largest) * kLog2E);
+          }
+        }
+        if (row + 8 * half < q.group) {
+#pragma unroll
+          for (int t = 0; t < kTogether; ++t) {
+            if (tile + t * kWarps < tiles) {
+              *reinterpret_cast<float2*>(logits + (row + 8 * half) * layout.stride + (tile + t * kWarps) * kTileChunks +
+                                         2 * quad_lane) = make_float2(x[t][2 * half], x[t][2 * half + 1]);
+            }
+          }
+        }
+      }
+      tile += kTogether * kWarps;
+      stage += kTogether;
+      if (stage >= stages) {
+        stage -= stages;
+        phase ^= 1;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < Scorer::kHalves; ++half) {
+#pragma unroll
+      for (int step = 1; step < 4; step *= 2) {
+        softmax[half] = merged(softmax[half], make_float2(__shfl_xor_sync(0xffffffffU, softmax[half].x, step),
+                                                          __shfl_xor_sync(0xffffffffU, softmax[half].y, step)));
+      }
+      if (quad_lane == 0 && row + 8 * half < q.group) {
+        partials[(unit * kWarps + warp) * q.group + row + 8 * half] = softmax[half];
+      }
+    }
+  }
+}
+
+#endif
+
+}  // namespace skv::cuda::cluster
