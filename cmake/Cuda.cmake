@@ -2,7 +2,7 @@
 
 set(SHADOWKV_CUDA "AUTO" CACHE STRING "Compile the CUDA backend: AUTO (when nvcc is found), ON or OFF")
 set_property(CACHE SHADOWKV_CUDA PROPERTY STRINGS AUTO ON OFF)
-set(SHADOWKV_CUDA_ARCHITECTURES "80-real;90-real;90-virtual" CACHE STRING
+set(SHADOWKV_CUDA_ARCHITECTURES "80-real;90a-real;90-virtual" CACHE STRING
     "Architectures in CMAKE_CUDA_ARCHITECTURES' form; the virtual one lets newer GPUs compile for themselves")
 string(REPLACE "," ";" SHADOWKV_CUDA_ARCHITECTURES "${SHADOWKV_CUDA_ARCHITECTURES}")
 

@@ -13,6 +13,7 @@
 
 #include "cuda/elements.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/warpgroup.cuh"
 
 namespace skv::cuda {
 
@@ -47,14 +48,24 @@ constexpr int kFinePadding = kTurn == Turn::kHalves ? 8 : 4;
 
 // Where the parts of a block's shared memory begin, in bytes.
 struct UnitLayout {
-  int rows, scores, queries, probabilities, statistics, fine, base, basis, values, end;
+  int rows, scores, queries, probabilities, statistics, fine, base, basis, coefficients, values, end;
 };
 
 __host__ __device__ inline int align_16(int bytes) {
   return (bytes + 15) / 16 * 16;
 }
-__host__ __device__ inline int whole_spans(int rank) {
-  return (rank + 31) / 32;
+// Coefficients and basis lie in shared memory as the tensor cores take them: 8 by 8 elements are 128 consecutive bytes.
+// Coefficients: [token / 8][direction / 8][token % 8][8]. Basis: [D / 8][directions + 1][8]; the one more keeps
+// neighbouring columns of a row in different banks. Directions are whole instructions of 16.
+__host__ __device__ inline int directions(int rank) {
+  return (rank + 15) / 16 * 16;
+}
+constexpr int kBlockBytes = 128;  // of 8 by 8 elements
+__host__ __device__ inline int token_block_bytes(int rank) {
+  return directions(rank) / 8 * kBlockBytes;
+}
+__host__ __device__ inline int column_block_bytes(int rank) {
+  return (directions(rank) + 1) * 16;
 }
 
 // dim 0 stands for the path without tensor cores.
@@ -77,10 +88,10 @@ __host__ __device__ inline UnitLayout unit_layout(int dim, int rank, int chunk, 
     l.probabilities = take(SKV_MAX_GROUP * (kUnitTokens + kRowPadding) * 2);
     l.fine = take(chunk * (dim / 2 + kFinePadding<Turn::kHalves>)*8);
     l.base = take(kUnitTokens / chunk * (dim / 2) * 8);
-    l.basis = take(whole_spans(rank) * 32 * (dim + kRowPadding) * 2);
-    if (with_values) {
-      l.values = take(kUnitTokens * (dim + kRowPadding) * 2);
-    }
+    l.basis = take(dim / 8 * column_block_bytes(rank));
+    // Values follow when the keys are rebuilt.
+    const int coefficients = kUnitTokens / 8 * token_block_bytes(rank);
+    l.coefficients = l.values = take(max(coefficients, with_values ? kUnitTokens * (dim + kRowPadding) * 2 : 0));
   }
   l.end = at;
   return l;
@@ -149,13 +160,6 @@ __device__ inline void stage_queries(const void* queries, int type, const UnitPa
   }
 }
 
-// Rows of the basis are reordered within each 32 so that the 8 coefficients that a lane loads at once are its
-// elements of two instructions: row 8t + 4s + 2h + e goes to 16s + 8h + 2t + e. Rows behind the rank are zero.
-__device__ inline int basis_place(int row) {
-  const int in = row & 31;
-  return (row & ~31) + (in >> 2 & 1) * 16 + (in >> 1 & 1) * 8 + (in >> 3) * 2 + (in & 1);
-}
-
 // Interleaves 8 elements of each of two rows of elements.
 __device__ inline void interleave(const uint4& a, const uint4& b, uint4& first, uint4& second) {
   first.x = __byte_perm(a.x, b.x, 0x5410);
@@ -168,24 +172,24 @@ __device__ inline void interleave(const uint4& a, const uint4& b, uint4& first, 
   second.w = __byte_perm(a.w, b.w, 0x7632);
 }
 
-// basis [r][D] of the head -> shared [32 * spans][D + padding], rows reordered, columns as unit_column has it. Copies
-// may still be under way.
+// basis [r][D] of the head -> shared, columns as unit_column has it, rows behind the rank zero. Copies may still be
+// under way.
 template <int kHeadDim, Turn kTurn>
-__device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const skv_rope& rope, __nv_bfloat16* shared) {
-  constexpr int kStride = kHeadDim + kRowPadding;
+__device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const skv_rope& rope, unsigned char* to) {
+  auto* const shared = reinterpret_cast<__nv_bfloat16*>(to);
   const int thread = static_cast<int>(threadIdx.x);
-  const int rows = whole_spans(rank) * 32;
+  const int rows = directions(rank), stride = column_block_bytes(rank) / 2;
   const int half = rope.rotary_dim / 2;
   const bool split = rope.pairing == SKV_HALF_SPLIT;
+  const auto at = [&](int row, int column) { return shared + column / 8 * stride + row * 8 + column % 8; };
   if (kTurn == Turn::kHalves || !split) {
     constexpr int kPieces = kHeadDim / 8;  // of 8 elements
     for (int i = thread; i < rows * kPieces; i += kUnitThreads) {
       const int row = i / kPieces, column = i % kPieces * 8;
-      auto* const to = shared + basis_place(row) * kStride + column;
       if (row < rank) {
-        copy_async_16(to, basis + static_cast<std::int64_t>(row) * kHeadDim + column);
+        copy_async_16(at(row, column), basis + static_cast<std::int64_t>(row) * kHeadDim + column);
       } else {
-        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+        *reinterpret_cast<uint4*>(at(row, column)) = make_uint4(0, 0, 0, 0);
       }
     }
   } else if (half % 8 == 0) {
@@ -205,14 +209,13 @@ __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const s
           second = *reinterpret_cast<const uint4*>(from + column + 8);
         }
       }
-      auto* const to = reinterpret_cast<uint4*>(shared + basis_place(row) * kStride + column);
-      to[0] = first;
-      to[1] = second;
+      *reinterpret_cast<uint4*>(at(row, column)) = first;
+      *reinterpret_cast<uint4*>(at(row, column + 8)) = second;
     }
   } else {
     for (int i = thread; i < rows * kHeadDim; i += kUnitThreads) {
       const int row = i / kHeadDim, d = i % kHeadDim;
-      shared[basis_place(row) * kStride + unit_column<kTurn>(rope, d)] =
+      *at(row, unit_column<kTurn>(rope, d)) =
           row < rank ? basis[static_cast<std::int64_t>(row) * kHeadDim + d] : __float2bfloat16_rn(0.0F);
     }
   }
@@ -248,27 +251,21 @@ __device__ inline void stage_fine_rotations(const skv_rope& rope, int chunk, flo
   }
 }
 
-// Loads of a warp's coefficients that are under way before they are needed.
-constexpr int kAhead = 3;
-
-struct Coefficients {
-  uint4 upper[kAhead], lower[kAhead];  // rows g and g + 8
-};
-
-__device__ inline uint4 coefficient_word(const void* row, int span, int rank) {
-  const int at = 32 * span + 8 * (static_cast<int>(threadIdx.x) % 4);
-  return row && at < rank ? *reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(row) + at)
-                          : make_uint4(0, 0, 0, 0);
-}
-
-__device__ inline void begin_coefficients(const UnitRows& rows, int rank, Coefficients& a) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const void* const upper = rows.key[warp * kWarpTokens + lane / 4];
-  const void* const lower = rows.key[warp * kWarpTokens + lane / 4 + 8];
-#pragma unroll
-  for (int i = 0; i < kAhead; ++i) {
-    a.upper[i] = coefficient_word(upper, i, rank);
-    a.lower[i] = coefficient_word(lower, i, rank);
+// Coefficients of the unit's rows -> shared; those behind the rank, and of tokens that are not there, are zero. Copies may
+// still be under way.
+__device__ inline void stage_coefficients(const UnitRows& rows, int rank, unsigned char* shared) {
+  static_assert(kUnitThreads == 2 * kUnitTokens);
+  // Two threads a token take its 16-byte words in turn: whole sectors, and at most two accesses of a bank.
+  const int token = static_cast<int>(threadIdx.x) / 2, odd = static_cast<int>(threadIdx.x) % 2;
+  const auto* const row = static_cast<const __nv_bfloat16*>(rows.key[token]);
+  unsigned char* const to = shared + token / 8 * token_block_bytes(rank) + token % 8 * 16;
+#pragma unroll 4
+  for (int word = odd; word < directions(rank) / 8; word += 2) {
+    if (row && word * 8 < rank) {
+      copy_async_16(to + word * kBlockBytes, row + word * 8);
+    } else {
+      *reinterpret_cast<uint4*>(to + word * kBlockBytes) = make_uint4(0, 0, 0, 0);
+    }
   }
 }
 
@@ -293,52 +290,72 @@ __device__ inline void write_scores(const float (&s)[2][4], const UnitRows& rows
   }
 }
 
-// Scores of rebuilt keys. Everything staged; a holds the first spans of the coefficients.
-template <int kHeadDim, Turn kTurn>
-__device__ inline void rebuilt_scores(const UnitRows& rows, Coefficients& a, int rank, int chunk, int group,
-                                      const __nv_bfloat16* basis, const float2* base, const float2* fine,
-                                      const __nv_bfloat16* queries, float* scores) {
+// Keys [16][D] of a warp before rotation = coefficients . basis, as accumulators of D/8 tiles. Everything staged. On
+// Hopper a warpgroup multiplies its 64 tokens at once, so that the basis is read for 64 rows and not for 16.
+template <int kHeadDim>
+__device__ inline void rebuild(int rank, const unsigned char* coefficients, const unsigned char* basis,
+                               float (&keys)[kHeadDim / 8][4]) {
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int steps = directions(rank) / 16;
+  const int token_block = token_block_bytes(rank), column_block = column_block_bytes(rank);
+  constexpr int kTiles = kHeadDim / 8;
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    keys[j][0] = keys[j][1] = keys[j][2] = keys[j][3] = 0.0F;
+  }
+#ifdef SKV_WARPGROUPS
+  const MatrixDescriptor a(coefficients + warp / 4 * 8 * token_block, kBlockBytes, token_block);
+  const MatrixDescriptor b(basis, kBlockBytes, column_block);
+  warpgroup_begin(keys);
+#if V_UNROLL
+#pragma unroll
+  for (int step = 0; step < 10; ++step) {
+    warpgroup_multiply(keys, a.at(step * 2 * kBlockBytes), b.at(step * 2 * kBlockBytes));
+  }
+#else
+  int step = 0;
+#pragma unroll 1
+  do {
+    warpgroup_multiply(keys, a.at(step * 2 * kBlockBytes), b.at(step * 2 * kBlockBytes));
+  } while (++step < steps);
+#endif
+  warpgroup_end(keys);
+#else
+  // Of four matrices, a lane addresses a row of matrix lane / 8: of coefficients, 8 tokens further down or 8 directions
+  // to the right; of the basis, 8 directions further down or 8 columns to the right.
+  const int lane = static_cast<int>(threadIdx.x) % 32, in_block = lane % 8 * 16;
+  const unsigned char* const a_lane =
+      coefficients + (2 * warp + lane / 8 % 2) * token_block + lane / 16 * kBlockBytes + in_block;
+  const unsigned char* const b_lane = basis + lane / 16 * column_block + lane / 8 % 2 * kBlockBytes + in_block;
+#pragma unroll 2
+  for (int step = 0; step < steps; ++step) {
+    std::uint32_t a[4];
+    load_matrices(a, a_lane + step * 2 * kBlockBytes);
+#pragma unroll
+    for (int j = 0; j < kTiles; j += 2) {
+      std::uint32_t b[4];
+      load_matrices_transposed(b, b_lane + j * column_block + step * 2 * kBlockBytes);
+      mma_bf16(keys[j], a[0], a[1], a[2], a[3], b[0], b[1]);
+      mma_bf16(keys[j + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
+    }
+  }
+#endif
+}
+
+// Scores of rebuilt keys. Everything staged; calls rebuilt() when this warp's coefficients are no longer needed.
+template <int kHeadDim, Turn kTurn, class Rebuilt>
+__device__ inline void rebuilt_scores(const UnitRows& rows, int rank, int chunk, int group,
+                                      const unsigned char* coefficients, const unsigned char* basis, const float2* base,
+                                      const float2* fine, const __nv_bfloat16* queries, float* scores,
+                                      Rebuilt&& rebuilt) {
   constexpr int kStride = kHeadDim + kRowPadding;
   constexpr int kTiles = kHeadDim / 8;
   constexpr int kPairs = kHeadDim / 2;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int row = lane / 4, quad_lane = lane % 4;
   float keys[kTiles][4];
-#pragma unroll
-  for (int j = 0; j < kTiles; ++j) {
-    keys[j][0] = keys[j][1] = keys[j][2] = keys[j][3] = 0.0F;
-  }
-  const int spans = whole_spans(rank);
-  const void* const upper_row = rows.key[warp * kWarpTokens + row];
-  const void* const lower_row = rows.key[warp * kWarpTokens + row + 8];
-  // Lanes 0..15 address the 16 rows of a column of tiles, lanes 16..31 those of the next.
-  const __nv_bfloat16* const basis_lane = basis + (lane % 16) * kStride + lane / 16 * 8;
-  for (int first = 0; first < spans; first += kAhead) {
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) {
-      const int span = first + i;
-      if (span < spans) {
-        const uint4 upper = a.upper[i], lower = a.lower[i];
-        a.upper[i] = coefficient_word(upper_row, span + kAhead, rank);
-        a.lower[i] = coefficient_word(lower_row, span + kAhead, rank);
-        const __nv_bfloat16* const basis_span = basis_lane + span * 32 * kStride;
-#pragma unroll
-        for (int j = 0; j < kTiles; j += 2) {
-          std::uint32_t b[4];
-          load_matrices_transposed(b, basis_span + j * 8);
-          mma_bf16(keys[j], upper.x, lower.x, upper.y, lower.y, b[0], b[1]);
-          mma_bf16(keys[j + 1], upper.x, lower.x, upper.y, lower.y, b[2], b[3]);
-        }
-#pragma unroll
-        for (int j = 0; j < kTiles; j += 2) {
-          std::uint32_t b[4];
-          load_matrices_transposed(b, basis_span + 16 * kStride + j * 8);
-          mma_bf16(keys[j], upper.z, lower.z, upper.w, lower.w, b[0], b[1]);
-          mma_bf16(keys[j + 1], upper.z, lower.z, upper.w, lower.w, b[2], b[3]);
-        }
-      }
-    }
-  }
+  rebuild<kHeadDim>(rank, coefficients, basis, keys);
+  rebuilt();
   const int upper_token = warp * kWarpTokens + row, lower_token = upper_token + 8;
   constexpr int kFineStride = kPairs + kFinePadding<kTurn>;
   const float2* const upper_base = base + upper_token / chunk * kPairs;

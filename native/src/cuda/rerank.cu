@@ -88,18 +88,20 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
     auto* const queries = reinterpret_cast<__nv_bfloat16*>(shared + layout.queries);
     auto* const fine = reinterpret_cast<float2*>(shared + layout.fine);
     auto* const base = reinterpret_cast<float2*>(shared + layout.base);
-    auto* const basis = reinterpret_cast<__nv_bfloat16*>(shared + layout.basis);
+    unsigned char* const basis = shared + layout.basis;
+    unsigned char* const coefficients = shared + layout.coefficients;
     stage_basis<kHeadDim, kTurn>(head_basis, g.rank, p.rope, basis);
     stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
     stage_queries<kHeadDim>(
         p.queries, p.query_type, pair, [&](int d) { return unit_column<kTurn>(p.rope, d); }, queries);
     __syncthreads();
-    Coefficients coefficients;
-    begin_coefficients(rows, g.rank, coefficients);
+    stage_coefficients(rows, g.rank, coefficients);
     stage_chunk_rotations<kHeadDim>(p.rope, g.chunk, rows, base);
     copy_async_wait_all();
+    shared_memory_for_products();
     __syncthreads();
-    rebuilt_scores<kHeadDim, kTurn>(rows, coefficients, g.rank, g.chunk, q.group, basis, base, fine, queries, scores);
+    rebuilt_scores<kHeadDim, kTurn>(rows, g.rank, g.chunk, q.group, coefficients, basis, base, fine, queries, scores,
+                                    [] {});
   }
   __syncthreads();
   write_chunk_mass(q, scores, pair_index, first, count);

@@ -142,149 +142,70 @@ __device__ void write_empty(const SparseParams& q, int pair, const UnitWork& wor
   }
 }
 
-// Attention of a pair over 128 selected tokens a block, or over a share of its outliers and recent tokens.
-//
-// coefficients [..][r], basis [K][r][D], values [K][slots][C][D] -> partials [B*K][splits][G]([D]).
-// Floor for a pair: S*C rows of r coefficients and D values once (S*C*(2r + 2D) bytes), and S*C*r*D*2 operations
-// to rebuild. A block has everything it reads under way before the first use: the basis of the head (r*D*2 bytes a
-// block, from the L2 cache) and the values by asynchronous copies, coefficients to registers; its units share the basis.
-// After the scores the block changes partition: each warp takes 8-column strips of the values for all 128 tokens, so
-// that no sums have to be added across warps.
-// Reached: 0.104 ms, floor 0.024 (H200, 2026-11-25, bench_cuda_decode, 8 sessions of 122880 tokens, 32/8 heads, r 160,
-// S 256); one session 0.029. Of a unit's 11 us beside another block, the rebuild takes 5 (tensor cores and the reads of
-// the basis from shared memory, about half each), rotations and the issue of copies 3.5, softmax and values 2.
-template <int kHeadDim, Turn kTurn>
-__global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const __grid_constant__ SparseParams q) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  constexpr int kStride = kHeadDim + kRowPadding;
-  constexpr int kWeightStride = kUnitTokens + kRowPadding;
-  constexpr int kStrips = kHeadDim / 8;
+// A block of the tensor-core path: its shared memory, and what both kinds of work do with a unit that has its scores.
+template <int kHeadDim>
+struct UnitBlock {
+  static constexpr int kStride = kHeadDim + kRowPadding;
+  static constexpr int kWeightStride = kUnitTokens + kRowPadding;
+  static constexpr int kStrips = kHeadDim / 8;
   // e4m3 values are taken in pairs of strips.
-  constexpr int kStripsPerWarp = kStrips > kUnitWarps ? (kStrips + kUnitWarps - 1) / kUnitWarps : 2;
-  static_assert(kStripsPerWarp == 2);
-  const skv_sparse_attention_params& p = q.p;
-  const skv_geometry& g = p.geometry;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int pair_index = q.first_pair + static_cast<int>(blockIdx.y);
-  const UnitPair pair = unit_pair(g, pair_index, q.group);
-  const skv_session_state& state = p.states[pair.session];
-  const UnitWork work = unit_work(q, pair_index, state);
-  if (work.first >= work.tokens) {
-    write_empty(q, pair_index, work, work.first);
-    return;
-  }
-  const UnitLayout layout = unit_layout(kHeadDim, g.rank, g.chunk, q.group, true);
-  auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
-  auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
-  auto* const queries = reinterpret_cast<__nv_bfloat16*>(shared + layout.queries);
-  auto* const weights = reinterpret_cast<std::uint16_t*>(shared + layout.probabilities);
-  auto& statistics = *reinterpret_cast<Statistics*>(shared + layout.statistics);
-  auto* const fine = reinterpret_cast<float2*>(shared + layout.fine);
-  auto* const base = reinterpret_cast<float2*>(shared + layout.base);
-  auto* const basis = reinterpret_cast<__nv_bfloat16*>(shared + layout.basis);
-  unsigned char* const values = shared + layout.values;
-  const bool bytes = work.rebuilt && g.value_type == SKV_F8_E4M3;
-  const bool wide = q.group > 8;
-  const int value_words = kHeadDim * (bytes ? 1 : 2) / 16;  // of a row
-  const int value_stride = bytes ? kHeadDim + 16 : 2 * kStride;
+  static constexpr int kStripsPerWarp = 2;
+  static_assert(kStrips <= kStripsPerWarp * kUnitWarps);
+  using Sums = float[kStripsPerWarp][4];
 
-  if (thread < SKV_MAX_GROUP) {
-    statistics.largest[thread] = -INFINITY;
-    statistics.sum[thread] = 0.0F;
-    statistics.factor[thread] = 1.0F;
+  const SparseParams& q;
+  const int pair_index;
+  const UnitPair pair;
+  const bool bytes;  // values are e4m3
+  UnitRows& rows;
+  float* const scores;
+  __nv_bfloat16* const queries;
+  std::uint16_t* const weights;
+  Statistics& statistics;
+  unsigned char* const values;
+
+  __device__ UnitBlock(const SparseParams& q, int pair_index, const UnitPair& pair, bool bytes, const UnitLayout& layout,
+                       unsigned char* shared)
+      : q(q),
+        pair_index(pair_index),
+        pair(pair),
+        bytes(bytes),
+        rows(*reinterpret_cast<UnitRows*>(shared + layout.rows)),
+        scores(reinterpret_cast<float*>(shared + layout.scores)),
+        queries(reinterpret_cast<__nv_bfloat16*>(shared + layout.queries)),
+        weights(reinterpret_cast<std::uint16_t*>(shared + layout.probabilities)),
+        statistics(*reinterpret_cast<Statistics*>(shared + layout.statistics)),
+        values(shared + layout.values) {}
+
+  __device__ bool wide() const { return q.group > 8; }
+  __device__ int value_stride() const { return bytes ? kHeadDim + 16 : 2 * kStride; }
+
+  __device__ void begin_statistics() const {
+    if (threadIdx.x < SKV_MAX_GROUP) {
+      statistics.largest[threadIdx.x] = -INFINITY;
+      statistics.sum[threadIdx.x] = 0.0F;
+      statistics.factor[threadIdx.x] = 1.0F;
+    }
   }
-  float sums[kStripsPerWarp][4] = {};
-  const int selected_count = work.rebuilt ? work.tokens / g.chunk : 0;
-  SelectedChunk selected = selected_chunk(p, pair_index, work.first, selected_count);
-  const auto write_part = [&](int split) {
-    const int row = lane / 4, quad_lane = lane % 4;
-    const float scale = bytes ? statistics.largest_scale / kByteWeight : 1.0F;
-#pragma unroll
-    for (int i = 0; i < kStripsPerWarp; ++i) {
-      const int strip = warp + i * kUnitWarps;
-      if (bytes ? warp >= kHeadDim / 16 : strip >= kStrips) {
-        continue;
-      }
-      const int column = bytes ? warp * 16 + 4 * quad_lane + i : strip * 8 + 2 * quad_lane;
-      const int next = bytes ? column + 2 : column + 1;
-      float* const out =
-          q.partials.sums +
-          ((static_cast<std::int64_t>(pair_index) * q.partials.splits + split) * q.group + row) * kHeadDim;
-      if (wide) {
-        out[column] = sums[i][0] * scale;
-        out[next] = sums[i][1] * scale;
-        if (row + 8 < q.group) {
-          out[8 * kHeadDim + column] = sums[i][2] * scale;
-          out[8 * kHeadDim + next] = sums[i][3] * scale;
-        }
-      } else if (row < q.group) {
-        out[column] = (sums[i][0] + sums[i][2]) * scale;
-        out[next] = (sums[i][1] + sums[i][3]) * scale;
-      }
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        sums[i][c] = 0.0F;
-      }
-    }
-    write_statistics(q, pair_index, split, statistics);
-  };
-  int first = work.first;
-  for (; first < work.end && first < work.tokens; first += work.stride) {
-    if (first == work.first && work.rebuilt) {
-      // Needs no rows: under way while those are looked up.
-      stage_basis<kHeadDim, kTurn>(static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
-                                       static_cast<std::int64_t>(pair.head) * g.rank * kHeadDim,
-                                   g.rank, p.rope, basis);
-      stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
-      copy_async_end_group();
-    }
-    if (thread < kUnitTokens) {
-      if (work.rebuilt) {
-        selected_rows(p, pair, selected, rows);
+
+  // Values of the unit's rows -> shared; zero where there is no token. Copies may still be under way.
+  __device__ void stage_values() const {
+    const int words = kHeadDim * (bytes ? 1 : 2) / 16;  // of a row
+    for (int i = static_cast<int>(threadIdx.x); i < kUnitTokens * words; i += kUnitThreads) {
+      const int token = i / words, word = i % words;
+      unsigned char* const to = values + token * value_stride() + word * 16;
+      const void* const row = rows.value[token];
+      if (row) {
+        copy_async_16(to, static_cast<const char*>(row) + word * 16);
       } else {
-        dense_rows(p, pair, state, first, rows);
+        *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
       }
     }
-    __syncthreads();
-    Coefficients coefficients;
-    if (work.rebuilt) {
-      begin_coefficients(rows, g.rank, coefficients);
-    }
-    const auto begin_values = [&] {
-      for (int i = thread; i < kUnitTokens * value_words; i += kUnitThreads) {
-        const int token = i / value_words, word = i % value_words;
-        unsigned char* const to = values + token * value_stride + word * 16;
-        const void* const row = rows.value[token];
-        if (row) {
-          copy_async_16(to, static_cast<const char*>(row) + word * 16);
-        } else {
-          *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
-        }
-      }
-    };
-    const bool values_later = q.beside_fetch && work.rebuilt && first == work.first;
-    if (!values_later) {
-      begin_values();
-    }
-    copy_async_end_group();
-    if (first == work.first) {
-      stage_queries<kHeadDim>(
-          p.queries, p.query_type, pair, [&](int d) { return work.rebuilt ? unit_column<kTurn>(p.rope, d) : d; },
-          queries);
-    }
-    if (work.rebuilt) {
-      // On its way while this unit is computed.
-      selected = selected_chunk(p, pair_index, first + kUnitTokens, selected_count);
-      stage_chunk_rotations<kHeadDim>(p.rope, g.chunk, rows, base);
-      copy_async_wait<1>();
-    }
-    __syncthreads();
-    if (work.rebuilt) {
-      rebuilt_scores<kHeadDim, kTurn>(rows, coefficients, g.rank, g.chunk, q.group, basis, base, fine, queries, scores);
-    } else {
-      dense_scores<kHeadDim>(rows, q.group, queries, scores);
-    }
-    if (bytes && warp == 0) {
+  }
+
+  __device__ void find_largest_scale() const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (bytes && threadIdx.x < 32) {
       float largest = 0;
       for (int i = lane; i < kUnitTokens; i += 32) {
         largest = fmaxf(largest, rows.key[i] ? rows.value_scale[i] : 0.0F);
@@ -294,15 +215,12 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
         statistics.largest_scale = largest;
       }
     }
-    if (values_later) {
-      wait_for_earlier();
-      begin_values();
-    }
-    copy_async_wait_all();
-    __syncthreads();
-    // Weights go to the tensor cores in 16 bits: with G <= 8, 8 rows further down, also what their rounding left. For
-    // e4m3 values they carry the scale of the value, relative to the largest one, and are f16: at most kByteWeight,
-    // so that small weights keep their digits too (f16 has none below 2^-24).
+  }
+
+  // Scores to weights. They go to the tensor cores in 16 bits: with G <= 8, 8 rows further down, also what their
+  // rounding left. For e4m3 values they carry the scale of the value, relative to the largest one, and are f16: at most
+  // kByteWeight, so that small weights keep their digits too (f16 has none below 2^-24).
+  __device__ void soften() const {
     const float unscale = bytes && statistics.largest_scale > 0 ? 1.0F / statistics.largest_scale : 0.0F;
     softmax_step(scores, q.group, statistics, [&](int head, int token, float weight) {
       std::uint16_t high, low;
@@ -317,24 +235,16 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
         low = __bfloat16_as_ushort(__float2bfloat16_rn(weight - __bfloat162float(h)));
       }
       weights[head * kWeightStride + token] = high;
-      if (!wide) {
+      if (!wide()) {
         weights[(head + 8) * kWeightStride + token] = low;
       }
     });
-    __syncthreads();
+  }
+
+  // sums += weights . values. A warp takes strips of 8 columns for all tokens, so that nothing is added across warps.
+  __device__ void add_values(Sums& sums) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
     const int row = lane / 4, quad_lane = lane % 4;
-    if (!work.rebuilt) {
-      const float upper = statistics.factor[row];
-      const float lower = wide ? statistics.factor[row + 8] : upper;
-      // Rows without a head are never read, whatever they hold.
-#pragma unroll
-      for (int i = 0; i < kStripsPerWarp; ++i) {
-        sums[i][0] *= upper;
-        sums[i][1] *= upper;
-        sums[i][2] *= lower;
-        sums[i][3] *= lower;
-      }
-    }
     const std::uint16_t* const weight_lane = weights + (lane % 16) * kWeightStride + lane / 16 * 8;
     if (bytes) {
       // A warp takes 16 columns: in strip 0 the even ones, in strip 1 the odd ones.
@@ -343,9 +253,9 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
         for (int k = 0; k < kUnitTokens; k += 16) {
           std::uint32_t a[4];
           load_matrices(a, weight_lane + k);
-          const unsigned char* const at = values + (k + 2 * quad_lane) * value_stride + warp * 16 + 2 * row;
+          const unsigned char* const at = values + (k + 2 * quad_lane) * value_stride() + warp * 16 + 2 * row;
           const auto pair_at = [&](int token) {
-            return f16_of_e4m3(*reinterpret_cast<const std::uint16_t*>(at + token * value_stride));
+            return f16_of_e4m3(*reinterpret_cast<const std::uint16_t*>(at + token * value_stride()));
           };
           const std::uint32_t v0 = pair_at(0), v1 = pair_at(1), v8 = pair_at(8), v9 = pair_at(9);
           mma_f16(sums[0], a[0], a[1], a[2], a[3], __byte_perm(v0, v1, 0x5410), __byte_perm(v8, v9, 0x5410));
@@ -362,21 +272,165 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
           const int strip = warp + i * kUnitWarps;
           if (strip < kStrips) {
             std::uint32_t b[2];
-            load_two_matrices_transposed(b, values + (k + lane % 16) * value_stride + strip * 16);
+            load_two_matrices_transposed(b, values + (k + lane % 16) * value_stride() + strip * 16);
             mma_bf16(sums[i], a[0], a[1], a[2], a[3], b[0], b[1]);
           }
         }
       }
     }
-    if (work.rebuilt) {
-      write_part(work.split + (first - work.first) / kUnitTokens);
+  }
+
+  // Earlier sums to the scale of the last softmax step. Rows without a head are never read, whatever they hold.
+  __device__ void rescale(Sums& sums) const {
+    const int row = static_cast<int>(threadIdx.x) % 32 / 4;
+    const float upper = statistics.factor[row];
+    const float lower = wide() ? statistics.factor[row + 8] : upper;
+#pragma unroll
+    for (int i = 0; i < kStripsPerWarp; ++i) {
+      sums[i][0] *= upper;
+      sums[i][1] *= upper;
+      sums[i][2] *= lower;
+      sums[i][3] *= lower;
+    }
+  }
+
+  __device__ void write_part(int split, const Sums& sums) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int row = lane / 4, quad_lane = lane % 4;
+    const float scale = bytes ? statistics.largest_scale / kByteWeight : 1.0F;
+#pragma unroll
+    for (int i = 0; i < kStripsPerWarp; ++i) {
+      const int strip = warp + i * kUnitWarps;
+      if (bytes ? warp >= kHeadDim / 16 : strip >= kStrips) {
+        continue;
+      }
+      const int column = bytes ? warp * 16 + 4 * quad_lane + i : strip * 8 + 2 * quad_lane;
+      const int next = bytes ? column + 2 : column + 1;
+      float* const out =
+          q.partials.sums +
+          ((static_cast<std::int64_t>(pair_index) * q.partials.splits + split) * q.group + row) * kHeadDim;
+      if (wide()) {
+        out[column] = sums[i][0] * scale;
+        out[next] = sums[i][1] * scale;
+        if (row + 8 < q.group) {
+          out[8 * kHeadDim + column] = sums[i][2] * scale;
+          out[8 * kHeadDim + next] = sums[i][3] * scale;
+        }
+      } else if (row < q.group) {
+        out[column] = (sums[i][0] + sums[i][2]) * scale;
+        out[next] = (sums[i][1] + sums[i][3]) * scale;
+      }
+    }
+    write_statistics(q, pair_index, split, statistics);
+  }
+};
+
+// Units of selected tokens, one after the other; each is a part.
+template <int kHeadDim, Turn kTurn>
+__device__ inline void attend_selected(const UnitBlock<kHeadDim>& block, const UnitWork& work, const UnitLayout& layout,
+                                       unsigned char* shared) {
+  const SparseParams& q = block.q;
+  const skv_sparse_attention_params& p = q.p;
+  const skv_geometry& g = p.geometry;
+  auto* const fine = reinterpret_cast<float2*>(shared + layout.fine);
+  auto* const base = reinterpret_cast<float2*>(shared + layout.base);
+  unsigned char* const basis = shared + layout.basis;
+  unsigned char* const coefficients = shared + layout.coefficients;
+  const int selected_count = work.tokens / g.chunk;
+  SelectedChunk selected = selected_chunk(p, block.pair_index, work.first, selected_count);
+  stage_basis<kHeadDim, kTurn>(static_cast<const __nv_bfloat16*>(p.layers[block.pair.session].basis) +
+                                   static_cast<std::int64_t>(block.pair.head) * g.rank * kHeadDim,
+                               g.rank, p.rope, basis);
+  stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
+  int first = work.first;
+  for (; first < work.end && first < work.tokens; first += work.stride) {
+    if (threadIdx.x < kUnitTokens) {
+      selected_rows(p, block.pair, selected, block.rows);
     }
     __syncthreads();
+    stage_coefficients(block.rows, g.rank, coefficients);
+    if (first == work.first) {
+      stage_queries<kHeadDim>(
+          p.queries, p.query_type, block.pair, [&](int d) { return unit_column<kTurn>(p.rope, d); }, block.queries);
+    }
+    // On its way while this unit is computed.
+    selected = selected_chunk(p, block.pair_index, first + kUnitTokens, selected_count);
+    stage_chunk_rotations<kHeadDim>(p.rope, g.chunk, block.rows, base);
+    copy_async_wait_all();
+    shared_memory_for_products();
+    __syncthreads();
+    rebuilt_scores<kHeadDim, kTurn>(block.rows, g.rank, g.chunk, q.group, coefficients, basis, base, fine,
+                                    block.queries, block.scores, [&] {
+                                      __syncthreads();
+                                      if (q.beside_fetch && first == work.first) {
+                                        wait_for_earlier();
+                                      }
+                                      block.stage_values();
+                                    });
+    block.find_largest_scale();
+    copy_async_wait_all();
+    __syncthreads();
+    block.soften();
+    __syncthreads();
+    typename UnitBlock<kHeadDim>::Sums sums = {};
+    block.add_values(sums);
+    block.write_part(work.split + (first - work.first) / kUnitTokens, sums);
+    __syncthreads();
   }
+  write_empty(q, block.pair_index, work, first);
+}
+
+// Every stride-th unit of outliers and recent tokens, together one part.
+template <int kHeadDim>
+__device__ inline void attend_dense(const UnitBlock<kHeadDim>& block, const UnitWork& work,
+                                    const skv_session_state& state) {
+  const skv_sparse_attention_params& p = block.q.p;
+  typename UnitBlock<kHeadDim>::Sums sums = {};
+  stage_queries<kHeadDim>(
+      p.queries, p.query_type, block.pair, [](int d) { return d; }, block.queries);
+  for (int first = work.first; first < work.tokens; first += work.stride) {
+    if (threadIdx.x < kUnitTokens) {
+      dense_rows(p, block.pair, state, first, block.rows);
+    }
+    __syncthreads();
+    block.stage_values();
+    dense_scores<kHeadDim>(block.rows, block.q.group, block.queries, block.scores);
+    copy_async_wait_all();
+    __syncthreads();
+    block.soften();
+    __syncthreads();
+    block.rescale(sums);
+    block.add_values(sums);
+    __syncthreads();
+  }
+  block.write_part(work.split, sums);
+}
+
+// Attention of a pair over some units of selected tokens a block, or over a share of its outliers and recent tokens.
+//
+// coefficients [..][r], basis [K][r][D], values [K][slots][C][D] -> partials [B*K][splits][G]([D]).
+// Floor for a pair: S*C rows of r coefficients and D values once (S*C*(2r + 2D) bytes), and S*C*r*D*2 operations
+// to rebuild. Basis and coefficients come by asynchronous copies; the values follow into the memory of the coefficients
+// when the keys are rebuilt, so that two blocks fit an SM, and one computes while the other waits.
+template <int kHeadDim, Turn kTurn>
+__global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const __grid_constant__ SparseParams q) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  const skv_geometry& g = q.p.geometry;
+  const int pair_index = q.first_pair + static_cast<int>(blockIdx.y);
+  const UnitPair pair = unit_pair(g, pair_index, q.group);
+  const skv_session_state& state = q.p.states[pair.session];
+  const UnitWork work = unit_work(q, pair_index, state);
+  if (work.first >= work.tokens) {
+    write_empty(q, pair_index, work, work.first);
+    return;
+  }
+  const UnitLayout layout = unit_layout(kHeadDim, g.rank, g.chunk, q.group, true);
+  const UnitBlock<kHeadDim> block(q, pair_index, pair, work.rebuilt && g.value_type == SKV_F8_E4M3, layout, shared);
+  block.begin_statistics();
   if (work.rebuilt) {
-    write_empty(q, pair_index, work, first);
+    attend_selected<kHeadDim, kTurn>(block, work, layout, shared);
   } else {
-    write_part(work.split);
+    attend_dense(block, work, state);
   }
 }
 
@@ -508,7 +562,10 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const Attenti
   q.group = group_size(p.geometry);
   q.selected_splits = selected_splits(p.geometry, p.select);
   // Units of a block share its basis; as many as leave every SM its two blocks.
-  constexpr int kMostUnits = 4;
+  #ifndef V_UNITS
+#define V_UNITS 4
+#endif
+  constexpr int kMostUnits = V_UNITS;
   q.units_per_block = std::clamp(q.selected_splits * pairs.count / (2 * traits.multiprocessors), 1, kMostUnits);
   q.selected_blocks = (q.selected_splits + q.units_per_block - 1) / q.units_per_block;
   q.beside_fetch = beside_fetch && traits.compute_major >= 9 && unit_is_tuned(p.geometry, p.rope);
