@@ -55,14 +55,15 @@ __host__ __device__ inline int align_16(int bytes) {
   return (bytes + 15) / 16 * 16;
 }
 // Coefficients and basis lie in shared memory as the tensor cores take them: 8 by 8 elements are 128 consecutive bytes.
-// Coefficients: [token / 8][direction / 8][token % 8][8]. Basis: [D / 8][directions + 1][8]; the one more keeps
-// neighbouring columns of a row in different banks. Directions are whole instructions of 16.
+// Coefficients: [token / 8][direction / 8][token % 8 + 1][8]. Basis: [D / 8][directions + 1][8]. The one more keeps what
+// neighbouring lanes write in different banks. Directions are whole instructions of 16.
 __host__ __device__ inline int directions(int rank) {
   return (rank + 15) / 16 * 16;
 }
-constexpr int kBlockBytes = 128;  // of 8 by 8 elements
+constexpr int kBlockBytes = 128;                         // of 8 by 8 elements
+constexpr int kCoefficientBlockBytes = kBlockBytes + 16;  // from one to the next
 __host__ __device__ inline int token_block_bytes(int rank) {
-  return directions(rank) / 8 * kBlockBytes;
+  return directions(rank) / 8 * kCoefficientBlockBytes;
 }
 __host__ __device__ inline int column_block_bytes(int rank) {
   return (directions(rank) + 1) * 16;
@@ -85,9 +86,10 @@ __host__ __device__ inline UnitLayout unit_layout(int dim, int rank, int chunk, 
     l.base = take(kUnitWarps * SKV_MAX_HEAD_DIM * 4);  // a rebuilt key of each warp
   } else {
     l.queries = take(SKV_MAX_GROUP * (dim + kRowPadding) * 2);
-    l.probabilities = take(SKV_MAX_GROUP * (kUnitTokens + kRowPadding) * 2);
     l.fine = take(chunk * (dim / 2 + kFinePadding<Turn::kHalves>)*8);
-    l.base = take(kUnitTokens / chunk * (dim / 2) * 8);
+    // Weights follow when the keys are rotated.
+    const int probabilities = SKV_MAX_GROUP * (kUnitTokens + kRowPadding) * 2;
+    l.base = l.probabilities = take(max(kUnitTokens / chunk * (dim / 2) * 8, probabilities));
     l.basis = take(dim / 8 * column_block_bytes(rank));
     // Values follow when the keys are rebuilt.
     const int coefficients = kUnitTokens / 8 * token_block_bytes(rank);
@@ -132,6 +134,14 @@ __device__ inline int unit_column(const skv_rope& rope, int d) {
   }
   const int half = rope.rotary_dim / 2;
   return d < half ? 2 * d : 2 * (d - half) + 1;
+}
+
+// This thread's number, and nothing computed from it outlives a unit: what the compiler would carry from one unit to the
+// next costs the registers that hold the keys.
+__device__ inline int unit_thread() {
+  int thread = static_cast<int>(threadIdx.x);
+  asm volatile("" : "+r"(thread));
+  return thread;
 }
 
 // Queries as bf16: rows 0..7 the heads and rows 8..15 what their rounding left, or, with more than 8 heads, 16 rows
@@ -184,6 +194,7 @@ __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const s
   const auto at = [&](int row, int column) { return shared + column / 8 * stride + row * 8 + column % 8; };
   if (kTurn == Turn::kHalves || !split) {
     constexpr int kPieces = kHeadDim / 8;  // of 8 elements
+#pragma unroll 5
     for (int i = thread; i < rows * kPieces; i += kUnitThreads) {
       const int row = i / kPieces, column = i % kPieces * 8;
       if (row < rank) {
@@ -224,15 +235,47 @@ __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const s
 // Rotations of the unit's chunks [chunk][D/2] and of the places in a chunk [C][D/2 + padding]: a token's is their
 // complex product. Columns that do not rotate get (1, 0).
 template <int kHeadDim>
-__device__ inline void stage_chunk_rotations(const skv_rope& rope, int chunk, const UnitRows& rows, float2* base) {
-  constexpr int kPairs = kHeadDim / 2;
-  const int half = rope.rotary_dim / 2;
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < kUnitTokens / chunk * kPairs; i += kUnitThreads) {
-    const int c = i / kPairs, pair = i % kPairs;
-    base[i] = pair < half ? rotation(rope, rows.position[c * chunk], pair) : make_float2(1.0F, 0.0F);
+class ChunkRotations {
+ public:
+  // The tables' entries are under way; copies that begin later do not delay them.
+  __device__ ChunkRotations(const skv_rope& rope, int chunk, const UnitRows& rows)
+      : count_(kUnitTokens / chunk * kPairs) {
+    const int half = rope.rotary_dim / 2, thread = unit_thread();
+#pragma unroll
+    for (int n = 0; n < kEach; ++n) {
+      const int i = thread + n * kUnitThreads, pair = i % kPairs;
+      coarse_[n] = fine_[n] = make_float2(1.0F, 0.0F);
+      if (i < count_ && pair < half) {
+        const std::int64_t position = rows.position[i / kPairs * chunk];
+        const auto fine_rows = static_cast<unsigned>(rope.fine_rows);
+        const auto row = static_cast<std::int64_t>(position >> (31 - __clz(rope.fine_rows)));
+        coarse_[n] = reinterpret_cast<const float2*>(rope.coarse)[row * half + pair];
+        fine_[n] =
+            reinterpret_cast<const float2*>(rope.fine)[static_cast<int>(position & (fine_rows - 1)) * half + pair];
+      }
+    }
   }
-}
+
+  __device__ void write(float2* base) const {
+    const int thread = unit_thread();
+#pragma unroll
+    for (int n = 0; n < kEach; ++n) {
+      const int i = thread + n * kUnitThreads;
+      if (i < count_) {
+        base[i] = make_float2(coarse_[n].x * fine_[n].x - coarse_[n].y * fine_[n].y,
+                              coarse_[n].x * fine_[n].y + coarse_[n].y * fine_[n].x);
+      }
+    }
+  }
+
+ private:
+  static constexpr int kPairs = kHeadDim / 2;
+  static constexpr int kShortestChunk = 8;
+  static constexpr int kEach = kUnitTokens / kShortestChunk * kPairs / kUnitThreads;
+  static_assert(kEach * kUnitThreads == kUnitTokens / kShortestChunk * kPairs);
+  int count_;
+  float2 coarse_[kEach], fine_[kEach];
+};
 
 template <int kHeadDim, Turn kTurn>
 __device__ inline void stage_fine_rotations(const skv_rope& rope, int chunk, float2* fine) {
@@ -251,20 +294,26 @@ __device__ inline void stage_fine_rotations(const skv_rope& rope, int chunk, flo
   }
 }
 
-// Coefficients of the unit's rows -> shared; those behind the rank, and of tokens that are not there, are zero. Copies may
-// still be under way.
+// Coefficients of the unit's rows -> shared; those behind the rank, and of tokens that are not there, are zero. Copies
+// may still be under way. A warp takes whole lines: the lines touched are what such copies cost.
 __device__ inline void stage_coefficients(const UnitRows& rows, int rank, unsigned char* shared) {
-  static_assert(kUnitThreads == 2 * kUnitTokens);
-  // Two threads a token take its 16-byte words in turn: whole sectors, and at most two accesses of a bank.
-  const int token = static_cast<int>(threadIdx.x) / 2, odd = static_cast<int>(threadIdx.x) % 2;
-  const auto* const row = static_cast<const __nv_bfloat16*>(rows.key[token]);
-  unsigned char* const to = shared + token / 8 * token_block_bytes(rank) + token % 8 * 16;
+  const int words = directions(rank) / 8, token_block = token_block_bytes(rank);
+  const int thread = unit_thread();
+  int token = thread / words, word = thread % words;
+  const int tokens_on = kUnitThreads / words, words_on = kUnitThreads % words;
 #pragma unroll 4
-  for (int word = odd; word < directions(rank) / 8; word += 2) {
+  for (; token < kUnitTokens; token += tokens_on) {
+    const auto* const row = static_cast<const __nv_bfloat16*>(rows.key[token]);
+    unsigned char* const to = shared + token / 8 * token_block + word * kCoefficientBlockBytes + token % 8 * 16;
     if (row && word * 8 < rank) {
-      copy_async_16(to + word * kBlockBytes, row + word * 8);
+      copy_async_16(to, row + word * 8);
     } else {
-      *reinterpret_cast<uint4*>(to + word * kBlockBytes) = make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
+    }
+    word += words_on;
+    if (word >= words) {
+      word -= words;
+      ++token;
     }
   }
 }
@@ -304,19 +353,19 @@ __device__ inline void rebuild(int rank, const unsigned char* coefficients, cons
     keys[j][0] = keys[j][1] = keys[j][2] = keys[j][3] = 0.0F;
   }
 #ifdef SKV_WARPGROUPS
-  const MatrixDescriptor a(coefficients + warp / 4 * 8 * token_block, kBlockBytes, token_block);
+  const MatrixDescriptor a(coefficients + warp / 4 * 8 * token_block, kCoefficientBlockBytes, token_block);
   const MatrixDescriptor b(basis, kBlockBytes, column_block);
   warpgroup_begin(keys);
 #if V_UNROLL
 #pragma unroll
   for (int step = 0; step < 10; ++step) {
-    warpgroup_multiply(keys, a.at(step * 2 * kBlockBytes), b.at(step * 2 * kBlockBytes));
+    warpgroup_multiply(keys, a.at(step * 2 * kCoefficientBlockBytes), b.at(step * 2 * kBlockBytes));
   }
 #else
   int step = 0;
 #pragma unroll 1
   do {
-    warpgroup_multiply(keys, a.at(step * 2 * kBlockBytes), b.at(step * 2 * kBlockBytes));
+    warpgroup_multiply(keys, a.at(step * 2 * kCoefficientBlockBytes), b.at(step * 2 * kBlockBytes));
   } while (++step < steps);
 #endif
   warpgroup_end(keys);
@@ -325,12 +374,12 @@ __device__ inline void rebuild(int rank, const unsigned char* coefficients, cons
   // to the right; of the basis, 8 directions further down or 8 columns to the right.
   const int lane = static_cast<int>(threadIdx.x) % 32, in_block = lane % 8 * 16;
   const unsigned char* const a_lane =
-      coefficients + (2 * warp + lane / 8 % 2) * token_block + lane / 16 * kBlockBytes + in_block;
+      coefficients + (2 * warp + lane / 8 % 2) * token_block + lane / 16 * kCoefficientBlockBytes + in_block;
   const unsigned char* const b_lane = basis + lane / 16 * column_block + lane / 8 % 2 * kBlockBytes + in_block;
 #pragma unroll 2
   for (int step = 0; step < steps; ++step) {
     std::uint32_t a[4];
-    load_matrices(a, a_lane + step * 2 * kBlockBytes);
+    load_matrices(a, a_lane + step * 2 * kCoefficientBlockBytes);
 #pragma unroll
     for (int j = 0; j < kTiles; j += 2) {
       std::uint32_t b[4];
@@ -351,7 +400,7 @@ __device__ inline void rebuilt_scores(const UnitRows& rows, int rank, int chunk,
   constexpr int kStride = kHeadDim + kRowPadding;
   constexpr int kTiles = kHeadDim / 8;
   constexpr int kPairs = kHeadDim / 2;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int thread = unit_thread(), lane = thread % 32, warp = thread / 32;
   const int row = lane / 4, quad_lane = lane % 4;
   float keys[kTiles][4];
   rebuild<kHeadDim>(rank, coefficients, basis, keys);
@@ -509,7 +558,7 @@ static_assert(sizeof(Statistics) <= 4 * SKV_MAX_GROUP * 4);
 // One step of an online softmax over the unit's scores; gives every weight to write(head, token, weight).
 template <class Write>
 __device__ inline void softmax_step(const float* scores, int group, Statistics& statistics, Write&& write) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int thread = unit_thread(), lane = thread % 32, warp = thread / 32;
   for (int head = warp; head < group; head += kUnitWarps) {
     float x[kUnitTokens / 32];
     float largest = statistics.largest[head];

@@ -90,13 +90,14 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
     auto* const base = reinterpret_cast<float2*>(shared + layout.base);
     unsigned char* const basis = shared + layout.basis;
     unsigned char* const coefficients = shared + layout.coefficients;
-    stage_basis<kHeadDim, kTurn>(head_basis, g.rank, p.rope, basis);
-    stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
     stage_queries<kHeadDim>(
         p.queries, p.query_type, pair, [&](int d) { return unit_column<kTurn>(p.rope, d); }, queries);
     __syncthreads();
+    const ChunkRotations<kHeadDim> rotations(p.rope, g.chunk, rows);
     stage_coefficients(rows, g.rank, coefficients);
-    stage_chunk_rotations<kHeadDim>(p.rope, g.chunk, rows, base);
+    stage_basis<kHeadDim, kTurn>(head_basis, g.rank, p.rope, basis);
+    stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
+    rotations.write(base);
     copy_async_wait_all();
     shared_memory_for_products();
     __syncthreads();

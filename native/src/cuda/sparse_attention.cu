@@ -190,9 +190,13 @@ struct UnitBlock {
 
   // Values of the unit's rows -> shared; zero where there is no token. Copies may still be under way.
   __device__ void stage_values() const {
-    const int words = kHeadDim * (bytes ? 1 : 2) / 16;  // of a row
-    for (int i = static_cast<int>(threadIdx.x); i < kUnitTokens * words; i += kUnitThreads) {
-      const int token = i / words, word = i % words;
+    bytes ? stage_rows<kHeadDim / 16>() : stage_rows<kHeadDim / 8>();
+  }
+  template <int kWords>
+  __device__ void stage_rows() const {
+#pragma unroll
+    for (int i = unit_thread(); i < kUnitTokens * kWords; i += kUnitThreads) {
+      const int token = i / kWords, word = i % kWords;
       unsigned char* const to = values + token * value_stride() + word * 16;
       const void* const row = rows.value[token];
       if (row) {
@@ -243,7 +247,7 @@ struct UnitBlock {
 
   // sums += weights . values. A warp takes strips of 8 columns for all tokens, so that nothing is added across warps.
   __device__ void add_values(Sums& sums) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int thread = unit_thread(), lane = thread % 32, warp = thread / 32;
     const int row = lane / 4, quad_lane = lane % 4;
     const std::uint16_t* const weight_lane = weights + (lane % 16) * kWeightStride + lane / 16 * 8;
     if (bytes) {
@@ -295,7 +299,7 @@ struct UnitBlock {
   }
 
   __device__ void write_part(int split, const Sums& sums) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+    const int thread = unit_thread(), lane = thread % 32, warp = thread / 32;
     const int row = lane / 4, quad_lane = lane % 4;
     const float scale = bytes ? statistics.largest_scale / kByteWeight : 1.0F;
 #pragma unroll
@@ -338,24 +342,25 @@ __device__ inline void attend_selected(const UnitBlock<kHeadDim>& block, const U
   unsigned char* const coefficients = shared + layout.coefficients;
   const int selected_count = work.tokens / g.chunk;
   SelectedChunk selected = selected_chunk(p, block.pair_index, work.first, selected_count);
-  stage_basis<kHeadDim, kTurn>(static_cast<const __nv_bfloat16*>(p.layers[block.pair.session].basis) +
-                                   static_cast<std::int64_t>(block.pair.head) * g.rank * kHeadDim,
-                               g.rank, p.rope, basis);
-  stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
+  stage_queries<kHeadDim>(
+      p.queries, p.query_type, block.pair, [&](int d) { return unit_column<kTurn>(p.rope, d); }, block.queries);
   int first = work.first;
   for (; first < work.end && first < work.tokens; first += work.stride) {
     if (threadIdx.x < kUnitTokens) {
       selected_rows(p, block.pair, selected, block.rows);
     }
     __syncthreads();
-    stage_coefficients(block.rows, g.rank, coefficients);
-    if (first == work.first) {
-      stage_queries<kHeadDim>(
-          p.queries, p.query_type, block.pair, [&](int d) { return unit_column<kTurn>(p.rope, d); }, block.queries);
-    }
+    const ChunkRotations<kHeadDim> rotations(p.rope, g.chunk, block.rows);
     // On its way while this unit is computed.
     selected = selected_chunk(p, block.pair_index, first + kUnitTokens, selected_count);
-    stage_chunk_rotations<kHeadDim>(p.rope, g.chunk, block.rows, base);
+    stage_coefficients(block.rows, g.rank, coefficients);
+    if (first == work.first) {
+      stage_basis<kHeadDim, kTurn>(static_cast<const __nv_bfloat16*>(p.layers[block.pair.session].basis) +
+                                       static_cast<std::int64_t>(block.pair.head) * g.rank * kHeadDim,
+                                   g.rank, p.rope, basis);
+      stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
+    }
+    rotations.write(base);
     copy_async_wait_all();
     shared_memory_for_products();
     __syncthreads();
