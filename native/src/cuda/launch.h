@@ -83,7 +83,7 @@ class Workspace {
 };
 
 struct Launch {
-  static constexpr int kSideStreams = 5;
+  static constexpr int kSideStreams = 6;
   static constexpr int kEvents = 64;
 
   cudaStream_t stream = nullptr;

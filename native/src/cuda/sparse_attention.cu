@@ -419,7 +419,7 @@ __device__ inline void attend_dense(const UnitBlock<kHeadDim>& block, const Unit
 // when the keys are rebuilt, so that two blocks fit an SM, and one computes while the other waits.
 template <int kHeadDim, Turn kTurn>
 __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const __grid_constant__ SparseParams q) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(16) unsigned char shared[];
   const skv_geometry& g = q.p.geometry;
   const int pair_index = q.first_pair + static_cast<int>(blockIdx.y);
   const UnitPair pair = unit_pair(g, pair_index, q.group);
