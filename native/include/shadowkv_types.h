@@ -328,7 +328,7 @@ typedef struct skv_moment_update_params {
   int64_t first_chunk, chunks;
   const float *radius;       /* [K][chunk_capacity]: chunks of negative radius do not count; or null: all do */
   int64_t chunk_capacity;
-  int32_t replace;           /* not 0: what the moments hold is forgotten first */
+  int32_t replace;           /* not 0: what the moments hold is forgotten first; they need not have been written */
   int32_t subtract;          /* not 0: the chunks are taken away */
   float *moments;            /* [K][D*D + 2*D + 4] */
 } skv_moment_update_params;
@@ -429,7 +429,7 @@ typedef struct skv_sparse_attention_params {
   const int32_t *selected;        /* [B][K][S] */
   const int32_t *selected_slot;   /* [B][K][S] */
   const int32_t *selected_count;  /* [B][K] */
-  const float *tail;         /* [B][H] or null: natural log of the weight of the indexed tokens not selected. They take part in the softmax with that weight and, the value mean(v) + cov(v, k) q_h / sqrt(D). Sessions without moments have no such part */
+  const float *tail;         /* [B][H] or null: natural log of the weight of the indexed tokens not selected. They take part in the softmax as one token of that weight and the value mean(v) + cov(v, k) q_h / sqrt(D), by the moments of the layer. No such part: where the weight is not finite, a layer has no moments or a head none of its tokens in them */
   void *output;              /* [B][H][D] */
   float *log_sum_exp;        /* [B][H] or null: natural log of the softmax denominator */
 } skv_sparse_attention_params;
