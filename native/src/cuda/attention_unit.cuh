@@ -55,12 +55,12 @@ __host__ __device__ inline int align_16(int bytes) {
   return (bytes + 15) / 16 * 16;
 }
 // Coefficients and basis lie in shared memory as the tensor cores take them: 8 by 8 elements are 128 consecutive bytes.
-// Coefficients: [token / 8][direction / 8][token % 8 + 1][8]. Basis: [D / 8][directions + 1][8]. The one more keeps what
-// neighbouring lanes write in different banks. Directions are whole instructions of 16.
+// Coefficients: [token / 8][direction / 8][token % 8 + 1][8]. Basis: [D / 8][directions + 1][8]. The one more keeps
+// what neighbouring lanes write in different banks. Directions are whole instructions of 16.
 __host__ __device__ inline int directions(int rank) {
   return (rank + 15) / 16 * 16;
 }
-constexpr int kBlockBytes = 128;                         // of 8 by 8 elements
+constexpr int kBlockBytes = 128;                          // of 8 by 8 elements
 constexpr int kCoefficientBlockBytes = kBlockBytes + 16;  // from one to the next
 __host__ __device__ inline int token_block_bytes(int rank) {
   return directions(rank) / 8 * kCoefficientBlockBytes;
@@ -136,8 +136,8 @@ __device__ inline int unit_column(const skv_rope& rope, int d) {
   return d < half ? 2 * d : 2 * (d - half) + 1;
 }
 
-// This thread's number, and nothing computed from it outlives a unit: what the compiler would carry from one unit to the
-// next costs the registers that hold the keys.
+// This thread's number, and nothing computed from it outlives a unit: what the compiler would carry from one unit to
+// the next costs the registers that hold the keys.
 __device__ inline int unit_thread() {
   int thread = static_cast<int>(threadIdx.x);
   asm volatile("" : "+r"(thread));
@@ -356,18 +356,11 @@ __device__ inline void rebuild(int rank, const unsigned char* coefficients, cons
   const MatrixDescriptor a(coefficients + warp / 4 * 8 * token_block, kCoefficientBlockBytes, token_block);
   const MatrixDescriptor b(basis, kBlockBytes, column_block);
   warpgroup_begin(keys);
-#if V_UNROLL
-#pragma unroll
-  for (int step = 0; step < 10; ++step) {
-    warpgroup_multiply(keys, a.at(step * 2 * kCoefficientBlockBytes), b.at(step * 2 * kBlockBytes));
-  }
-#else
   int step = 0;
 #pragma unroll 1
   do {
     warpgroup_multiply(keys, a.at(step * 2 * kCoefficientBlockBytes), b.at(step * 2 * kBlockBytes));
   } while (++step < steps);
-#endif
   warpgroup_end(keys);
 #else
   // Of four matrices, a lane addresses a row of matrix lane / 8: of coefficients, 8 tokens further down or 8 directions

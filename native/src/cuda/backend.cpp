@@ -104,8 +104,7 @@ class CudaBackend final : public Backend {
       }
       // The last is for work as urgent as that on the context's stream, the others for what it waits for.
       for (cudaStream_t& side : side_) {
-        const long at = &side - side_.data();
-        const int priority = &side == &side_.back() ? least : std::min(least, greatest + std::max(0, static_cast<int>(at) - 2));
+        const int priority = &side == &side_.back() ? least : greatest;
         check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, priority), "creating a side stream");
       }
       for (cudaEvent_t& event : events_) {

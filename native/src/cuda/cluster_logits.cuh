@@ -50,7 +50,7 @@ struct alignas(16) ClusterShared {
 // where those were on their way.
 struct ClusterLayout {
   int stride;  // floats of a row of logits; 8 more than a multiple of 32, so that heads lie in different banks
-  int queries, logits, partials, ring;
+  int queries, logits, partials, plain, ring;
   int scores, bins, digits, digit_totals, bitmap, candidates, word_places, ids, plan, keys;
   int end;
 };
@@ -73,6 +73,7 @@ inline ClusterLayout cluster_layout(int share, int stages, int group, int dim, b
                                : sizeof(LandmarkQueries<128>));
   l.logits = take(std::int64_t{4} * rows * l.stride);
   l.partials = take(std::int64_t{8} * units * kWarps * group);
+  l.plain = take(std::int64_t{4} * units * kWarps * group);
   at = (at + 127) / 128 * 128;
   l.ring = at;
   l.scores = take(std::int64_t{4} * share);
@@ -101,13 +102,44 @@ struct ClusterParams {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// Logarithm of a sum of exponentials in two parts.
-__device__ inline float2 merged(float2 a, float2 b) {
-  const float largest = fmaxf(a.x, b.x);
+// A partial softmax: sums of exponentials relative to the largest logit, and of those without radius.
+struct Softmax {
+  float largest, sum, plain;
+};
+
+__device__ inline Softmax merged(const Softmax& a, const Softmax& b) {
+  const float largest = fmaxf(a.largest, b.largest);
   if (largest == -INFINITY) {
-    return make_float2(-INFINITY, 0.0F);
+    return {-INFINITY, 0.0F, 0.0F};
   }
-  return make_float2(largest, a.y * exp2_fast((a.x - largest) * kLog2E) + b.y * exp2_fast((b.x - largest) * kLog2E));
+  const float x = exp2_fast((a.largest - largest) * kLog2E), y = exp2_fast((b.largest - largest) * kLog2E);
+  return {largest, a.sum * x + b.sum * y, a.plain * x + b.plain * y};
+}
+
+__device__ inline Softmax of_other_lane(const Softmax& s, int step) {
+  return {__shfl_xor_sync(0xffffffffU, s.largest, step), __shfl_xor_sync(0xffffffffU, s.sum, step),
+          __shfl_xor_sync(0xffffffffU, s.plain, step)};
+}
+
+// Partial softmaxes in shared memory. `plain` is there only where the tail is asked for.
+struct Partials {
+  float2* sums;
+  float* plain;
+  __device__ Softmax load(int i) const {
+    const float2 x = sums[i];
+    return {x.x, x.y, plain ? plain[i] : 0.0F};
+  }
+  __device__ void store(int i, const Softmax& s) const {
+    sums[i] = make_float2(s.largest, s.sum);
+    if (plain) {
+      plain[i] = s.plain;
+    }
+  }
+};
+
+__device__ inline Partials partials_of(const ClusterParams& q, unsigned char* shared) {
+  return {reinterpret_cast<float2*>(shared + q.layout.partials),
+          q.p.tail ? reinterpret_cast<float*>(shared + q.layout.plain) : nullptr};
 }
 
 // What a block of a cluster works on: chunks [first, first + count) of a pair that has `chunks`.
@@ -179,7 +211,8 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
   const int row = lane / 4, quad_lane = lane % 4;
   auto& memory = *reinterpret_cast<ClusterShared*>(shared);
   auto* const logits = reinterpret_cast<float*>(shared + layout.logits);
-  auto* const partials = reinterpret_cast<float2*>(shared + layout.partials);
+  const Partials partials = partials_of(q, shared);
+  const bool tail = p.tail != nullptr;
   unsigned char* const ring = shared + layout.ring + warp * stages * kTileBytes;
   const skv_shadow_layer& layer = p.layers[session];
   const std::int64_t at = head * layer.chunk_capacity + share.first;
@@ -225,10 +258,10 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
   int tile = warp, stage = 0;
   unsigned phase = 0;
   for (int unit = 0; unit < share.units; ++unit) {
-    float2 softmax[Scorer::kHalves];
+    Softmax softmax[Scorer::kHalves];
 #pragma unroll
     for (int half = 0; half < Scorer::kHalves; ++half) {
-      softmax[half] = make_float2(-INFINITY, 0.0F);
+      softmax[half] = {-INFINITY, 0.0F, 0.0F};
     }
 #pragma unroll 1
     for (int i = 0; i < kTilesPerWarp && tile < tiles; i += kTogether) {
@@ -268,18 +301,30 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
       scorer.tiles(data, radius, scale, x);
 #pragma unroll
       for (int half = 0; half < Scorer::kHalves; ++half) {
-        float largest = softmax[half].x;
+        float largest = softmax[half].largest;
 #pragma unroll
         for (int t = 0; t < kTogether; ++t) {
           largest = fmaxf(largest, fmaxf(x[t][2 * half], x[t][2 * half + 1]));
         }
         if (largest > -INFINITY) {
-          softmax[half].y *= exp2_fast((softmax[half].x - largest) * kLog2E);
-          softmax[half].x = largest;
+          const float factor = exp2_fast((softmax[half].largest - largest) * kLog2E);
+          softmax[half].sum *= factor;
+          softmax[half].largest = largest;
 #pragma unroll
           for (int t = 0; t < kTogether; ++t) {
-            softmax[half].y +=
+            softmax[half].sum +=
                 exp2_fast((x[t][2 * half] - largest) * kLog2E) + exp2_fast((x[t][2 * half + 1] - largest) * kLog2E);
+          }
+          if (tail) {
+            softmax[half].plain *= factor;
+#pragma unroll
+            for (int t = 0; t < kTogether; ++t) {
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                softmax[half].plain +=
+                    exp2_fast((scorer.without_radius(half, x[t][2 * half + e], radius[t][e]) - largest) * kLog2E);
+              }
+            }
           }
         }
         if (row + 8 * half < q.group) {
@@ -303,11 +348,10 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
     for (int half = 0; half < Scorer::kHalves; ++half) {
 #pragma unroll
       for (int step = 1; step < 4; step *= 2) {
-        softmax[half] = merged(softmax[half], make_float2(__shfl_xor_sync(0xffffffffU, softmax[half].x, step),
-                                                          __shfl_xor_sync(0xffffffffU, softmax[half].y, step)));
+        softmax[half] = merged(softmax[half], of_other_lane(softmax[half], step));
       }
       if (quad_lane == 0 && row + 8 * half < q.group) {
-        partials[(unit * kWarps + warp) * q.group + row + 8 * half] = softmax[half];
+        partials.store((unit * kWarps + warp) * q.group + row + 8 * half, softmax[half]);
       }
     }
   }

@@ -17,6 +17,7 @@ namespace skv::cuda {
 struct Beside {
   int cluster = 1;     // blocks of a cluster, along x
   bool early = false;  // begins when the launch before it on the stream lets it; awaits its end by wait_for_earlier()
+  cudaEvent_t begun = nullptr;  // recorded when all its blocks have begun
 };
 
 // launch_kernel for kernels that run side by side on several streams. An SM splits its memory between L1 cache and
@@ -31,7 +32,7 @@ void launch_beside(const char* name, const Beside& beside, void (*kernel)(Parame
     check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
           name);
   }
-  cudaLaunchAttribute attributes[3] = {};
+  cudaLaunchAttribute attributes[4] = {};
   unsigned count = 0;
   attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
   attributes[count++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
@@ -44,6 +45,10 @@ void launch_beside(const char* name, const Beside& beside, void (*kernel)(Parame
   if (beside.early) {
     attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (beside.begun) {
+    attributes[count].id = cudaLaunchAttributeLaunchCompletionEvent;
+    attributes[count++].val.launchCompletionEvent = {beside.begun, 0};
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
@@ -70,6 +75,7 @@ void launch_beside(const char* name, void (*kernel)(Parameters...), dim3 grid, d
 struct PairRange {
   int first = 0;
   int count = 0;
+  int end() const { return first + count; }
 };
 
 inline PairRange all_pairs(std::int32_t batch, const skv_geometry& geometry) {
@@ -97,6 +103,7 @@ constexpr int kSelectionUnit = 64;
 struct SelectionScratch {
   float* logits = nullptr;     // [B*K][G][chunk_stride]
   float2* partials = nullptr;  // [B*K][G][units]: largest logit and sum of exponentials of a unit of chunks
+  float* plain = nullptr;      // [B*K][G][units]: the same sum of logits without radius, relative to that largest logit
   float* scores = nullptr;     // [B*K][chunk_stride], only when a row does not fit in shared memory
   std::int64_t chunk_stride = 0;
   std::int64_t units = 0;
@@ -114,16 +121,18 @@ struct PlanOutput {
   std::int32_t* fetch_count = nullptr;
 };
 
-// at_once: pairs that are selected at the same time, these among them.
+// at_once: pairs that are selected at the same time, these among them. begun: null, or recorded when another selection
+// can begin without taking this one's place. p.tail gets the weight of all indexed tokens,
+// those selected included: launch_tail sees to the rest.
 void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
-                      const DeviceTraits& traits, PairRange pairs, int at_once, cudaStream_t stream);
+                      const DeviceTraits& traits, PairRange pairs, int at_once, cudaEvent_t begun, cudaStream_t stream);
 
 // Its parts: all at once by clusters of blocks, where the GPU has them and the index of a pair fits in one, or by way
 // of logits in device memory.
 [[gnu::visibility("default")]] void count_clusters(DeviceTraits& traits);  // when a context is made
 bool selects_in_clusters(const skv_landmark_topk_params& p, const DeviceTraits& traits);
 void launch_landmark_cluster(const skv_landmark_topk_params& p, const PlanOutput& plan, const DeviceTraits& traits,
-                             PairRange pairs, int at_once, cudaStream_t stream);
+                             PairRange pairs, int at_once, cudaEvent_t begun, cudaStream_t stream);
 void launch_landmark_logits(const skv_landmark_topk_params& p, const SelectionScratch& scratch,
                             const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
 
@@ -146,6 +155,7 @@ struct AttentionPartials {
   float2* statistics = nullptr;
   float* sums = nullptr;
   int splits = 0;
+  int tails = 0;  // of the splits, the last ones, which are not launch_sparse_attention's: 1 or none
 };
 
 std::uint64_t attention_partials_bytes(std::int64_t pairs, int splits, const skv_geometry& geometry);
@@ -157,6 +167,30 @@ int sparse_attention_splits(const skv_geometry& geometry, std::int32_t select);
 // need them is done beside it.
 void launch_sparse_attention(const skv_sparse_attention_params& p, const AttentionPartials& partials,
                              const DeviceTraits& traits, PairRange pairs, bool beside_fetch, cudaStream_t stream);
+
+// What a selection leaves out: the weight of those tokens, and their part of the attention.
+struct TailParams {
+  skv_geometry geometry = {};
+  std::int32_t query_type = 0;
+  const void* queries = nullptr;  // [B][H][D] rotated
+  const skv_shadow_layer* layers = nullptr;
+  const skv_session_state* states = nullptr;
+  float* weight = nullptr;  // [B][H], natural log; changed in place
+  // Not 0: `weight` is that of all landmarks, and the listed chunks are to be taken off.
+  int subtract = 0;
+  const std::int32_t* listed = nullptr;        // [B*K][listed_stride], ascending
+  const std::int32_t* listed_count = nullptr;  // [B*K]
+  int listed_stride = 0;
+  int listed_wanted = 0;  // as many as would have been listed had there been enough
+  // Given: the listed chunks that are not selected are to be added with their exact weight.
+  const float* chunk_mass = nullptr;       // [B*K][G][listed_stride], log2
+  const std::int32_t* selected = nullptr;  // [B*K][select], ascending
+  const std::int32_t* selected_count = nullptr;
+  int select = 0;
+  AttentionPartials partials;  // where the part goes; null: nowhere
+};
+
+void launch_tail(const TailParams& p, PairRange pairs, cudaStream_t stream);
 
 // Which splits of a pair hold anything is known from its length alone for dense caches; others fill all.
 struct CombineOutput {

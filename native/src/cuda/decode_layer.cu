@@ -32,6 +32,8 @@ Groups fetched_groups(const skv_decode_layer_params& p) {
   return groups;
 }
 
+constexpr int kMostSelections = 3;
+
 // Parts that are selected at once: a small one so that the link begins early, then larger ones that keep ahead of it
 // and fill the device. Each ends where a fetched group does.
 Groups selected_groups(const Groups& fetched) {
@@ -39,7 +41,7 @@ Groups selected_groups(const Groups& fetched) {
   groups.count = 0;
   int next = 0;
   for (int taken = 1; next < fetched.count; taken *= 3) {
-    const int last = taken < 9 ? std::min(next + taken, fetched.count) : fetched.count;
+    const int last = groups.count + 1 < kMostSelections ? std::min(next + taken, fetched.count) : fetched.count;
     groups.bound[static_cast<std::size_t>(groups.count)] = fetched.bound[static_cast<std::size_t>(next)];
     groups.bound[static_cast<std::size_t>(++groups.count)] = fetched.bound[static_cast<std::size_t>(last)];
     next = last;
@@ -84,16 +86,27 @@ struct DecodeScratch {
   std::int32_t* shortlist = nullptr;  // [B][K][shortlist]
   std::int32_t* shortlist_count = nullptr;
   float* mass = nullptr;
+  float* tail = nullptr;  // [B][H], where the tokens left out take part
   SelectionScratch selection;
   RerankScratch rerank;
   AttentionPartials partials;
 };
 
+std::uint64_t tail_bytes(const skv_decode_layer_params& p) {
+  return p.tail ? Workspace::align(static_cast<std::uint64_t>(p.batch) *
+                                   static_cast<std::uint64_t>(p.geometry.query_heads) * sizeof(float))
+                : 0;
+}
+
 std::uint64_t lists_bytes(const skv_decode_layer_params& p) {
   const auto pairs = static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.key_value_heads);
   const auto row = Workspace::align(pairs * static_cast<std::uint64_t>(p.select) * 4);
   const auto shortlist = Workspace::align(pairs * static_cast<std::uint64_t>(std::max(p.shortlist, 0)) * 4);
-  return 4 * row + shortlist + 4 * Workspace::align(pairs * 4);
+  return 4 * row + shortlist + 4 * Workspace::align(pairs * 4) + tail_bytes(p);
+}
+
+int splits_of(const skv_decode_layer_params& p) {
+  return sparse_attention_splits(p.geometry, p.select) + (p.tail ? 1 : 0);
 }
 
 std::uint64_t query_bytes(const skv_decode_layer_params& p) {
@@ -115,12 +128,15 @@ DecodeScratch take_scratch(const skv_decode_layer_params& p, const DeviceTraits&
   s.plan.fetch_count = workspace.take<std::int32_t>(pairs);
   s.shortlist_count = workspace.take<std::int32_t>(pairs);
   s.mass = workspace.take<float>(pairs);
+  if (p.tail) {
+    s.tail = workspace.take<float>(tail_bytes(p) / sizeof(float));
+  }
   s.selection = take_selection_scratch(selection_of(p), traits, workspace);
   if (p.shortlist > 0) {
     s.rerank = take_rerank_scratch(rerank_of(p), workspace);
   }
-  s.partials = take_attention_partials(static_cast<std::int64_t>(pairs), sparse_attention_splits(p.geometry, p.select),
-                                       p.geometry, workspace);
+  s.partials = take_attention_partials(static_cast<std::int64_t>(pairs), splits_of(p), p.geometry, workspace);
+  s.partials.tails = p.tail ? 1 : 0;
   return s;
 }
 
@@ -141,6 +157,10 @@ void check_decode(const skv_decode_layer_params& p) {
     throw Error(SKV_INVALID_ARGUMENT,
                 "decode_layer needs a recent window, not one of " + std::to_string(p.geometry.window) + " tokens");
   }
+  if (p.tail && p.radius_weight < 0) {
+    throw Error(SKV_UNSUPPORTED, "decode_layer on CUDA has a tail for a radius weight of at least 0, not " +
+                                     std::to_string(p.radius_weight));
+  }
 }
 
 }  // namespace
@@ -149,18 +169,16 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
   const PairRange pairs = all_pairs(p.batch, p.geometry);
   return query_bytes(p) + lists_bytes(p) + selection_scratch_bytes(selection_of(p), traits) +
          (p.shortlist > 0 ? rerank_scratch_bytes(rerank_of(p)) : 0) +
-         attention_partials_bytes(pairs.count, sparse_attention_splits(p.geometry, p.select), p.geometry);
+         attention_partials_bytes(pairs.count, splits_of(p), p.geometry);
 }
 
 // The link is what a step waits for, so everything before a fetch only has to keep the link fed, and attention fills
-// what is left of the machine. Fetches take turns on two side streams, so that one begins while another ends. The first
-// two selections run side by side on two more, the third behind the second. All of these are more urgent than
-// attention: the next groups are selected and the last ones attended while the values of a group travel. Attention of
-// the last group begins beside its fetch, and waits for the values only when it needs them.
-// Reached by graph, 8 sessions of 122880 tokens: 0.334 ms at 60 % resident (link 0.243 at the rate of the copy engine,
-// 0.268 at that of reads by kernels), 0.248 at 83 %; fp8 values 0.259 and 0.217; one session 0.079 and 0.066 (H200,
-// 2026-11-25, bench_cuda_decode). The first fetch begins after 0.05, the last attention ends 0.03 behind the last fetch;
-// where little is fetched, selection and attention, which need whole SMs, follow each other instead of overlapping.
+// what is left of the machine. Fetches take turns on two side streams, so that one begins while another ends.
+// Selections have a stream each, and each begins when all blocks of the one before it have: it takes the SMs that those
+// leave, before attention gets any, but never theirs. All of these are more urgent than attention: the next groups are
+// selected and the last ones attended while the values of a group travel. Attention of the last group begins beside its
+// fetch, and waits for the values only when it needs them. What a selection leaves out is weighed behind it, beside the
+// fetch.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   decode_in_stages(p, launch, [](const char*, int, cudaStream_t) {});
 }
@@ -196,6 +214,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   selection.selected = p.shortlist > 0 ? s.shortlist : s.selected;
   selection.selected_count = p.shortlist > 0 ? s.shortlist_count : s.selected_count;
   selection.mass = p.counters ? s.mass : nullptr;
+  selection.tail = s.tail;
   const PlanOutput selection_plan = p.shortlist > 0 ? PlanOutput{} : s.plan;
 
   skv_rerank_params rerank = rerank_of(p);
@@ -204,6 +223,25 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   rerank.shortlist_count = s.shortlist_count;
   rerank.selected = s.selected;
   rerank.selected_count = s.selected_count;
+
+  TailParams tail;
+  tail.geometry = p.geometry;
+  tail.query_type = SKV_F32;
+  tail.queries = s.queries;
+  tail.layers = p.layers;
+  tail.states = p.states;
+  tail.weight = s.tail;
+  tail.subtract = 1;
+  tail.listed = selection.selected;
+  tail.listed_count = selection.selected_count;
+  tail.listed_stride = tail.listed_wanted = selection.select;
+  if (p.shortlist > 0) {
+    tail.chunk_mass = s.rerank.chunk_mass;
+    tail.selected = s.selected;
+    tail.selected_count = s.selected_count;
+    tail.select = p.select;
+  }
+  tail.partials = s.partials;
 
   skv_value_gather_params gather = {};
   gather.struct_size = sizeof(gather);
@@ -235,8 +273,8 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   const bool piped = fetched.count > 1;
   const auto side = [&](int i) { return piped ? launch.side[i] : launch.stream; };
   cudaStream_t const fetch_streams[2] = {side(0), side(1)};
-  cudaStream_t const select_streams[2] = {side(2), side(3)};
-  cudaStream_t const attention_streams[2] = {launch.stream, side(4)};
+  cudaStream_t const select_streams[kMostSelections] = {side(2), side(3), side(4)};
+  cudaStream_t const attention_streams[2] = {launch.stream, side(5)};
   int event = 0;
   const auto order = [&](cudaStream_t earlier, cudaStream_t later) {
     if (earlier != later) {
@@ -244,7 +282,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
     }
   };
   // Behind the new tokens, and behind nothing that follows them on the caller's stream.
-  for (int i = 0; i < std::min(selected.count, 2); ++i) {
+  for (int i = 0; i < selected.count; ++i) {
     order(launch.stream, select_streams[i]);
   }
   int selections = 0;
@@ -254,9 +292,14 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
     const PairRange pairs = fetched.range(group);
     if (selections < selected.count && selected.range(selections).first == pairs.first) {
       const PairRange part = selected.range(selections);
-      select_stream = select_streams[std::min(selections, 1)];
+      select_stream = select_streams[selections];
       const int at_once = part.count + (selections == 1 ? selected.range(0).count : 0);
-      launch_selection(selection, s.selection, selection_plan, launch.traits, part, at_once, select_stream);
+      const bool another = selections + 1 < selected.count;
+      cudaEvent_t const begun = another ? launch.events[event++] : nullptr;
+      launch_selection(selection, s.selection, selection_plan, launch.traits, part, at_once, begun, select_stream);
+      if (another) {
+        check(cudaStreamWaitEvent(select_streams[selections + 1], begun, 0), "waiting for an event");
+      }
       if (p.shortlist > 0) {
         launch_rerank(rerank, s.rerank, s.plan, part, select_stream);
       }
@@ -265,6 +308,10 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
     }
     cudaStream_t const fetch_stream = fetch_streams[group % 2];
     order(select_stream, fetch_stream);
+    if (p.tail && selected.range(selections - 1).end() == pairs.end()) {
+      launch_tail(tail, selected.range(selections - 1), select_stream);
+      launched("tail", group, select_stream);
+    }
     launch_value_gather(gather, pairs, fetch_stream);
     launched("gather", group, fetch_stream);
     const bool last = group + 1 == fetched.count;
@@ -280,6 +327,9 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   }
   if (attended_aside) {
     order(attention_streams[1], launch.stream);
+  }
+  for (int i = 0; p.tail && i < selected.count; ++i) {
+    order(select_streams[i], launch.stream);
   }
   CombineOutput out;
   out.output = p.output;

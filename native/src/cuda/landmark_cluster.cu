@@ -40,6 +40,9 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   const int chunks = indexed_chunks(p, session);
   const int rank = static_cast<int>(cluster.block_rank());
   if (chunks == 0) {
+    if (p.tail && rank == 0 && thread < q.group) {
+      p.tail[static_cast<std::int64_t>(pair) * q.group + thread] = -INFINITY;
+    }
     if (thread == 0 && rank == 0) {
       p.selected_count[pair] = 0;
       if (p.mass) {
@@ -64,22 +67,22 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   stream_landmarks<kHeadDim, kInt8, kWide>(q, layout, share, session, head, shared);
   __syncthreads();
   // Of a unit's partial softmaxes, one a warp, to the first.
-  auto* const partials = reinterpret_cast<float2*>(shared + layout.partials);
+  const Partials partials = partials_of(q, shared);
   for (int i = thread; i < share.units * q.group; i += kThreads) {
-    float2* const of_unit = partials + i / q.group * kWarps * q.group + i % q.group;
-    float2 all = of_unit[0];
+    const int of_unit = i / q.group * kWarps * q.group + i % q.group;
+    Softmax all = partials.load(of_unit);
 #pragma unroll
     for (int w = 1; w < kWarps; ++w) {
-      all = merged(all, of_unit[w * q.group]);
+      all = merged(all, partials.load(of_unit + w * q.group));
     }
-    of_unit[0] = all;
+    partials.store(of_unit, all);
   }
   for (int i = thread; i < kBins / 2; i += kThreads) {
     bins[i] = 0;
   }
   cluster.sync();
 
-  log_sums(layout, share, q.group, shared);
+  log_sums(q, share, pair, shared);
   float high = -INFINITY;
   for (int g = 0; g < q.group; ++g) {
     high = fmaxf(high, memory.largest[g]);
@@ -213,12 +216,12 @@ bool selects_in_clusters(const skv_landmark_topk_params& p, const DeviceTraits& 
 }
 
 void launch_landmark_cluster(const skv_landmark_topk_params& p, const PlanOutput& plan, const DeviceTraits& traits,
-                             PairRange pairs, int at_once, cudaStream_t stream) {
+                             PairRange pairs, int at_once, cudaEvent_t begun, cudaStream_t stream) {
   const ClusterShape shape = cluster_shape(p, traits, at_once);
   const ClusterParams q = {p, plan, shape.layout, pairs.first, group_size(p.geometry), shape.stages};
   const bool int8 = p.geometry.landmark_type == SKV_I8, wide = q.group > 8;
   const int dim = p.geometry.head_dim;
-  launch_beside("landmark selection", Beside{.cluster = shape.blocks},
+  launch_beside("landmark selection", Beside{.cluster = shape.blocks, .begun = begun},
                 dim == 64   ? cluster_kernel<64>(int8, wide)
                 : dim == 96 ? cluster_kernel<96>(int8, wide)
                             : cluster_kernel<128>(int8, wide),

@@ -131,6 +131,24 @@ __global__ void __launch_bounds__(kLogitThreads, kWide ? 2 : 4)
           q.scratch.partials[logit_row * q.scratch.units + unit] = make_float2(largest, sum);
         }
       }
+      if (p.tail) {
+        float plain = 0;
+        for (int t = 0; t < kUnit / kTileChunks; ++t) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const std::int64_t column = first_chunk + t * kTileChunks + 2 * quad_lane + e;
+            const float radius = column < chunks ? __ldg(radii + column) : -1.0F;
+            if (radius >= 0) {
+              plain += exp2_fast((scorer.without_radius(half, logits[t][2 * half + e], radius) - largest) * kLog2E);
+            }
+          }
+        }
+        plain += __shfl_xor_sync(0xffffffffU, plain, 1);
+        plain += __shfl_xor_sync(0xffffffffU, plain, 2);
+        if (quad_lane == 0 && group_head < q.group) {
+          q.scratch.plain[(static_cast<std::int64_t>(pair) * q.group + group_head) * q.scratch.units + unit] = plain;
+        }
+      }
     }
   }
 }
@@ -206,6 +224,18 @@ __global__ void __launch_bounds__(kAnyThreads) landmark_logits_any_kernel(const 
     q.scratch.logits[logit_row * q.scratch.chunk_stride + first_chunk + lane + 32] = y;
     if (lane == 0) {
       q.scratch.partials[logit_row * q.scratch.units + unit] = make_float2(largest, sum);
+    }
+    if (p.tail) {
+      const auto plain_of = [&](int c, float logit) {
+        const float radius =
+            first_chunk + c < chunks ? layer.radius[head * layer.chunk_capacity + first_chunk + c] : -1.0F;
+        return radius >= 0 ? exp2_fast((logit - p.radius_weight * norms[g] * radius * inverse_root - largest) * kLog2E)
+                           : 0.0F;
+      };
+      const float plain = warp_sum(plain_of(lane, x) + plain_of(lane + 32, y));
+      if (lane == 0) {
+        q.scratch.plain[logit_row * q.scratch.units + unit] = plain;
+      }
     }
   }
 }

@@ -112,6 +112,11 @@ class LandmarkLogits {
     }
   }
 
+  // A logit of head lane / 4 (+ 8 * half) without what the chunk's radius has added.
+  __device__ float without_radius(int half, float logit, float radius) const {
+    return logit - radius_factor_[half] * radius;
+  }
+
   // Logits of kTiles tiles of 8 chunks for heads lane / 4 (+ 8 * half), of chunks 2 * (lane % 4) + e, at [2 * half +
   // e]. data: of chunk lane / 4, 8 elements at 32 * span + 8 * (lane % 4) for every span (int8: in x and y). radius,
   // scale: of the lane's two chunks; a negative radius makes -infinity. The tiles' chains of products run side by side.

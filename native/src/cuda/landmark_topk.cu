@@ -89,6 +89,26 @@ __device__ void log_sums_of_units(const SelectParams& q, int pair, int units, Se
   __syncthreads();
 }
 
+// Log of the weight of all indexed tokens of a pair by their landmarks without radius, for each head.
+__device__ void write_plain_weight(const SelectParams& q, int pair, int units, const SelectShared& memory) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = static_cast<int>(threadIdx.x) / 32;
+  if (g >= q.group) {
+    return;
+  }
+  const std::int64_t row = static_cast<std::int64_t>(pair) * q.group + g;
+  const float log_sum = memory.log_sums[g];
+  float sum = 0;
+  for (int i = lane; i < units; i += 32) {
+    const std::int64_t at = row * q.scratch.units + i;
+    const float plain = q.scratch.plain[at];
+    sum += plain == 0 ? 0.0F : plain * exp2_fast((q.scratch.partials[at].x - log_sum) * kLog2E);
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) {
+    q.p.tail[row] = sum == 0 ? -INFINITY : log_sum + logf(sum) + logf(static_cast<float>(q.p.geometry.chunk));
+  }
+}
+
 // Selects the chunks of one pair from its logits and, when asked, plans its slots. One block a pair.
 //
 // logits [G][chunks], partials [G][units] -> selected [S], count, mass (+ slots and fetch list).
@@ -106,6 +126,9 @@ __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const _
   const int chunks = indexed_chunks(p, session);
   const bool planned = q.plan.fetch_count != nullptr;
   if (chunks == 0) {
+    if (p.tail && thread < q.group) {
+      p.tail[static_cast<std::int64_t>(pair) * q.group + thread] = -INFINITY;
+    }
     if (thread == 0) {
       p.selected_count[pair] = 0;
       if (p.mass) {
@@ -132,6 +155,9 @@ __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const _
 
   const float* const logits = q.scratch.logits + static_cast<std::int64_t>(pair) * q.group * q.scratch.chunk_stride;
   log_sums_of_units(q, pair, (chunks + kUnit - 1) / kUnit, memory);
+  if (p.tail) {
+    write_plain_weight(q, pair, (chunks + kUnit - 1) / kUnit, memory);
+  }
   // Rows are as long as a whole number of units and hold -infinity behind the last chunk.
   const auto best_of_heads = [&](int i) {
     float4 best = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
@@ -210,6 +236,11 @@ void check_topk(const skv_landmark_topk_params& p) {
     throw Error(SKV_UNSUPPORTED, "landmark_topk on CUDA selects 1 to " + std::to_string(kMaxShortlist) +
                                      " chunks, not " + std::to_string(p.select));
   }
+  if (p.tail && p.radius_weight < 0) {
+    throw Error(SKV_UNSUPPORTED,
+                "landmark_topk on CUDA weighs what is left out for a radius weight of at least 0, not " +
+                    std::to_string(p.radius_weight));
+  }
 }
 
 }  // namespace
@@ -223,7 +254,8 @@ std::uint64_t selection_scratch_bytes(const skv_landmark_topk_params& p, const D
   const std::uint64_t group = static_cast<std::uint64_t>(group_size(p.geometry));
   const std::uint64_t stride = units * kUnit;
   std::uint64_t bytes = Workspace::align(pairs * group * stride * sizeof(float)) +
-                        Workspace::align(pairs * group * units * sizeof(float2));
+                        Workspace::align(pairs * group * units * sizeof(float2)) +
+                        Workspace::align(pairs * group * units * sizeof(float));
   if (!scores_fit(p, static_cast<std::int64_t>(stride), traits)) {
     bytes += Workspace::align(pairs * stride * sizeof(float));
   }
@@ -244,6 +276,7 @@ SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const
              stride = static_cast<std::uint64_t>(scratch.chunk_stride);
   scratch.logits = workspace.take<float>(pairs * group * stride);
   scratch.partials = workspace.take<float2>(pairs * group * units);
+  scratch.plain = workspace.take<float>(pairs * group * units);
   if (!scores_fit(p, scratch.chunk_stride, traits)) {
     scratch.scores = workspace.take<float>(pairs * stride);
   }
@@ -251,7 +284,8 @@ SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const
 }
 
 void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
-                      const DeviceTraits& traits, PairRange pairs, int at_once, cudaStream_t stream) {
+                      const DeviceTraits& traits, PairRange pairs, int at_once, cudaEvent_t begun,
+                      cudaStream_t stream) {
   if (pairs.count == 0) {
     return;
   }
@@ -260,7 +294,7 @@ void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch&
                                           std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
   }
   if (selects_in_clusters(p, traits)) {
-    launch_landmark_cluster(p, plan, traits, pairs, at_once, stream);
+    launch_landmark_cluster(p, plan, traits, pairs, at_once, begun, stream);
     return;
   }
   launch_landmark_logits(p, scratch, traits, pairs, stream);
@@ -275,6 +309,9 @@ void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch&
                 : pieces == 2 ? landmark_select_kernel<2>
                               : landmark_select_kernel<SelectMemory::kMostPieces>,
                 dim3(static_cast<unsigned>(pairs.count)), dim3(kSelectThreads), bytes, stream, q);
+  if (begun) {
+    check(cudaEventRecord(begun, stream), "recording an event");
+  }
 }
 
 std::uint64_t landmark_topk_workspace(const skv_landmark_topk_params& p, const DeviceTraits& traits) {
@@ -287,7 +324,21 @@ void landmark_topk(const skv_landmark_topk_params& p, Launch& launch) {
   Workspace workspace = launch.workspace;
   const SelectionScratch scratch = take_selection_scratch(p, launch.traits, workspace);
   const PairRange pairs = all_pairs(p.batch, p.geometry);
-  launch_selection(p, scratch, {}, launch.traits, pairs, pairs.count, launch.stream);
+  launch_selection(p, scratch, {}, launch.traits, pairs, pairs.count, nullptr, launch.stream);
+  if (p.tail) {
+    TailParams tail;
+    tail.geometry = p.geometry;
+    tail.query_type = p.query_type;
+    tail.queries = p.queries;
+    tail.layers = p.layers;
+    tail.states = p.states;
+    tail.weight = p.tail;
+    tail.subtract = 1;
+    tail.listed = p.selected;
+    tail.listed_count = p.selected_count;
+    tail.listed_stride = tail.listed_wanted = p.select;
+    launch_tail(tail, pairs, launch.stream);
+  }
 }
 
 }  // namespace skv::cuda

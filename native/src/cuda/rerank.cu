@@ -249,7 +249,26 @@ void rerank(const skv_rerank_params& p, Launch& launch) {
   check_rerank(p);
   launch.workspace.require(rerank_workspace(p, launch.traits), "rerank");
   Workspace workspace = launch.workspace;
-  launch_rerank(p, take_rerank_scratch(p, workspace), {}, all_pairs(p.batch, p.geometry), launch.stream);
+  const RerankScratch scratch = take_rerank_scratch(p, workspace);
+  const PairRange pairs = all_pairs(p.batch, p.geometry);
+  launch_rerank(p, scratch, {}, pairs, launch.stream);
+  if (p.tail) {
+    TailParams tail;
+    tail.geometry = p.geometry;
+    tail.query_type = p.query_type;
+    tail.queries = p.queries;
+    tail.layers = p.layers;
+    tail.states = p.states;
+    tail.weight = p.tail;
+    tail.listed = p.shortlist;
+    tail.listed_count = p.shortlist_count;
+    tail.listed_stride = p.shortlist_stride;
+    tail.chunk_mass = scratch.chunk_mass;
+    tail.selected = p.selected;
+    tail.selected_count = p.selected_count;
+    tail.select = p.select;
+    launch_tail(tail, pairs, launch.stream);
+  }
 }
 
 }  // namespace skv::cuda

@@ -164,8 +164,8 @@ struct UnitBlock {
   Statistics& statistics;
   unsigned char* const values;
 
-  __device__ UnitBlock(const SparseParams& q, int pair_index, const UnitPair& pair, bool bytes, const UnitLayout& layout,
-                       unsigned char* shared)
+  __device__ UnitBlock(const SparseParams& q, int pair_index, const UnitPair& pair, bool bytes,
+                       const UnitLayout& layout, unsigned char* shared)
       : q(q),
         pair_index(pair_index),
         pair(pair),
@@ -189,9 +189,7 @@ struct UnitBlock {
   }
 
   // Values of the unit's rows -> shared; zero where there is no token. Copies may still be under way.
-  __device__ void stage_values() const {
-    bytes ? stage_rows<kHeadDim / 16>() : stage_rows<kHeadDim / 8>();
-  }
+  __device__ void stage_values() const { bytes ? stage_rows<kHeadDim / 16>() : stage_rows<kHeadDim / 8>(); }
   template <int kWords>
   __device__ void stage_rows() const {
 #pragma unroll
@@ -567,15 +565,12 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const Attenti
   q.group = group_size(p.geometry);
   q.selected_splits = selected_splits(p.geometry, p.select);
   // Units of a block share its basis; as many as leave every SM its two blocks.
-  #ifndef V_UNITS
-#define V_UNITS 4
-#endif
-  constexpr int kMostUnits = V_UNITS;
+  constexpr int kMostUnits = 4;
   q.units_per_block = std::clamp(q.selected_splits * pairs.count / (2 * traits.multiprocessors), 1, kMostUnits);
   q.selected_blocks = (q.selected_splits + q.units_per_block - 1) / q.units_per_block;
   q.beside_fetch = beside_fetch && traits.compute_major >= 9 && unit_is_tuned(p.geometry, p.rope);
-  const dim3 grid(static_cast<unsigned>(q.selected_blocks + partials.splits - q.selected_splits),
-                  static_cast<unsigned>(pairs.count));
+  const int dense_blocks = partials.splits - partials.tails - q.selected_splits;
+  const dim3 grid(static_cast<unsigned>(q.selected_blocks + dense_blocks), static_cast<unsigned>(pairs.count));
   const char* const name = "sparse attention";
   const auto launch = [&](auto kernel, int dim) {
     const auto bytes = static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, p.geometry.chunk, q.group, true).end);
@@ -590,8 +585,9 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const Attenti
 }
 
 std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, const DeviceTraits&) {
-  return attention_partials_bytes(all_pairs(p.batch, p.geometry).count, sparse_attention_splits(p.geometry, p.select),
-                                  p.geometry);
+  // A tail is counted whether there is one or not: who asks may not have its address yet.
+  return attention_partials_bytes(all_pairs(p.batch, p.geometry).count,
+                                  sparse_attention_splits(p.geometry, p.select) + 1, p.geometry);
 }
 
 void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
@@ -599,9 +595,22 @@ void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
   launch.workspace.require(sparse_attention_workspace(p, launch.traits), "sparse_attention");
   Workspace workspace = launch.workspace;
   const PairRange pairs = all_pairs(p.batch, p.geometry);
-  const AttentionPartials partials =
-      take_attention_partials(pairs.count, sparse_attention_splits(p.geometry, p.select), p.geometry, workspace);
+  const int tails = p.tail ? 1 : 0;
+  AttentionPartials partials = take_attention_partials(
+      pairs.count, sparse_attention_splits(p.geometry, p.select) + tails, p.geometry, workspace);
+  partials.tails = tails;
   launch_sparse_attention(p, partials, launch.traits, pairs, false, launch.stream);
+  if (p.tail) {
+    TailParams tail;
+    tail.geometry = p.geometry;
+    tail.query_type = p.query_type;
+    tail.queries = p.queries;
+    tail.layers = p.layers;
+    tail.states = p.states;
+    tail.weight = const_cast<float*>(p.tail);  // read alone: nothing is subtracted or added
+    tail.partials = partials;
+    launch_tail(tail, pairs, launch.stream);
+  }
   CombineOutput out;
   out.output = p.output;
   out.output_type = p.output_type;
