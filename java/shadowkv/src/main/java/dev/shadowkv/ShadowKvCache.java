@@ -196,6 +196,7 @@ public final class ShadowKvCache extends CacheBase {
         fields.put("window", Integer.toString(g.window()));
         fields.put("valueType", g.valueType().name());
         fields.put("landmarkType", g.landmarkType().name());
+        fields.put("tail", Boolean.toString(options.tail()));
         return fields;
     }
 
@@ -222,7 +223,9 @@ public final class ShadowKvCache extends CacheBase {
         private int window;
         private float radiusWeight = 0.5f;
         private double rerank;
+        private boolean tail = true;
         private int slots = -1;
+        private boolean keepKeys;
         private ElementType valueType;
         private ElementType landmarkType;
 
@@ -301,12 +304,32 @@ public final class ShadowKvCache extends CacheBase {
             return this;
         }
 
+        /**
+         * Whether the indexed tokens that a step does not select take part in its softmax all the same: with the weight
+         * that their landmarks say, and the value that they would have on average for the query if keys and values were
+         * jointly normal, {@code mean(v) + cov(v, k) q / sqrt(D)}. Takes {@code K*(D*D + 2*D + 4)} floats a layer. The
+         * paper's method leaves them out. Sessions short enough to be exact have no such tokens. Default: true.
+         */
+        public Builder tail(boolean takesPart) {
+            tail = takesPart;
+            return this;
+        }
+
         /** Value slots a key/value head; 0 reads values in place. Default: 0 on a CPU, the budget's chunks on a GPU. */
         public Builder slots(int count) {
             if (count < 0) {
                 throw new IllegalArgumentException("slots must not be negative: " + count);
             }
             slots = count;
+            return this;
+        }
+
+        /**
+         * Whether the rebuilt keys of the chunks in the slots are kept beside their values, so that a step rebuilds only
+         * those of the chunks that it fetches. On a CPU, and with slots. Default: false.
+         */
+        public Builder keepKeys(boolean keep) {
+            keepKeys = keep;
             return this;
         }
 
@@ -363,12 +386,14 @@ public final class ShadowKvCache extends CacheBase {
             int slotCount = slots >= 0 ? slots : s.device.isCpu() ? 0 : select;
             Limits.check("slots", slotCount == 0 || slotCount >= select && slotCount <= Geometry.MAX_SLOTS,
                     "0, or from the budget's " + select + " chunks to " + Geometry.MAX_SLOTS, slotCount);
+            Limits.check("keepKeys", !keepKeys || s.device.isCpu() && slotCount > 0, "false, except on a CPU with slots",
+                    keepKeys);
             Geometry geometry = new Geometry(s.queryHeads, s.keyValueHeads, s.headDim, chunk, rank + reserve,
                     s.storageType, valueType == null ? s.storageType : valueType,
                     landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
             int dense = outliers >= 0 ? outliers : Math.max(1, 24 * budget / 1024);
             return new ShadowOptions(geometry, rank, reserve, budget, dense, residualOutliers, residualLimit, local,
-                    radiusWeight, shortlist);
+                    radiusWeight, shortlist, tail, keepKeys);
         }
 
         private static MemoryPlan plan(CacheShape s, ShadowOptions o) {
@@ -382,9 +407,9 @@ public final class ShadowKvCache extends CacheBase {
             Workspaces w = new Workspaces(s.device);
             int prefill = CacheBase.prefillTokens(wish);
             long workspace = w.decodeLayer(g, batch, s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(),
-                    layout.chunks);
+                    layout.chunks, o.tail());
             workspace = Math.max(workspace, w.decodeLayer(AppendedTokens.withoutSlots(g), AppendedTokens.rows(wish, o),
-                    s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(), layout.chunks));
+                    s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(), layout.chunks, o.tail()));
             workspace = Math.max(workspace, w.prefillAttention(g, s.inputType, prefill, wish.stagingTokens() - prefill,
                     wish.stagingTokens()));
             long dense = Math.max(wish.stagingTokens(), Scratch.denseTokens(o, layout));
@@ -393,6 +418,9 @@ public final class ShadowKvCache extends CacheBase {
             workspace = Math.max(workspace, w.lowRankProject(g.storageType(), g.window(), g.keyValueHeads(),
                     g.headDim(),
                     g.rank()));
+            if (o.tail()) {
+                workspace = Math.max(workspace, w.momentUpdate(g, dense / g.chunk()));
+            }
             return new MemoryPlan(wish.sessions(), wish.tokens(), wish.stagingTokens(), stagingLayers,
                     s.layers * (layout.sharedLayerBytes + layout.ownLayerBytes), s.layers * layout.pinnedLayerBytes,
                     stagingLayers * Staging.bytes(s, wish.stagingTokens()), tables, workspace);

@@ -25,6 +25,8 @@ import java.util.OptionalLong;
  * @param radiusWeight weight of a landmark's radius; 0 is the paper's method
  * @param rerank how many times the budget is shortlisted and then ranked by exact attention, as far as the shortlist
  *     stays within {@link Geometry#MAX_SELECT} chunks; 1 or less: off
+ * @param tail whether the tokens that a step does not select take part together, by their moments; not in the paper's
+ *     method
  * @param valueType how values are kept in host memory
  * @param landmarkType how landmarks are kept
  * @param storageType how everything else is kept
@@ -37,11 +39,12 @@ public record CacheOptions(
         OptionalInt outliers,
         float radiusWeight,
         double rerank,
+        boolean tail,
         Optional<ElementType> valueType,
         Optional<ElementType> landmarkType,
         Optional<ElementType> storageType) {
     /** Rerank factor where none is wished. */
-    public static final double USUAL_RERANK = 4;
+    public static final double USUAL_RERANK = 8;
 
     private static final int RANK = 160;
     /** A context of so many budgets is short. */
@@ -93,6 +96,7 @@ public record CacheOptions(
                 OptionalInt.empty(),
                 0.5f,
                 USUAL_RERANK,
+                true,
                 Optional.empty(),
                 Optional.empty(),
                 Optional.empty());
@@ -101,19 +105,25 @@ public record CacheOptions(
     /** The same with another rank. */
     public CacheOptions withRank(int value) {
         return new CacheOptions(
-                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, valueType, landmarkType, storageType);
+                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, tail, valueType, landmarkType, storageType);
     }
 
     /** The same with another weight of the radius. */
     public CacheOptions withRadiusWeight(float value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, value, rerank, valueType, landmarkType, storageType);
+                kind, rank, budget, chunk, outliers, value, rerank, tail, valueType, landmarkType, storageType);
     }
 
     /** The same with another rerank factor. */
     public CacheOptions withRerank(double value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, value, valueType, landmarkType, storageType);
+                kind, rank, budget, chunk, outliers, radiusWeight, value, tail, valueType, landmarkType, storageType);
+    }
+
+    /** The same with or without the tokens that a step does not select. */
+    public CacheOptions withTail(boolean value) {
+        return new CacheOptions(
+                kind, rank, budget, chunk, outliers, radiusWeight, rerank, value, valueType, landmarkType, storageType);
     }
 
     /** The same with {@link CacheKind#AUTO} decided for sessions of a capacity. */
@@ -123,7 +133,7 @@ public record CacheOptions(
         }
         CacheKind decided = capacity <= (long) SHORT_BUDGETS * budget ? CacheKind.DENSE : CacheKind.SHADOW;
         return new CacheOptions(
-                decided, rank, budget, chunk, outliers, radiusWeight, rerank, valueType, landmarkType, storageType);
+                decided, rank, budget, chunk, outliers, radiusWeight, rerank, tail, valueType, landmarkType, storageType);
     }
 
     /**
@@ -141,7 +151,8 @@ public record CacheOptions(
                         .chunk(chunk)
                         .budget(budget)
                         .radiusWeight(radiusWeight)
-                        .rerank(rerankWithinLimits());
+                        .rerank(rerankWithinLimits())
+                        .tail(tail);
                 outliers.ifPresent(shadow::outliers);
                 valueType.ifPresent(shadow::valueType);
                 landmarkType.ifPresent(shadow::landmarkType);
