@@ -11,6 +11,11 @@ import picocli.CommandLine.Option;
 
 /** Settings of the shadow cache. */
 final class CacheArguments {
+    /** Tokens that a step selects where nothing is said. */
+    static final int USUAL_BUDGET = 2048;
+
+    private static final int USUAL_CHUNK = 8;
+
     @Option(
             names = "--rank",
             paramLabel = "N",
@@ -63,7 +68,11 @@ final class CacheArguments {
     private String storageType;
 
     CacheOptions options(CacheKind kind) {
-        return options(kind, 2048, null);
+        return options(kind, USUAL_BUDGET, null);
+    }
+
+    int chunk() {
+        return chunk == null ? USUAL_CHUNK : chunk;
     }
 
     /** The options, with other defaults. */
@@ -73,7 +82,7 @@ final class CacheArguments {
                 kind,
                 chosenRank == null ? OptionalInt.empty() : OptionalInt.of(chosenRank),
                 budget == null ? usualBudget : budget,
-                chunk == null ? 8 : chunk,
+                chunk(),
                 outliers == null ? OptionalInt.empty() : OptionalInt.of(outliers),
                 radiusWeight == null ? 0.5f : radiusWeight,
                 rerank == null ? CacheOptions.USUAL_RERANK : rerank,
@@ -82,7 +91,8 @@ final class CacheArguments {
                 type("--storage-type", storageType));
     }
 
-    private static Optional<ElementType> type(String option, String name) {
+    /** The type of a name such as {@code bf16} or {@code f8}; empty for none. */
+    static Optional<ElementType> type(String option, String name) {
         if (name == null) {
             return Optional.empty();
         }

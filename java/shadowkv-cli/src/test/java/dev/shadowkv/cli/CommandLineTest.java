@@ -171,6 +171,22 @@ class CommandLineTest {
         assertThat(run(command).json().path("scores")).isEqualTo(first.path("scores"));
     }
 
+    @Test
+    void variantsTakeTheOptionsOfACache() {
+        Object[] command = {
+            "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single", "--lengths", "1024", "--samples", 1, "--out",
+            folder.resolve("variants.jsonl"), "--json", "--variant", "exact=dense", "--variant"
+        };
+        JsonNode report = run(with(command, "small=shadow,rank=40,budget=length/8,landmark-type=i8,value-type=f8,storage-type=bf16")).json();
+        assertThat(report.path("scores")).hasSize(2);
+        assertRefused(run(with(command, "a=shadow,speed=9")), 1, "a=shadow,speed=9", "speed", "radius-weight", "landmark-type");
+        assertRefused(run(with(command, "a=shadow,rank=x")), 1, "a=shadow,rank=x", "'x'");
+        assertRefused(run(with(command, "a=shadow,value-type=f12")), 1, "f12", "bf16");
+        assertRefused(run(with(command, "a=shadow,budget=length/x")), 1, "length/x");
+        assertRefused(run(with(command, "a=fast")), 1, "fast", "dense");
+        assertRefused(run(with(command, "shadow")), 1, "NAME=dense");
+    }
+
     @Tag("charts")
     @Test
     void evalDrawsDepthsAndBudgets() {
