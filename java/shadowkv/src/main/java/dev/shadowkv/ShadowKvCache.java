@@ -325,8 +325,9 @@ public final class ShadowKvCache extends CacheBase {
         }
 
         /**
-         * Whether the rebuilt keys of the chunks in the slots are kept beside their values, so that a step rebuilds only
-         * those of the chunks that it fetches. On a CPU, and with slots. Default: false.
+         * Whether rebuilt keys stay in the slots from step to step, so that a step rebuilds only those of the chunks that are
+         * not there. On a CPU, where values are read in place; the slots default to what a step scores by its keys: the
+         * shortlist's chunks, or the budget's. Default: false.
          */
         public Builder keepKeys(boolean keep) {
             keepKeys = keep;
@@ -383,10 +384,12 @@ public final class ShadowKvCache extends CacheBase {
             Limits.check("rerank", !(rerank > 1) || shortlist > select,
                     "such that the shortlist has more chunks than the budget and at most " + Geometry.MAX_SELECT,
                             rerank);
-            int slotCount = slots >= 0 ? slots : s.device.isCpu() ? 0 : select;
+            int scored = Math.max(select, shortlist);
+            int slotCount = slots >= 0 ? slots : !s.device.isCpu() ? select : keepKeys ? scored : 0;
             Limits.check("slots", slotCount == 0 || slotCount >= select && slotCount <= Geometry.MAX_SLOTS,
                     "0, or from the budget's " + select + " chunks to " + Geometry.MAX_SLOTS, slotCount);
-            Limits.check("keepKeys", !keepKeys || s.device.isCpu() && slotCount > 0, "false, except on a CPU with slots",
+            Limits.check("keepKeys", !keepKeys || s.device.isCpu() && slotCount >= scored,
+                    "false, except on a CPU with slots for the " + scored + " chunks that a step scores by their keys",
                     keepKeys);
             Geometry geometry = new Geometry(s.queryHeads, s.keyValueHeads, s.headDim, chunk, rank + reserve,
                     s.storageType, valueType == null ? s.storageType : valueType,

@@ -339,6 +339,7 @@ class MisuseTest {
         unsupported("window", b -> b.window(36));
         unsupported("slots", b -> b.slots(3));
         unsupported("keepKeys", b -> b.keepKeys(true).slots(0));
+        unsupported("keepKeys", b -> b.keepKeys(true).rerank(2).slots(15));
         if (!device.isCpu()) {
             unsupported("keepKeys", b -> b.keepKeys(true).slots(8));
         }

@@ -27,7 +27,8 @@ import dev.shadowkv.DeviceBuffer;
  *     ({@code [D][D]}, a row an element of v), k, v and 1, three floats unused; or null: tokens that are not selected take
  *     no part
  * @param slotKeys {@code [K][slots][C][D]} storage type, rotated: rebuilt keys of the chunks in the slots, so that only
- *     fetched chunks are rebuilt; on a CPU only; or null: they are rebuilt in every step
+ *     fetched chunks are rebuilt; on a CPU only. In a table without slots they say that rebuilt keys are rounded as kept ones
+ *     are. Or null: keys are rebuilt in every step
  */
 public record ShadowLayer(DeviceBuffer coefficients, DeviceBuffer basis, DeviceBuffer landmarks,
                           DeviceBuffer landmarkScales, DeviceBuffer radius, DeviceBuffer outlierKeys,
