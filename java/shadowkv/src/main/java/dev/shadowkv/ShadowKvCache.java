@@ -4,6 +4,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.Map;
+import java.util.Optional;
 
 import dev.shadowkv.kernels.Geometry;
 import dev.shadowkv.kernels.Workspaces;
@@ -22,6 +23,9 @@ import dev.shadowkv.kernels.Workspaces;
  * was resident.
  */
 public final class ShadowKvCache extends CacheBase {
+
+    /** Fewest chunks of a shortlist. */
+    public static final int LEAST_SHORTLIST = 128;
 
     final ShadowOptions options;
     final ShadowIndex index;
@@ -75,6 +79,18 @@ public final class ShadowKvCache extends CacheBase {
     /** Tokens that a step selects for each key/value head. */
     public int budget() {
         return options.select() * options.geometry().chunk();
+    }
+
+    /**
+     * Chunks that a rerank shortlists for each key/value head: so many times what is selected, but at least
+     * {@value #LEAST_SHORTLIST} and at most {@link Geometry#MAX_SELECT}. What a landmark may miss does not become fewer with
+     * a smaller budget.
+     *
+     * @param factor 1 or less: no rerank, and 0 chunks
+     * @param select chunks that a step selects
+     */
+    public static int shortlist(double factor, int select) {
+        return factor > 1 ? (int) Math.clamp(Math.ceil(factor * select), LEAST_SHORTLIST, Geometry.MAX_SELECT) : 0;
     }
 
     /** Shapes, types and sizes of the layers' memory. */
@@ -223,7 +239,7 @@ public final class ShadowKvCache extends CacheBase {
         private int window;
         private float radiusWeight = 0.5f;
         private double rerank;
-        private boolean tail = true;
+        private Optional<Boolean> tail = Optional.empty();
         private int slots = -1;
         private boolean keepKeys;
         private ElementType valueType;
@@ -298,7 +314,10 @@ public final class ShadowKvCache extends CacheBase {
             return this;
         }
 
-        /** Shortlists this many times the budget by landmark and picks from it by exact attention; 1 or less: off. */
+        /**
+         * Shortlists by landmark, as {@link ShadowKvCache#shortlist} says, and picks the budget from it by exact attention; 1
+         * or less: off. Default: off.
+         */
         public Builder rerank(double factor) {
             rerank = factor;
             return this;
@@ -308,10 +327,11 @@ public final class ShadowKvCache extends CacheBase {
          * Whether the indexed tokens that a step does not select take part in its softmax all the same: with the weight
          * that their landmarks say, and the value that they would have on average for the query if keys and values were
          * jointly normal, {@code mean(v) + cov(v, k) q / sqrt(D)}. Takes {@code K*(D*D + 2*D + 4)} floats a layer. The
-         * paper's method leaves them out. Sessions short enough to be exact have no such tokens. Default: true.
+         * paper's method leaves them out. Sessions short enough to be exact have no such tokens. Default: as there is a
+         * rerank; without one, what landmarks miss weighs more than what the rest is worth.
          */
         public Builder tail(boolean takesPart) {
-            tail = takesPart;
+            tail = Optional.of(takesPart);
             return this;
         }
 
@@ -380,7 +400,7 @@ public final class ShadowKvCache extends CacheBase {
             Limits.check("residualOutliers", residualOutliers >= 0, "not negative", residualOutliers);
             Limits.check("residualLimit", residualLimit >= 0, "not negative", residualLimit);
             Limits.check("radiusWeight", Float.isFinite(radiusWeight), "finite", radiusWeight);
-            int shortlist = rerank > 1 ? (int) Math.min(Geometry.MAX_SELECT, Math.ceil(rerank * select)) : 0;
+            int shortlist = shortlist(rerank, select);
             Limits.check("rerank", !(rerank > 1) || shortlist > select,
                     "such that the shortlist has more chunks than the budget and at most " + Geometry.MAX_SELECT,
                             rerank);
@@ -396,7 +416,7 @@ public final class ShadowKvCache extends CacheBase {
                     landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
             int dense = outliers >= 0 ? outliers : Math.max(1, 24 * budget / 1024);
             return new ShadowOptions(geometry, rank, reserve, budget, dense, residualOutliers, residualLimit, local,
-                    radiusWeight, shortlist, tail, keepKeys);
+                    radiusWeight, shortlist, tail.orElse(shortlist > 0), keepKeys);
         }
 
         private static MemoryPlan plan(CacheShape s, ShadowOptions o) {

@@ -43,7 +43,7 @@ class MisuseTest {
     private KvCache cache(boolean shadow, int layers) {
         return shadow
                 ? CacheRunner.shape(ShadowKvCache.builder(device), layers, 2,
-                        256).rank(32).budget(64).outliers(2).build()
+                        256).rank(32).budget(64).outliers(2).tail(true).build()
                 : CacheRunner.shape(DenseKvCache.builder(device), layers, 2, 256).build();
     }
 
@@ -339,7 +339,7 @@ class MisuseTest {
         unsupported("window", b -> b.window(36));
         unsupported("slots", b -> b.slots(3));
         unsupported("keepKeys", b -> b.keepKeys(true).slots(0));
-        unsupported("keepKeys", b -> b.keepKeys(true).rerank(2).slots(15));
+        unsupported("keepKeys", b -> b.keepKeys(true).rerank(2).slots(127));
         if (!device.isCpu()) {
             unsupported("keepKeys", b -> b.keepKeys(true).slots(8));
         }
@@ -380,7 +380,7 @@ class MisuseTest {
             filled(cache, 150).save(file);
         }
         try (KvCache other = CacheRunner.shape(ShadowKvCache.builder(device), 1, 2, 256).rank(48).budget(64).outliers(2)
-                .build()) {
+                .tail(true).build()) {
             assertThatThrownBy(() -> other.load(file)).isInstanceOf(ShadowKvException.class)
                     .hasMessageContaining("rank 32").hasMessageContaining("48");
         }

@@ -217,4 +217,20 @@ class MomentsTest extends ShadowTest {
             assertThat(((ShadowSession) session).table(0).moments()).isNull();
         }
     }
+
+    /** By default where there is a rerank, of at least 128 chunks. */
+    @Test
+    void areTakenWithARerank() {
+        for (double rerank : new double[] {0, 1, 1.01, 4, 100}) {
+            ShadowKvCache.Builder builder = CacheRunner.shape(ShadowKvCache.builder(device), 1, 1, 300).rank(RANK).budget(400)
+                    .rerank(rerank);
+            try (ShadowKvCache cache = builder.build()) {
+                assertThat(cache.options.tail()).isEqualTo(rerank > 1);
+                assertThat(cache.options.shortlist()).isEqualTo(rerank > 1 ? Math.clamp((int) (50 * rerank), 128, 1024) : 0);
+            }
+            try (ShadowKvCache cache = builder.tail(rerank <= 1).build()) {
+                assertThat(cache.options.tail()).isEqualTo(rerank <= 1);
+            }
+        }
+    }
 }

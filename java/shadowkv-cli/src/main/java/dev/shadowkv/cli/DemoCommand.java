@@ -212,7 +212,7 @@ final class DemoCommand implements Callable<Integer> {
         node.put("rank", shadow.rank().orElse(0));
         node.put("radiusWeight", shadow.radiusWeight());
         node.put("rerank", shadow.rerank());
-        node.put("tail", shadow.tail());
+        node.put("tail", shadow.tailTakesPart());
         ObjectNode memory = node.putObject("memory");
         memory.set(EXACT, Output.plan(sides.memoryPlan(EXACT)));
         memory.set(SHADOW, Output.plan(sides.memoryPlan(SHADOW)));

@@ -72,7 +72,7 @@ final class TuneCommand implements Callable<Integer> {
             description = "Budgets to try. Default: the length by 128, 64, 32 and 16.")
     private List<Integer> budgets;
 
-    @Option(names = "--reranks", paramLabel = "X", split = ",", description = "Rerank factors to try. Default: 0 and 8.")
+    @Option(names = "--reranks", paramLabel = "X", split = ",", description = "Rerank factors to try. Default: 0 and 4.")
     private List<Double> reranks = List.of(0.0, CacheOptions.USUAL_RERANK);
 
     @Option(names = "--radius-weights", paramLabel = "X", split = ",", description = "Radius weights to try. Default: 0.5.")
@@ -81,7 +81,7 @@ final class TuneCommand implements Callable<Integer> {
     @Option(
             names = "--tail",
             negatable = true,
-            description = "Whether the tokens that a step does not select take part in it together. Default: they do.")
+            description = "Whether the tokens that a step does not select take part in it together. Default: where they are reranked.")
     private Boolean tail;
 
     @Option(names = "--value-type", paramLabel = "TYPE", description = "How values are kept: f32, bf16, f16 or f8. Default: the storage type.")
@@ -143,7 +143,7 @@ final class TuneCommand implements Callable<Integer> {
                     for (double rerank : reranks) {
                         all.add(new CacheOptions(
                                 CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.empty(), weight, rerank,
-                                tail == null || tail, type,
+                                Optional.ofNullable(tail), type,
                                 Optional.empty(), Optional.empty()));
                     }
                 }
@@ -237,7 +237,7 @@ final class TuneCommand implements Callable<Integer> {
         String proposal = cheapest.map(row -> "Cheapest within " + maxLoss + " nats: --rank "
                         + row.options().rank().orElseThrow() + " --budget " + row.options().budget() + " --radius-weight "
                         + row.options().radiusWeight() + " --rerank " + Output.number("%.0f", row.options().rerank())
-                        + (row.options().tail() ? "" : " --no-tail"))
+                        + row.options().tail().map(chosen -> chosen ? " --tail" : " --no-tail").orElse(""))
                 .orElse("No setting of these keeps the loss within " + maxLoss + " nats.");
         return table + System.lineSeparator() + proposal;
     }
@@ -248,7 +248,7 @@ final class TuneCommand implements Callable<Integer> {
         node.put("budget", row.options().budget());
         node.put("radiusWeight", row.options().radiusWeight());
         node.put("rerank", row.options().rerank());
-        node.put("tail", row.options().tail());
+        node.put("tail", row.options().tailTakesPart());
         node.put("loss", row.loss().mean());
         node.put("lossError", row.loss().standardError());
         node.put("agreement", row.agreement());

@@ -181,9 +181,10 @@ class CommandLineTest {
         JsonNode report = run(with(command, "small=shadow,rank=40,budget=length/8,landmark-type=i8,value-type=f8,storage-type=bf16")).json();
         assertThat(report.path("scores")).hasSize(2);
         assertRefused(run(with(command, "a=shadow,speed=9")), 1, "a=shadow,speed=9", "speed", "radius-weight", "landmark-type");
-        assertThat(Variant.parse("a=shadow").options(1).tail()).isTrue();
-        assertThat(Variant.parse("a=shadow,tail=on").options(1).tail()).isTrue();
-        assertThat(Variant.parse("a=shadow,tail=off").options(1).tail()).isFalse();
+        assertThat(Variant.parse("a=shadow").options(1).tailTakesPart()).isTrue();
+        assertThat(Variant.parse("a=shadow,rerank=0").options(1).tailTakesPart()).isFalse();
+        assertThat(Variant.parse("a=shadow,rerank=0,tail=on").options(1).tailTakesPart()).isTrue();
+        assertThat(Variant.parse("a=shadow,tail=off").options(1).tailTakesPart()).isFalse();
         assertRefused(run(with(command, "a=shadow,tail=some")), 1, "a=shadow,tail=some", "'some'");
         assertRefused(run(with(command, "a=shadow,rank=x")), 1, "a=shadow,rank=x", "'x'");
         assertRefused(run(with(command, "a=shadow,value-type=f12")), 1, "f12", "bf16");

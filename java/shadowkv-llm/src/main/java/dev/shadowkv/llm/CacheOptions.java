@@ -23,10 +23,10 @@ import java.util.OptionalLong;
  * @param chunk tokens a chunk
  * @param outliers chunks a head that stay dense
  * @param radiusWeight weight of a landmark's radius; 0 is the paper's method
- * @param rerank how many times the budget is shortlisted and then ranked by exact attention, as far as the shortlist
- *     stays within {@link Geometry#MAX_SELECT} chunks; 1 or less: off
+ * @param rerank how many times the budget is shortlisted and then ranked by exact attention, within the bounds of
+ *     {@link ShadowKvCache#shortlist}; 1 or less: off
  * @param tail whether the tokens that a step does not select take part together, by their moments; not in the paper's
- *     method
+ *     method; by default as there is a rerank
  * @param valueType how values are kept in host memory
  * @param landmarkType how landmarks are kept
  * @param storageType how everything else is kept
@@ -39,12 +39,12 @@ public record CacheOptions(
         OptionalInt outliers,
         float radiusWeight,
         double rerank,
-        boolean tail,
+        Optional<Boolean> tail,
         Optional<ElementType> valueType,
         Optional<ElementType> landmarkType,
         Optional<ElementType> storageType) {
     /** Rerank factor where none is wished. */
-    public static final double USUAL_RERANK = 8;
+    public static final double USUAL_RERANK = 4;
 
     private static final int RANK = 160;
     /** A context of so many budgets is short. */
@@ -54,6 +54,7 @@ public record CacheOptions(
         Objects.requireNonNull(kind, "kind");
         Objects.requireNonNull(rank, "rank");
         Objects.requireNonNull(outliers, "outliers");
+        Objects.requireNonNull(tail, "tail");
         Objects.requireNonNull(valueType, "valueType");
         Objects.requireNonNull(landmarkType, "landmarkType");
         Objects.requireNonNull(storageType, "storageType");
@@ -96,7 +97,7 @@ public record CacheOptions(
                 OptionalInt.empty(),
                 0.5f,
                 USUAL_RERANK,
-                true,
+                Optional.empty(),
                 Optional.empty(),
                 Optional.empty(),
                 Optional.empty());
@@ -123,7 +124,13 @@ public record CacheOptions(
     /** The same with or without the tokens that a step does not select. */
     public CacheOptions withTail(boolean value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, rerank, value, valueType, landmarkType, storageType);
+                kind, rank, budget, chunk, outliers, radiusWeight, rerank, Optional.of(value), valueType, landmarkType,
+                storageType);
+    }
+
+    /** Whether the tokens that a step does not select take part. */
+    public boolean tailTakesPart() {
+        return tail.orElse(rerankWithinLimits() > 1);
     }
 
     /** The same with {@link CacheKind#AUTO} decided for sessions of a capacity. */
@@ -151,9 +158,9 @@ public record CacheOptions(
                         .chunk(chunk)
                         .budget(budget)
                         .radiusWeight(radiusWeight)
-                        .rerank(rerankWithinLimits())
-                        .tail(tail);
+                        .rerank(rerankWithinLimits());
                 outliers.ifPresent(shadow::outliers);
+                tail.ifPresent(shadow::tail);
                 valueType.ifPresent(shadow::valueType);
                 landmarkType.ifPresent(shadow::landmarkType);
                 yield shape(shadow, device, config, memory, length);

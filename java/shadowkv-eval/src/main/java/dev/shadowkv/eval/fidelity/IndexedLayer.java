@@ -7,6 +7,7 @@ import dev.shadowkv.ElementType;
 import dev.shadowkv.PinnedArena;
 import dev.shadowkv.Rope;
 import dev.shadowkv.RopeTable;
+import dev.shadowkv.ShadowKvCache;
 import dev.shadowkv.kernels.CacheKernels;
 import dev.shadowkv.kernels.DecodeKernels;
 import dev.shadowkv.kernels.Geometry;
@@ -69,8 +70,8 @@ final class IndexedLayer implements AutoCloseable {
             throw new IllegalArgumentException("a budget of " + options.budget() + " tokens covers the whole index of "
                     + (long) indexed * chunk + ": such a session is exact");
         }
-        int wish = options.rerank() > 1 ? (int) Math.ceil(options.rerank() * select) : 0;
-        shortlist = wish > select ? Math.min(Geometry.MAX_SELECT, wish) : 0;
+        int wish = ShadowKvCache.shortlist(options.rerank(), select);
+        shortlist = wish > select ? wish : 0;
         outliers = Math.min(indexed, options.outliers().orElse(Math.max(1, 24 * options.budget() / 1024)));
         int heads = capture.keyValueHeads();
         int dim = capture.headDim();
@@ -178,7 +179,7 @@ final class IndexedLayer implements AutoCloseable {
         MemorySegment host = pinned.allocate((long) heads * chunks * g.chunk() * dim * g.valueType().bytes(), 64);
         DeviceBuffer valueScales = g.valueType() == ElementType.F8_E4M3 ? allocate(ElementType.F32, heads, chunks) : null;
         cache.valueStore(values, heads, dim, g.chunk(), 0, indexed, host, g.valueType(), valueScales, chunks);
-        DeviceBuffer moments = options.tail() ? allocate(ElementType.F32, g.momentFloats()) : null;
+        DeviceBuffer moments = options.tailTakesPart() ? allocate(ElementType.F32, g.momentFloats()) : null;
         if (moments != null) {
             cache.momentUpdate(keys, values, heads, dim, g.chunk(), 0, indexed, radius, chunks, MomentChange.REPLACE, moments);
         }
@@ -224,7 +225,7 @@ final class IndexedLayer implements AutoCloseable {
             int listed = shortlist > 0 ? shortlist : select;
             DeviceBuffer list = scratch.allocate(4L * heads * listed);
             DeviceBuffer listCount = scratch.allocate(4L * heads);
-            DeviceBuffer tail = options.tail() ? scratch.allocate(4L * g.queryHeads()) : null;
+            DeviceBuffer tail = options.tailTakesPart() ? scratch.allocate(4L * g.queryHeads()) : null;
             decode.landmarkTopK(
                     g, 1, query, layers, 0, states, 0, options.radiusWeight(), listed, indexed, list, listCount, null, tail);
             DeviceBuffer selected = list;
