@@ -239,6 +239,34 @@ class ShadowSessionTest extends ShadowTest {
         }
     }
 
+    /** What another session left in the slots of the memory that a loaded one gets is not taken for its own. */
+    @Test
+    void loadedSessionsTrustNoSlot(@TempDir Path folder) throws Exception {
+        Tokens tokens = CacheRunner.tokens(random, 700, RANK);
+        Tokens other = CacheRunner.tokens(random, 700, RANK);
+        Path file = folder.resolve("session");
+        try (ShadowKvCache cache = builder(2, 1, 800).slots(20).build()) {
+            float[][] expected;
+            try (KvSession session = cache.open(800)) {
+                CacheRunner.append(session, tokens, 0, 500, random);
+                session.seal();
+                session.save(file);
+                expected = CacheRunner.decode(session, tokens, 500, 600);
+            }
+            try (KvSession session = cache.open(800)) {
+                CacheRunner.append(session, other, 0, 500, random);
+                session.seal();
+                CacheRunner.decode(session, other, 500, 600);
+            }
+            try (KvSession session = cache.load(file)) {
+                float[][] actual = CacheRunner.decode(session, tokens, 500, 600);
+                for (int i = 0; i < expected.length; i++) {
+                    Compare.same(expected[i], actual[i], "token " + i);
+                }
+            }
+        }
+    }
+
     @Test
     void operandsMayLieApartInDeviceMemory() {
         int prompt = 300;

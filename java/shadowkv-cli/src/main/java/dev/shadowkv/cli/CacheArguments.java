@@ -11,6 +11,11 @@ import picocli.CommandLine.Option;
 
 /** Settings of the shadow cache. */
 final class CacheArguments {
+    /** Tokens that a step selects where nothing is said. */
+    static final int USUAL_BUDGET = 2048;
+
+    private static final int USUAL_CHUNK = 8;
+
     @Option(
             names = "--rank",
             paramLabel = "N",
@@ -41,8 +46,15 @@ final class CacheArguments {
     @Option(
             names = "--rerank",
             paramLabel = "X",
-            description = "Shortlist X times the budget and pick from it by exact attention; 0: off. Default: 4.")
+            description = "Shortlist X times the budget, at least 128 chunks, and pick from it by exact attention; 0: off. Default: 4.")
     private Double rerank;
+
+    @Option(
+            names = "--tail",
+            negatable = true,
+            description = "Whether the tokens that a step does not select take part in it together, with the weight that their "
+                    + "landmarks say and the value expected for the query; not in the paper's method. Default: as they are reranked.")
+    private Boolean tail;
 
     @Option(
             names = "--value-type",
@@ -63,7 +75,11 @@ final class CacheArguments {
     private String storageType;
 
     CacheOptions options(CacheKind kind) {
-        return options(kind, 2048, null);
+        return options(kind, USUAL_BUDGET, null);
+    }
+
+    int chunk() {
+        return chunk == null ? USUAL_CHUNK : chunk;
     }
 
     /** The options, with other defaults. */
@@ -73,16 +89,18 @@ final class CacheArguments {
                 kind,
                 chosenRank == null ? OptionalInt.empty() : OptionalInt.of(chosenRank),
                 budget == null ? usualBudget : budget,
-                chunk == null ? 8 : chunk,
+                chunk(),
                 outliers == null ? OptionalInt.empty() : OptionalInt.of(outliers),
                 radiusWeight == null ? 0.5f : radiusWeight,
                 rerank == null ? CacheOptions.USUAL_RERANK : rerank,
+                Optional.ofNullable(tail),
                 type("--value-type", valueType),
                 type("--landmark-type", landmarkType),
                 type("--storage-type", storageType));
     }
 
-    private static Optional<ElementType> type(String option, String name) {
+    /** The type of a name such as {@code bf16} or {@code f8}; empty for none. */
+    static Optional<ElementType> type(String option, String name) {
         if (name == null) {
             return Optional.empty();
         }

@@ -15,7 +15,6 @@ import dev.shadowkv.llm.Model;
 import dev.shadowkv.llm.SideBySide;
 import dev.shadowkv.llm.checkpoint.Checkpoint;
 import dev.shadowkv.llm.text.Tokenizer;
-import java.io.PrintWriter;
 import java.nio.file.Path;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -26,9 +25,7 @@ import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
-import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
-import picocli.CommandLine.Spec;
 
 /** {@code shadowkv bench context}. */
 @Command(
@@ -58,17 +55,14 @@ final class ContextBenchCommand implements Callable<Integer> {
             description = "Also write PREFIX-memory.png and PREFIX-attention.png.")
     private String charts;
 
-    @Option(names = "--json", description = "Print JSON.")
-    private boolean json;
-
     @Mixin
     private CacheArguments cacheArguments;
 
     @Mixin
-    private DeviceArguments device;
+    private ReportArguments report;
 
-    @Spec
-    private CommandSpec spec;
+    @Mixin
+    private DeviceArguments device;
 
     private final Map<String, SortedMap<Double, Double>> memory = new LinkedHashMap<>();
     private final Map<String, SortedMap<Double, Double>> attention = new LinkedHashMap<>();
@@ -87,7 +81,7 @@ final class ContextBenchCommand implements Callable<Integer> {
                 Tokenizer tokenizer = Tokenizer.open(folder);
                 Device opened = device.open();
                 Model loaded = Model.load(checkpoint, opened);
-                Progress progress = Progress.of("contexts", contexts.size(), json)) {
+                Progress progress = report.progress("contexts", contexts.size())) {
             where = opened.toString();
             for (int i = 0; i < contexts.size(); i++) {
                 measure(loaded, tokenizer, contexts.get(i));
@@ -95,7 +89,7 @@ final class ContextBenchCommand implements Callable<Integer> {
             }
         }
         // The figures first: a chart that cannot be drawn must not lose them.
-        report(where);
+        report.print(() -> table(where), () -> json(where));
         draw(where);
         return 0;
     }
@@ -124,21 +118,20 @@ final class ContextBenchCommand implements Callable<Integer> {
         lines.computeIfAbsent(name, key -> new TreeMap<>()).put((double) context, value);
     }
 
-    private void report(String where) {
-        PrintWriter terminal = spec.commandLine().getOut();
-        if (json) {
-            ObjectNode report = Output.object();
-            report.put("device", where);
-            ArrayNode rows = report.putArray("results");
-            memory.forEach((name, line) -> line.forEach((context, mebibytes) -> rows.addObject()
-                    .put("cache", name)
-                    .put("context", context.intValue())
-                    .put("deviceMebibytes", mebibytes)
-                    .put("attentionMilliseconds", attention.get(name).get(context))
-                    .put("tokensPerSecond", speed.get(name).get(context))));
-            terminal.println(Output.pretty(report));
-            return;
-        }
+    private ObjectNode json(String where) {
+        ObjectNode node = Output.object();
+        node.put("device", where);
+        ArrayNode rows = node.putArray("results");
+        memory.forEach((name, line) -> line.forEach((context, mebibytes) -> rows.addObject()
+                .put("cache", name)
+                .put("context", context.intValue())
+                .put("deviceMebibytes", mebibytes)
+                .put("attentionMilliseconds", attention.get(name).get(context))
+                .put("tokensPerSecond", speed.get(name).get(context))));
+        return node;
+    }
+
+    private String table(String where) {
         TextTable table = new TextTable(List.of("context", "cache", "device MiB", "attention ms/step", "tokens/s"));
         for (int context : contexts) {
             memory.forEach((name, line) -> table.add(List.of(
@@ -148,8 +141,7 @@ final class ContextBenchCommand implements Callable<Integer> {
                     Output.number("%.3f", attention.get(name).get((double) context)),
                     Output.number("%.1f", speed.get(name).get((double) context)))));
         }
-        terminal.println(where);
-        terminal.println(table);
+        return where + System.lineSeparator() + table;
     }
 
     private void draw(String where) {

@@ -26,9 +26,7 @@ import java.util.Set;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
-import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
-import picocli.CommandLine.Spec;
 
 /** {@code shadowkv demo}. */
 @Command(
@@ -78,17 +76,14 @@ final class DemoCommand implements Callable<Integer> {
             description = "A checkpoint with the vocabulary of needle-32k. Default: models/needle-32k of the project.")
     private Path model;
 
-    @Option(names = "--json", description = "Print JSON.")
-    private boolean json;
-
     @Mixin
     private CacheArguments cacheArguments;
 
     @Mixin
-    private DeviceArguments device;
+    private ReportArguments report;
 
-    @Spec
-    private CommandSpec spec;
+    @Mixin
+    private DeviceArguments device;
 
     /** A prompt and what came of it. */
     private record Line(Prompt prompt, SideBySide.Answers answers, Map<String, String> texts, Map<String, Double> scores) {}
@@ -113,7 +108,8 @@ final class DemoCommand implements Callable<Integer> {
                     Model loaded = Model.load(checkpoint, opened);
                     SideBySide sides = new SideBySide(loaded, caches, (long) context + longest)) {
                 List<Line> lines = run(sides, suite, prompts, tokenizer, Set.copyOf(checkpoint.config().endIds()));
-                report(opened, caches.get(SHADOW), sides, lines);
+                CacheOptions shadow = caches.get(SHADOW);
+                report.print(() -> text(opened, shadow, sides, lines), () -> json(opened, shadow, sides, lines));
             }
         }
         return 0;
@@ -126,12 +122,11 @@ final class DemoCommand implements Callable<Integer> {
     private List<Line> run(
             SideBySide sides, NeedleSuite suite, List<Prompt> prompts, Tokenizer tokenizer, Set<Integer> ends) {
         List<Line> lines = new ArrayList<>();
-        PrintWriter terminal = spec.commandLine().getOut();
         for (Prompt prompt : prompts) {
             int[] ids = tokenizer.encode(prompt.whole());
             SideBySide.Answers answers;
             String task = prompt.origin().task();
-            try (Progress progress = Progress.of(String.format("%-16s", task), 100, json)) {
+            try (Progress progress = report.progress(String.format("%-16s", task), 100)) {
                 answers = sides.answer(ids, prompt.maxNewTokens(), ends, (done, total) ->
                         progress.to(100 * done / total, done == total ? "decoding" : "prefill"));
             }
@@ -142,8 +137,8 @@ final class DemoCommand implements Callable<Integer> {
                 scores.put(name, suite.score(prompt, texts.get(name)));
             });
             lines.add(new Line(prompt, answers, texts, scores));
-            if (!json) {
-                print(terminal, lines.getLast());
+            if (!report.json()) {
+                print(report.terminal(), lines.getLast());
             }
         }
         return lines;
@@ -168,12 +163,7 @@ final class DemoCommand implements Callable<Integer> {
         return score == 1 ? "right" : score == 0 ? "wrong" : String.format(Locale.ROOT, "%.0f %% right", 100 * score);
     }
 
-    private void report(Device opened, CacheOptions shadow, SideBySide sides, List<Line> lines) {
-        PrintWriter terminal = spec.commandLine().getOut();
-        if (json) {
-            terminal.println(Output.pretty(json(opened, shadow, sides, lines)));
-            return;
-        }
+    private String text(Device opened, CacheOptions shadow, SideBySide sides, List<Line> lines) {
         TextTable table = new TextTable(List.of(
                 "task", "cache", "answer", "prefill s", "seal s", "tokens/s", "attention ms/step", "resident"));
         for (Line line : lines) {
@@ -187,7 +177,6 @@ final class DemoCommand implements Callable<Integer> {
                     Output.number("%.3f", outcome.attentionMilliseconds()),
                     name.equals(EXACT) ? "-" : Output.number("%.0f %%", 100 * outcome.statistics().hitRate()))));
         }
-        terminal.println(table);
         TextTable memory = new TextTable(List.of("cache", "KV device", "bytes/token", "KV host", "bytes/token"));
         for (String name : List.of(EXACT, SHADOW)) {
             MemoryPlan plan = sides.memoryPlan(name);
@@ -198,18 +187,17 @@ final class DemoCommand implements Callable<Integer> {
                     Output.bytes(plan.sessionPinnedBytes()),
                     Output.number("%.0f", (double) plan.sessionPinnedBytes() / plan.tokens())));
         }
-        terminal.println(memory);
         MemoryPlan exact = sides.memoryPlan(EXACT);
         MemoryPlan small = sides.memoryPlan(SHADOW);
-        terminal.println(String.format(
+        String conclusion = String.format(
                 Locale.ROOT,
                 "%s, context %d, budget %d tokens, rank %d: ShadowKV keeps %.1f times less on the device.",
                 opened,
                 context,
                 shadow.budget(),
                 shadow.rank().orElse(0),
-                exact.deviceBytesPerToken() / small.deviceBytesPerToken()));
-        terminal.flush();
+                exact.deviceBytesPerToken() / small.deviceBytesPerToken());
+        return String.join(System.lineSeparator(), table.toString(), memory.toString(), conclusion);
     }
 
     private static String speed(SideBySide.Outcome outcome) {
@@ -217,16 +205,18 @@ final class DemoCommand implements Callable<Integer> {
     }
 
     private ObjectNode json(Device opened, CacheOptions shadow, SideBySide sides, List<Line> lines) {
-        ObjectNode report = Output.object();
-        report.put("device", opened.toString());
-        report.put("context", context);
-        report.put("budget", shadow.budget());
-        report.put("rank", shadow.rank().orElse(0));
-        report.put("radiusWeight", shadow.radiusWeight());
-        ObjectNode memory = report.putObject("memory");
+        ObjectNode node = Output.object();
+        node.put("device", opened.toString());
+        node.put("context", context);
+        node.put("budget", shadow.budget());
+        node.put("rank", shadow.rank().orElse(0));
+        node.put("radiusWeight", shadow.radiusWeight());
+        node.put("rerank", shadow.rerank());
+        node.put("tail", shadow.tailTakesPart());
+        ObjectNode memory = node.putObject("memory");
         memory.set(EXACT, Output.plan(sides.memoryPlan(EXACT)));
         memory.set(SHADOW, Output.plan(sides.memoryPlan(SHADOW)));
-        ArrayNode results = report.putArray("results");
+        ArrayNode results = node.putArray("results");
         for (Line line : lines) {
             Case origin = line.prompt().origin();
             ObjectNode result = results.addObject();
@@ -236,18 +226,18 @@ final class DemoCommand implements Callable<Integer> {
             result.put("prefillSeconds", line.answers().prefillSeconds());
             ObjectNode sidesNode = result.putObject("caches");
             line.answers().outcomes().forEach((name, outcome) -> {
-                ObjectNode node = sidesNode.putObject(name);
-                node.put("answer", line.texts().get(name));
-                node.put("score", line.scores().get(name));
-                node.put("right", line.scores().get(name) == 1);
-                node.put("sealSeconds", outcome.sealSeconds());
+                ObjectNode side = sidesNode.putObject(name);
+                side.put("answer", line.texts().get(name));
+                side.put("score", line.scores().get(name));
+                side.put("right", line.scores().get(name) == 1);
+                side.put("sealSeconds", outcome.sealSeconds());
                 if (outcome.steps() > 0) {
-                    node.put("tokensPerSecond", outcome.steps() / outcome.decodeSeconds());
+                    side.put("tokensPerSecond", outcome.steps() / outcome.decodeSeconds());
                 }
-                node.put("attentionMilliseconds", outcome.attentionMilliseconds());
-                node.set("decode", Output.statistics(outcome.statistics()));
+                side.put("attentionMilliseconds", outcome.attentionMilliseconds());
+                side.set("decode", Output.statistics(outcome.statistics()));
             });
         }
-        return report;
+        return node;
     }
 }

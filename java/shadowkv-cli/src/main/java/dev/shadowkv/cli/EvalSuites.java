@@ -42,17 +42,13 @@ final class EvalSuites {
         private long seed;
 
         private List<Integer> lengths() {
-            require("--lengths", lengths.stream().mapToInt(Integer::intValue).toArray());
+            Quantity.requirePositive("--lengths", lengths.stream().mapToInt(Integer::intValue).toArray());
             return lengths;
         }
 
         private Map<String, String> identity() {
             return new LinkedHashMap<>(Map.of("seed", Long.toString(seed)));
         }
-    }
-
-    private static void require(String option, int... values) {
-        SuiteCommand.require(option, values);
     }
 
     private static void note(Map<String, String> identity, String name, Path file) {
@@ -152,7 +148,7 @@ final class EvalSuites {
 
         @Override
         Suite suite(Tokenizer tokenizer, PromptEncoder encoder, ModelConfig config) {
-            require("--depths", depths);
+            Quantity.requirePositive("--depths", depths);
             if (tasks != null) {
                 throw new IllegalArgumentException("niah is one task; leave --tasks out");
             }
@@ -210,7 +206,7 @@ final class EvalSuites {
         Suite suite(Tokenizer tokenizer, PromptEncoder encoder, ModelConfig config) {
             long positions = config.maxPositions();
             int limit = maxTokens == null ? (int) Math.min(Integer.MAX_VALUE, positions) : maxTokens;
-            require("--max-tokens", limit);
+            Quantity.requirePositive("--max-tokens", limit);
             if (limit > positions) {
                 throw new IllegalArgumentException(
                         "--max-tokens is " + limit + ", the model has positions for " + positions);

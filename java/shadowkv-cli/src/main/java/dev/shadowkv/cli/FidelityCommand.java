@@ -14,17 +14,13 @@ import dev.shadowkv.llm.Model;
 import dev.shadowkv.llm.checkpoint.Checkpoint;
 import dev.shadowkv.llm.text.Tokenizer;
 import java.io.IOException;
-import java.io.PrintWriter;
-import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.List;
 import java.util.concurrent.Callable;
 import java.util.stream.IntStream;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
-import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
-import picocli.CommandLine.Spec;
 
 /** {@code shadowkv eval fidelity}. */
 @Command(
@@ -38,8 +34,8 @@ final class FidelityCommand implements Callable<Integer> {
     @Mixin
     private ModelArguments model;
 
-    @Option(names = "--prompt-file", paramLabel = "F", required = true, description = "The text.")
-    private Path promptFile;
+    @Mixin
+    private TextArguments text;
 
     @Option(
             names = "--steps",
@@ -57,45 +53,39 @@ final class FidelityCommand implements Callable<Integer> {
     @Option(names = "--chart", paramLabel = "F.png", description = "Picture of the mass by layer and head.")
     private Path chart;
 
-    @Option(names = "--json", description = "Print JSON.")
-    private boolean json;
+    @Mixin
+    private ReportArguments report;
 
     @Mixin
     private DeviceArguments device;
 
-    @Spec
-    private CommandSpec spec;
-
     @Override
     public Integer call() throws IOException {
-        SuiteCommand.require("--steps", steps);
+        Quantity.requirePositive("--steps", steps);
         CacheOptions options = cache.options(CacheKind.SHADOW);
-        FidelityReport report;
+        FidelityReport fidelity;
         try (Checkpoint checkpoint = Checkpoint.open(model.model);
                 Tokenizer tokenizer = Tokenizer.open(model.model)) {
-            int[] ids = tokenizer.encode(Files.readString(promptFile));
-            ModelArguments.requirePositions(checkpoint.config(), ids, promptFile.toString());
+            int[] ids = text.ids(tokenizer, checkpoint.config());
             int layers = checkpoint.config().layers();
             try (Device opened = device.open();
                     Model loaded = Model.load(checkpoint, opened);
-                    Progress progress = Progress.of("layers", layers, json)) {
-                report = FidelityProbe.measure(
+                    Progress progress = report.progress("layers", layers)) {
+                fidelity = FidelityProbe.measure(
                         loaded, ids, steps, options, layer -> progress.to(layer + 1L, "of " + layers));
             }
         }
-        PrintWriter terminal = spec.commandLine().getOut();
-        terminal.println(json ? Output.pretty(json(report)) : heads ? headTable(report) : report.table());
-        terminal.flush();
+        report.print(() -> heads ? headTable(fidelity) : fidelity.table(), () -> json(fidelity));
         if (chart != null) {
-            draw(report);
+            draw(fidelity);
         }
         return 0;
     }
 
-    private static ObjectNode json(FidelityReport report) {
+    private static ObjectNode json(FidelityReport fidelity) {
         ObjectNode node = Output.object();
         ArrayNode all = node.putArray("heads");
-        report.heads().forEach(head -> all.addObject()
+        fidelity.heads().forEach(head -> all.addObject()
                 .put("layer", head.layer())
                 .put("head", head.head())
                 .put("capturedMass", head.capturedMass())
@@ -105,9 +95,9 @@ final class FidelityCommand implements Callable<Integer> {
         return node;
     }
 
-    private static TextTable headTable(FidelityReport report) {
+    private static TextTable headTable(FidelityReport fidelity) {
         TextTable table = new TextTable(List.of("layer", "head", "mass", "best possible", "overlap", "output error"));
-        report.heads().forEach(head -> table.add(List.of(
+        fidelity.heads().forEach(head -> table.add(List.of(
                 Integer.toString(head.layer()),
                 Integer.toString(head.head()),
                 Output.number("%.4f", head.capturedMass()),
@@ -117,8 +107,8 @@ final class FidelityCommand implements Callable<Integer> {
         return table;
     }
 
-    private void draw(FidelityReport report) {
-        double[][] mass = report.capturedMass();
+    private void draw(FidelityReport fidelity) {
+        double[][] mass = fidelity.capturedMass();
         for (double[] row : mass) {
             for (int i = 0; i < row.length; i++) {
                 row[i] *= 100;

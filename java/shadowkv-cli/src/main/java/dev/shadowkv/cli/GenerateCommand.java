@@ -24,7 +24,6 @@ import dev.shadowkv.llm.text.Tokenizer;
 import java.io.BufferedWriter;
 import java.io.IOException;
 import java.io.PrintWriter;
-import java.nio.charset.MalformedInputException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
@@ -34,9 +33,7 @@ import java.util.concurrent.Callable;
 import picocli.CommandLine.ArgGroup;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
-import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
-import picocli.CommandLine.Spec;
 
 /** {@code shadowkv generate}. */
 @Command(
@@ -71,13 +68,6 @@ final class GenerateCommand implements Callable<Integer> {
                 description = "JSON lines, plain or gzipped, each an object with a prompt.")
         private Path prompts;
     }
-
-    @Option(
-            names = "--cache",
-            paramLabel = "KIND",
-            defaultValue = "dense",
-            description = "dense, shadow, or auto: dense for contexts of at most four budgets. Default: ${DEFAULT-VALUE}.")
-    private CacheKind cache;
 
     @Option(
             names = "--max-new-tokens",
@@ -132,33 +122,28 @@ final class GenerateCommand implements Callable<Integer> {
     @Option(names = "--out", paramLabel = "F", description = "Write the results as JSON lines, in the prompts' order.")
     private Path out;
 
-    @Option(names = "--json", description = "Print JSON.")
-    private boolean json;
+    @Mixin
+    private CacheChoice cache;
 
     @Mixin
-    private CacheArguments cacheArguments;
+    private ReportArguments report;
 
     @Mixin
     private DeviceArguments device;
-
-    @Spec
-    private CommandSpec spec;
 
     /** A prompt and what its line of the file held beside it. */
     private record Input(int[] ids, ObjectNode origin) {}
 
     @Override
     public Integer call() throws IOException {
-        CacheOptions options = cacheArguments.options(cache);
+        CacheOptions options = cache.options();
         SamplingOptions sampling = new SamplingOptions(temperature, topK, topP, seed);
-        if (maxNewTokens < 1 || batch < 1) {
-            throw new IllegalArgumentException("--max-new-tokens and --batch must be positive");
-        }
+        Quantity.requirePositive("--max-new-tokens and --batch", maxNewTokens, batch);
         try (Checkpoint checkpoint = Checkpoint.open(model.model);
                 Tokenizer tokenizer = tokenizer()) {
             List<Input> inputs = inputs(checkpoint.config(), tokenizer);
             for (int i = 0; i < inputs.size(); i++) {
-                ModelArguments.requirePositions(checkpoint.config(), inputs.get(i).ids(), "prompt " + (i + 1));
+                ModelArguments.requirePositions(checkpoint.config(), inputs.get(i).ids().length, "prompt " + (i + 1));
             }
             long needed = inputs.stream().mapToLong(input -> input.ids().length).max().orElseThrow() + maxNewTokens;
             long room = capacity == null ? needed : capacity;
@@ -196,7 +181,7 @@ final class GenerateCommand implements Callable<Integer> {
                 inputs.add(new Input(encode(tokenizer, entry.prompt()), origin));
             }
         } else {
-            String text = source.prompt != null ? source.prompt : read(source.promptFile);
+            String text = source.prompt != null ? source.prompt : TextArguments.read(source.promptFile);
             inputs.add(new Input(encode(tokenizer, text), Output.object()));
         }
         for (Input input : inputs) {
@@ -211,17 +196,6 @@ final class GenerateCommand implements Callable<Integer> {
             }
         }
         return inputs;
-    }
-
-    private static String read(Path file) throws IOException {
-        if (!Files.isRegularFile(file)) {
-            throw new CheckpointException(file + ": no such file");
-        }
-        try {
-            return Files.readString(file);
-        } catch (MalformedInputException e) {
-            throw new CheckpointException(file + ": not a text file in UTF-8", e);
-        }
     }
 
     private int[] encode(Tokenizer tokenizer, String text) {
@@ -242,9 +216,9 @@ final class GenerateCommand implements Callable<Integer> {
             CacheKind kind)
             throws IOException {
         Set<Integer> ends = ignoreEnd ? Set.of() : Set.copyOf(config.endIds());
-        boolean streaming = inputs.size() == 1 && !json && tokenizer != null && out == null;
+        boolean streaming = inputs.size() == 1 && !report.json() && tokenizer != null && out == null;
         List<Generation> running = new ArrayList<>();
-        try (Progress progress = Progress.of("prompts", Math.max(1, inputs.size()), json || streaming)) {
+        try (Progress progress = Progress.of("prompts", Math.max(1, inputs.size()), report.json() || streaming)) {
             for (int i = 0; i < inputs.size(); i++) {
                 SamplingOptions own =
                         new SamplingOptions(sampling.temperature(), sampling.topK(), sampling.topP(), sampling.seed() + i);
@@ -264,9 +238,9 @@ final class GenerateCommand implements Callable<Integer> {
             boolean streaming,
             CacheKind kind)
             throws IOException {
-        PrintWriter terminal = spec.commandLine().getOut();
-        ObjectNode report = Output.object();
-        ArrayNode results = report.putArray("results");
+        PrintWriter terminal = report.terminal();
+        ObjectNode all = Output.object();
+        ArrayNode results = all.putArray("results");
         try (BufferedWriter lines = out == null ? null : Files.newBufferedWriter(out)) {
             for (int i = 0; i < running.size(); i++) {
                 Completion completion = running.get(i).join();
@@ -278,16 +252,16 @@ final class GenerateCommand implements Callable<Integer> {
                     lines.newLine();
                     lines.flush();
                 }
-                if (!json && !streaming && out == null) {
+                if (!report.json() && !streaming && out == null) {
                     print(terminal, running.size(), i, completion, tokenizer);
                 }
             }
         }
-        report.put("cache", kind.name().toLowerCase(java.util.Locale.ROOT));
-        report.set("memory", Output.plan(engine.memoryPlan()));
-        report.set("decode", Output.statistics(engine.statistics()));
-        if (json) {
-            terminal.println(Output.pretty(report));
+        all.put("cache", kind.name().toLowerCase(java.util.Locale.ROOT));
+        all.set("memory", Output.plan(engine.memoryPlan()));
+        all.set("decode", Output.statistics(engine.statistics()));
+        if (report.json()) {
+            terminal.println(Output.pretty(all));
         } else if (streaming) {
             terminal.println();
         }
@@ -340,7 +314,7 @@ final class GenerateCommand implements Callable<Integer> {
 
         @Override
         public void onToken(int index, int id) {
-            PrintWriter terminal = spec.commandLine().getOut();
+            PrintWriter terminal = report.terminal();
             terminal.print(decoder.accept(id));
             if (index == maxNewTokens - 1) {
                 terminal.print(decoder.finish());

@@ -1,6 +1,5 @@
 package dev.shadowkv.cli;
 
-import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.shadowkv.Device;
 import dev.shadowkv.eval.Answer;
 import dev.shadowkv.eval.Case;
@@ -9,34 +8,32 @@ import dev.shadowkv.eval.EvaluationException;
 import dev.shadowkv.eval.Prompt;
 import dev.shadowkv.eval.Result;
 import dev.shadowkv.eval.ResultStore;
-import dev.shadowkv.eval.Summary;
 import dev.shadowkv.eval.fidelity.StepByStep;
 import dev.shadowkv.eval.longgen.Conversation;
 import dev.shadowkv.eval.needle.NeedleConversation;
 import dev.shadowkv.eval.needle.NeedleSuite;
 import dev.shadowkv.eval.needle.NeedleTask;
+import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
 import dev.shadowkv.llm.Model;
 import dev.shadowkv.llm.SideBySide;
 import dev.shadowkv.llm.checkpoint.Checkpoint;
 import dev.shadowkv.llm.text.Tokenizer;
 import java.io.IOException;
-import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.SortedMap;
 import java.util.TreeMap;
 import java.util.concurrent.Callable;
 import java.util.function.ToDoubleFunction;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
-import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
-import picocli.CommandLine.Spec;
 
 /** {@code shadowkv eval longgen}. */
 @Command(
@@ -91,42 +88,29 @@ final class LongGenCommand implements Callable<Integer> {
     @Option(names = "--seed", paramLabel = "N", defaultValue = "1", description = "Decides the prompts.")
     private long seed;
 
-    @Option(
-            names = "--variant",
-            paramLabel = "NAME=KIND[,SETTING=VALUE...]",
-            description = "As for the other suites; the first must be dense.")
-    private List<String> variants = List.of("exact=dense", "shadow=shadow,budget=length/64");
+    @Mixin
+    private ComparisonArguments comparison;
 
-    @Option(names = "--out", paramLabel = "F.jsonl", required = true, description = "File for the results; what it has is not done again.")
-    private Path out;
-
-    @Option(names = "--charts", paramLabel = "DIR", description = "Folder for charts over time.")
-    private Path charts;
-
-    @Option(names = "--json", description = "Print JSON.")
-    private boolean json;
+    @Mixin
+    private ReportArguments report;
 
     @Mixin
     private DeviceArguments device;
 
-    @Spec
-    private CommandSpec spec;
-
     @Override
     public Integer call() throws IOException {
-        SuiteCommand.require("--length, --new-tokens, --turns and --window", length, newTokens, turns, window);
+        Quantity.requirePositive("--length, --new-tokens, --turns and --window", length, newTokens, turns, window);
         if (!TASKS.containsAll(tasks)) {
             throw new IllegalArgumentException("--tasks is " + String.join(",", tasks) + "; there are " + TASKS);
         }
-        Map<String, CacheOptions> caches = new LinkedHashMap<>();
-        variants.stream().map(Variant::parse).forEach(variant -> caches.put(variant.name(), variant.options(length)));
-        if (caches.values().iterator().next().kind() != dev.shadowkv.llm.CacheKind.DENSE) {
+        Map<String, CacheOptions> caches = comparison.caches(length);
+        if (caches.values().iterator().next().kind() != CacheKind.DENSE) {
             throw new IllegalArgumentException("the first --variant must be dense: it is what the others are compared with");
         }
         try (Checkpoint checkpoint = Checkpoint.open(model.model);
                 Tokenizer tokenizer = Tokenizer.open(model.model)) {
             int[] prompt = tasks.contains("agreement") ? prompt(tokenizer) : new int[0];
-            ModelArguments.requirePositions(checkpoint.config(), new int[prompt.length + newTokens], "prompt and --new-tokens");
+            ModelArguments.requirePositions(checkpoint.config(), (long) prompt.length + newTokens, "prompt and --new-tokens");
             try (Device opened = device.open();
                     Model loaded = Model.load(checkpoint, opened)) {
                 run(loaded, tokenizer, caches, prompt, opened);
@@ -137,7 +121,7 @@ final class LongGenCommand implements Callable<Integer> {
 
     private int[] prompt(Tokenizer tokenizer) throws IOException {
         if (promptFile != null) {
-            return tokenizer.encode(Files.readString(promptFile));
+            return tokenizer.encode(TextArguments.read(promptFile));
         }
         if (!NeedleSuite.fits(tokenizer)) {
             throw new IllegalArgumentException("--prompt-file is missing: only needle-32k has a prompt of its own");
@@ -148,31 +132,19 @@ final class LongGenCommand implements Callable<Integer> {
 
     private void run(Model loaded, Tokenizer tokenizer, Map<String, CacheOptions> caches, int[] prompt, Device opened) {
         Map<String, String> settings = Map.of(
-                "suite", "longgen", "model", model.model.toString(), "variants", String.join(" ", variants), "device",
-                opened.name(), "seed", Long.toString(seed), "newTokens", Integer.toString(newTokens), "turns",
-                Integer.toString(turns), "length", Integer.toString(length), "window", Integer.toString(window), "prompt",
+                "suite", "longgen", "model", model.model.toString(), "device", opened.name(), "seed", Long.toString(seed),
+                "newTokens", Integer.toString(newTokens), "turns", Integer.toString(turns), "length",
+                Integer.toString(length), "window", Integer.toString(window), "prompt",
                 promptFile == null ? "" : promptFile.toString());
-        PrintWriter terminal = spec.commandLine().getOut();
-        try (ResultStore store = ResultStore.open(out, settings)) {
+        try (ResultStore store = comparison.open(settings)) {
             if (tasks.contains("agreement")) {
                 agreement(store, loaded, caches, prompt);
             }
             if (tasks.contains("turns")) {
                 turns(store, loaded, tokenizer, caches);
             }
-            Summary summary = new Summary(store.results());
-            if (json) {
-                ObjectNode report = Output.object();
-                settings.forEach(report::put);
-                report.set("scores", Output.tree(summary.json()));
-                terminal.println(Output.pretty(report));
-            } else {
-                terminal.println(summary.table());
-            }
-            terminal.flush();
-            if (charts != null) {
-                draw(store.results());
-            }
+            comparison.print(report, settings, store);
+            comparison.charts().ifPresent(folder -> draw(store.results(), folder));
         }
     }
 
@@ -186,7 +158,7 @@ final class LongGenCommand implements Callable<Integer> {
             return;
         }
         try (StepByStep steps = new StepByStep(loaded, caches, (long) prompt.length + newTokens);
-                Progress progress = Progress.of("agreement", newTokens, json)) {
+                Progress progress = report.progress("agreement", newTokens)) {
             StepByStep.Run run = steps.chosen(prompt, newTokens, false, (done, total) -> progress.to(done, "tokens"));
             run.steps().forEach((name, all) -> {
                 for (int number = 0; number < windows; number++) {
@@ -227,8 +199,8 @@ final class LongGenCommand implements Callable<Integer> {
             questions[turn] = tokenizer.encode(conversation.turns().get(turn).question(), false);
             capacity += questions[turn].length + conversation.turns().get(turn).answerTokens();
         }
-        ModelArguments.requirePositions(loaded.config(), new int[Math.toIntExact(capacity)], "the context with all turns");
-        try (Progress progress = Progress.of("turns", turns * (caches.size() + 1L), json)) {
+        ModelArguments.requirePositions(loaded.config(), capacity, "the context with all turns");
+        try (Progress progress = report.progress("turns", turns * (caches.size() + 1L))) {
             int done = 0;
             for (Map.Entry<String, CacheOptions> entry : caches.entrySet()) {
                 inTurn(store, loaded, tokenizer, entry, conversation, context, questions, capacity);
@@ -285,7 +257,7 @@ final class LongGenCommand implements Callable<Integer> {
                 if (!caches.keySet().stream().allMatch(name -> store.contains(name + "/fresh", turnCase(number)))) {
                     int[] ids = Arrays.copyOf(context, context.length + questions[turn].length);
                     System.arraycopy(questions[turn], 0, ids, context.length, questions[turn].length);
-                    SideBySide.Answers all = sides.answer(ids, asked.answerTokens(), java.util.Set.of(), (done, total) -> {});
+                    SideBySide.Answers all = sides.answer(ids, asked.answerTokens(), Set.of(), (done, total) -> {});
                     all.outcomes().forEach((name, outcome) -> {
                         if (!store.contains(name + "/fresh", turnCase(number))) {
                             store.append(turnResult(
@@ -307,13 +279,13 @@ final class LongGenCommand implements Callable<Integer> {
                 NeedleSuite.tokenScore(asked.answer(), answer));
     }
 
-    private void draw(List<Result> results) {
+    private void draw(List<Result> results, Path charts) {
         try {
             Files.createDirectories(charts);
-            line(results, "share of tokens that exact attention chooses too", "agreement", Result::score);
-            line(results, "divergence (nats)", "divergence", result -> measured(result, "divergence"));
-            line(results, "landmark weight that the selection holds", "landmark-mass", result -> measured(result, "landmarkMass"));
-            line(results, "share of chunks resident", "resident", result -> measured(result, "residentShare"));
+            line(results, charts, "share of tokens that exact attention chooses too", "agreement", Result::score);
+            line(results, charts, "divergence (nats)", "divergence", result -> measured(result, "divergence"));
+            line(results, charts, "landmark weight that the selection holds", "landmark-mass", result -> measured(result, "landmarkMass"));
+            line(results, charts, "share of chunks resident", "resident", result -> measured(result, "residentShare"));
         } catch (IOException e) {
             throw new EvaluationException(charts + ": cannot be made: " + e.getMessage(), e);
         } catch (LinkageError e) {
@@ -325,7 +297,7 @@ final class LongGenCommand implements Callable<Integer> {
         return result.answer().measurements().getOrDefault(name, Double.NaN);
     }
 
-    private void line(List<Result> results, String title, String name, ToDoubleFunction<Result> number) {
+    private void line(List<Result> results, Path charts, String title, String name, ToDoubleFunction<Result> number) {
         Map<String, SortedMap<Double, Double>> lines = new LinkedHashMap<>();
         for (Result result : results) {
             Case origin = result.prompt().origin();

@@ -14,9 +14,9 @@ final class ModelArguments {
     Path model;
 
     /** Refuses a prompt that the model has no positions for. */
-    static void requirePositions(ModelConfig config, int[] ids, String what) {
-        if (ids.length > config.maxPositions()) {
-            throw new IllegalArgumentException(what + " has " + ids.length + " tokens, the model has positions for "
+    static void requirePositions(ModelConfig config, long tokens, String what) {
+        if (tokens > config.maxPositions()) {
+            throw new IllegalArgumentException(what + " has " + tokens + " tokens, the model has positions for "
                     + config.maxPositions());
         }
     }

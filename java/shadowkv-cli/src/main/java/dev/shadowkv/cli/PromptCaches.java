@@ -48,7 +48,7 @@ final class PromptCaches implements AutoCloseable {
 
     private void compute(Prompt prompt) {
         int[] ids = encoder.encode(prompt);
-        ModelArguments.requirePositions(model.config(), ids, "prompt " + prompt.origin().id());
+        ModelArguments.requirePositions(model.config(), ids.length, "prompt " + prompt.origin().id());
         // Where the data decide how long a prompt is, its own length decides what a share of the length is.
         int promptLength = prompt.origin().length() == 0 ? ids.length : prompt.origin().length();
         prepare(promptLength, (long) ids.length + prompt.maxNewTokens());

@@ -10,6 +10,15 @@ final class Quantity {
 
     private Quantity() {}
 
+    /** Refuses numbers below 1. */
+    static void requirePositive(String option, int... values) {
+        for (int value : values) {
+            if (value < 1) {
+                throw new IllegalArgumentException(option + " must be positive: " + value);
+            }
+        }
+    }
+
     /**
      * Reads a number.
      *

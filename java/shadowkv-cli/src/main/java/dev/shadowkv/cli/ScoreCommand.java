@@ -15,7 +15,6 @@ import dev.shadowkv.llm.checkpoint.SafetensorsWriter;
 import dev.shadowkv.llm.checkpoint.TensorType;
 import dev.shadowkv.llm.input.TokenIds;
 import java.io.IOException;
-import java.io.PrintWriter;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.Arrays;
@@ -25,9 +24,7 @@ import java.util.Map;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
-import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
-import picocli.CommandLine.Spec;
 
 /** {@code shadowkv score}. */
 @Command(
@@ -48,13 +45,6 @@ final class ScoreCommand implements Callable<Integer> {
     private Path ids;
 
     @Option(
-            names = "--cache",
-            paramLabel = "KIND",
-            defaultValue = "dense",
-            description = "dense, shadow or auto. Default: ${DEFAULT-VALUE}.")
-    private CacheKind cache;
-
-    @Option(
             names = "--prefill",
             paramLabel = "N",
             description = "How many positions are computed and sealed as a prompt; the rest is decoded step by step. "
@@ -68,21 +58,18 @@ final class ScoreCommand implements Callable<Integer> {
             description = "Where to write the tensor logits, f32 [rows, positions, vocabulary].")
     private Path out;
 
-    @Option(names = "--json", description = "Print JSON.")
-    private boolean json;
+    @Mixin
+    private CacheChoice cache;
 
     @Mixin
-    private CacheArguments cacheArguments;
+    private ReportArguments report;
 
     @Mixin
     private DeviceArguments device;
 
-    @Spec
-    private CommandSpec spec;
-
     @Override
     public Integer call() throws IOException {
-        CacheOptions options = cacheArguments.options(cache);
+        CacheOptions options = cache.options();
         try (Checkpoint checkpoint = Checkpoint.open(model.model)) {
             List<int[]> sequences = TokenIds.read(ids, checkpoint.config().vocabularySize());
             int positions = sequences.getFirst().length;
@@ -91,7 +78,7 @@ final class ScoreCommand implements Callable<Integer> {
                     throw new IllegalArgumentException(ids + ": sequence " + (i + 1) + " has " + sequences.get(i).length
                             + " tokens, the first has " + positions + "; all must have one length");
                 }
-                ModelArguments.requirePositions(checkpoint.config(), sequences.get(i), "sequence " + (i + 1));
+                ModelArguments.requirePositions(checkpoint.config(), positions, "sequence " + (i + 1));
             }
             CacheKind kind = options.decided(positions).kind();
             int sealed = prefill != null ? prefill : kind == CacheKind.SHADOW ? Math.ceilDiv(positions, 2) : positions;
@@ -123,14 +110,26 @@ final class ScoreCommand implements Callable<Integer> {
                 Model loaded = Model.load(checkpoint, opened);
                 KvCache kv = options.build(opened, checkpoint.config(), memory, positions);
                 Transformer transformer = new Transformer(loaded, 1);
-                Progress progress = Progress.of("positions", (long) sequences.size() * positions, json);
+                Progress progress = report.progress("positions", (long) sequences.size() * positions);
                 SafetensorsWriter writer = SafetensorsWriter.create(
                         out, Map.of("logits", new SafetensorsWriter.Declaration(TensorType.F32, shape)))) {
             for (int row = 0; row < sequences.size(); row++) {
                 statistics = scoreRow(kv, transformer, sequences.get(row), sealed, writer, progress, (long) row * positions);
             }
         }
-        report(sequences.size(), positions, vocabulary, sealed, kind, (System.nanoTime() - start) * 1e-9, statistics);
+        double seconds = (System.nanoTime() - start) * 1e-9;
+        KvBatch.Statistics last = statistics;
+        report.print(
+                () -> String.format(
+                        Locale.ROOT,
+                        "%s: logits %s, %d positions as a prompt and %d decoded with the %s cache, %.1f s",
+                        out,
+                        shape,
+                        sealed,
+                        positions - sealed,
+                        kind.name().toLowerCase(Locale.ROOT),
+                        seconds),
+                () -> json(shape, sealed, kind, seconds, last));
     }
 
     private static KvBatch.Statistics scoreRow(
@@ -156,32 +155,17 @@ final class ScoreCommand implements Callable<Integer> {
         }
     }
 
-    private void report(
-            int rows, int positions, int vocabulary, int sealed, CacheKind kind, double seconds, KvBatch.Statistics statistics) {
-        PrintWriter terminal = spec.commandLine().getOut();
-        if (!json) {
-            terminal.println(String.format(
-                    Locale.ROOT,
-                    "%s: logits [%d, %d, %d], %d positions as a prompt and %d decoded with the %s cache, %.1f s",
-                    out,
-                    rows,
-                    positions,
-                    vocabulary,
-                    sealed,
-                    positions - sealed,
-                    kind.name().toLowerCase(Locale.ROOT),
-                    seconds));
-            return;
-        }
+    private ObjectNode json(
+            List<Long> shape, int sealed, CacheKind kind, double seconds, KvBatch.Statistics statistics) {
         ObjectNode node = Output.object();
         node.put("out", out.toString());
         node.put("cache", kind.name().toLowerCase(Locale.ROOT));
-        node.put("rows", rows);
-        node.put("positions", positions);
-        node.put("vocabulary", vocabulary);
+        node.put("rows", shape.get(0));
+        node.put("positions", shape.get(1));
+        node.put("vocabulary", shape.get(2));
         node.put("prefill", sealed);
         node.put("seconds", seconds);
         node.set("decode", Output.statistics(statistics));
-        terminal.println(Output.pretty(node));
+        return node;
     }
 }

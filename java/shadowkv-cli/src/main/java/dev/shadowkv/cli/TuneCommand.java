@@ -15,9 +15,6 @@ import dev.shadowkv.llm.checkpoint.Checkpoint;
 import dev.shadowkv.llm.checkpoint.ModelConfig;
 import dev.shadowkv.llm.text.Tokenizer;
 import java.io.IOException;
-import java.io.PrintWriter;
-import java.nio.file.Files;
-import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Comparator;
@@ -30,9 +27,7 @@ import java.util.TreeSet;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
-import picocli.CommandLine.Model.CommandSpec;
 import picocli.CommandLine.Option;
-import picocli.CommandLine.Spec;
 
 /** {@code shadowkv tune}. */
 @Command(
@@ -50,8 +45,8 @@ final class TuneCommand implements Callable<Integer> {
     @Mixin
     private ModelArguments model;
 
-    @Option(names = "--prompt-file", paramLabel = "F", required = true, description = "A text like those that the model will get.")
-    private Path promptFile;
+    @Mixin
+    private TextArguments text;
 
     @Option(names = "--max-loss", paramLabel = "NATS", required = true, description = "The largest mean divergence that will do.")
     private double maxLoss;
@@ -83,17 +78,20 @@ final class TuneCommand implements Callable<Integer> {
     @Option(names = "--radius-weights", paramLabel = "X", split = ",", description = "Radius weights to try. Default: 0.5.")
     private List<Float> radiusWeights = List.of(0.5f);
 
+    @Option(
+            names = "--tail",
+            negatable = true,
+            description = "Whether the tokens that a step does not select take part in it together. Default: where they are reranked.")
+    private Boolean tail;
+
     @Option(names = "--value-type", paramLabel = "TYPE", description = "How values are kept: f32, bf16, f16 or f8. Default: the storage type.")
     private String valueType;
 
-    @Option(names = "--json", description = "Print JSON.")
-    private boolean json;
+    @Mixin
+    private ReportArguments report;
 
     @Mixin
     private DeviceArguments device;
-
-    @Spec
-    private CommandSpec spec;
 
     /** What a setting costs and loses. */
     private record Row(
@@ -107,24 +105,23 @@ final class TuneCommand implements Callable<Integer> {
 
     @Override
     public Integer call() throws IOException {
-        SuiteCommand.require("--steps", steps);
+        Quantity.requirePositive("--steps", steps);
         if (!(maxLoss >= 0)) {
             throw new IllegalArgumentException("--max-loss is " + maxLoss + ", it must not be negative");
         }
         try (Checkpoint checkpoint = Checkpoint.open(model.model);
                 Tokenizer tokenizer = Tokenizer.open(model.model)) {
-            int[] ids = tokenizer.encode(Files.readString(promptFile));
-            ModelArguments.requirePositions(checkpoint.config(), ids, promptFile.toString());
+            int[] ids = text.ids(tokenizer, checkpoint.config());
             if (ids.length < 2 * steps) {
                 throw new IllegalArgumentException(
-                        promptFile + " has " + ids.length + " tokens, too few for " + steps + " steps behind a prompt");
+                        text.file + " has " + ids.length + " tokens, too few for " + steps + " steps behind a prompt");
             }
             int[] prompt = Arrays.copyOf(ids, ids.length - steps);
             int[] rest = Arrays.copyOfRange(ids, ids.length - steps, ids.length);
             List<CacheOptions> choices = choices(checkpoint.config(), ids.length);
             try (Device opened = device.open();
                     Model loaded = Model.load(checkpoint, opened)) {
-                report(measure(loaded, choices, prompt, rest), loaded.config(), ids.length, opened);
+                print(measure(loaded, choices, prompt, rest), ids.length, opened.name());
             }
         }
         return 0;
@@ -138,14 +135,15 @@ final class TuneCommand implements Callable<Integer> {
                         : List.of(within(width * 3 / 32, width), within(width * 5 / 32, width), within(width / 4, width)));
         TreeSet<Integer> chosenBudgets = new TreeSet<>(
                 budgets != null ? budgets : List.of(whole(length / 128), whole(length / 64), whole(length / 32), whole(length / 16)));
-        Optional<ElementType> type = Optional.ofNullable(valueType).map(name -> Variant.elementType(name));
+        Optional<ElementType> type = CacheArguments.type("--value-type", valueType);
         List<CacheOptions> all = new ArrayList<>();
         for (int rank : chosenRanks) {
             for (int budget : chosenBudgets) {
                 for (float weight : radiusWeights) {
                     for (double rerank : reranks) {
                         all.add(new CacheOptions(
-                                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.empty(), weight, rerank, type,
+                                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.empty(), weight, rerank,
+                                Optional.ofNullable(tail), type,
                                 Optional.empty(), Optional.empty()));
                     }
                 }
@@ -164,7 +162,7 @@ final class TuneCommand implements Callable<Integer> {
 
     private List<Row> measure(Model loaded, List<CacheOptions> choices, int[] prompt, int[] rest) {
         List<Row> rows = new ArrayList<>();
-        try (Progress progress = Progress.of("settings", (long) choices.size() * rest.length, json)) {
+        try (Progress progress = report.progress("settings", (long) choices.size() * rest.length)) {
             for (int from = 0; from < choices.size(); from += TOGETHER) {
                 List<CacheOptions> part = choices.subList(from, Math.min(choices.size(), from + TOGETHER));
                 Map<String, CacheOptions> caches = new LinkedHashMap<>();
@@ -199,46 +197,49 @@ final class TuneCommand implements Callable<Integer> {
                 all.stream().mapToDouble(StepByStep.Step::attentionMilliseconds).average().orElse(0));
     }
 
-    private void report(List<Row> rows, ModelConfig config, int length, Device opened) {
+    private void print(List<Row> rows, int length, String where) {
         List<Row> sorted = rows.stream()
                 .sorted(Comparator.comparingLong((Row row) -> row.plan().sessionDeviceBytes())
                         .thenComparingDouble(Row::selectedBytes)
                         .thenComparingDouble(Row::milliseconds))
                 .toList();
         Optional<Row> cheapest = sorted.stream().filter(row -> row.loss().mean() <= maxLoss).findFirst();
-        PrintWriter terminal = spec.commandLine().getOut();
-        if (json) {
-            ObjectNode report = Output.object();
-            report.put("device", opened.name());
-            report.put("tokens", length);
-            report.put("maxLoss", maxLoss);
-            ArrayNode all = report.putArray("settings");
-            sorted.forEach(row -> all.add(node(row)));
-            cheapest.ifPresent(row -> report.set("proposal", node(row)));
-            terminal.println(Output.pretty(report));
-        } else {
-            TextTable table = new TextTable(List.of(
-                    "", "rank", "budget", "radius weight", "rerank", "loss (nats)", "same token", "device bytes", "bytes a token",
-                    "values a step", "attention ms"));
-            sorted.forEach(row -> table.add(List.of(
-                    cheapest.filter(row::equals).isPresent() ? "->" : row.loss().mean() <= maxLoss ? " *" : "",
-                    Integer.toString(row.options().rank().orElseThrow()),
-                    Integer.toString(row.options().budget()),
-                    Output.number("%.2f", row.options().radiusWeight()),
-                    Output.number("%.0f", row.options().rerank()),
-                    Output.number("%.5f", row.loss().mean()) + " ± " + Output.number("%.5f", row.loss().standardError()),
-                    Output.number("%.1f %%", 100 * row.agreement()),
-                    Output.bytes(row.plan().sessionDeviceBytes()),
-                    Output.number("%.0f", row.plan().deviceBytesPerToken()),
-                    Output.bytes(row.selectedBytes()),
-                    Output.number("%.3f", row.milliseconds()))));
-            terminal.println(table);
-            terminal.println(cheapest.map(row -> "Cheapest within " + maxLoss + " nats: --rank "
-                            + row.options().rank().orElseThrow() + " --budget " + row.options().budget() + " --radius-weight "
-                            + row.options().radiusWeight() + " --rerank " + Output.number("%.0f", row.options().rerank()))
-                    .orElse("No setting of these keeps the loss within " + maxLoss + " nats."));
-        }
-        terminal.flush();
+        report.print(() -> text(sorted, cheapest), () -> json(sorted, cheapest, length, where));
+    }
+
+    private ObjectNode json(List<Row> sorted, Optional<Row> cheapest, int length, String where) {
+        ObjectNode node = Output.object();
+        node.put("device", where);
+        node.put("tokens", length);
+        node.put("maxLoss", maxLoss);
+        ArrayNode all = node.putArray("settings");
+        sorted.forEach(row -> all.add(node(row)));
+        cheapest.ifPresent(row -> node.set("proposal", node(row)));
+        return node;
+    }
+
+    private String text(List<Row> sorted, Optional<Row> cheapest) {
+        TextTable table = new TextTable(List.of(
+                "", "rank", "budget", "radius weight", "rerank", "loss (nats)", "same token", "device bytes", "bytes a token",
+                "values a step", "attention ms"));
+        sorted.forEach(row -> table.add(List.of(
+                cheapest.filter(row::equals).isPresent() ? "->" : row.loss().mean() <= maxLoss ? " *" : "",
+                Integer.toString(row.options().rank().orElseThrow()),
+                Integer.toString(row.options().budget()),
+                Output.number("%.2f", row.options().radiusWeight()),
+                Output.number("%.0f", row.options().rerank()),
+                Output.number("%.5f", row.loss().mean()) + " ± " + Output.number("%.5f", row.loss().standardError()),
+                Output.number("%.1f %%", 100 * row.agreement()),
+                Output.bytes(row.plan().sessionDeviceBytes()),
+                Output.number("%.0f", row.plan().deviceBytesPerToken()),
+                Output.bytes(row.selectedBytes()),
+                Output.number("%.3f", row.milliseconds()))));
+        String proposal = cheapest.map(row -> "Cheapest within " + maxLoss + " nats: --rank "
+                        + row.options().rank().orElseThrow() + " --budget " + row.options().budget() + " --radius-weight "
+                        + row.options().radiusWeight() + " --rerank " + Output.number("%.0f", row.options().rerank())
+                        + row.options().tail().map(chosen -> chosen ? " --tail" : " --no-tail").orElse(""))
+                .orElse("No setting of these keeps the loss within " + maxLoss + " nats.");
+        return table + System.lineSeparator() + proposal;
     }
 
     private static ObjectNode node(Row row) {
@@ -247,6 +248,7 @@ final class TuneCommand implements Callable<Integer> {
         node.put("budget", row.options().budget());
         node.put("radiusWeight", row.options().radiusWeight());
         node.put("rerank", row.options().rerank());
+        node.put("tail", row.options().tailTakesPart());
         node.put("loss", row.loss().mean());
         node.put("lossError", row.loss().standardError());
         node.put("agreement", row.agreement());

@@ -1,74 +1,84 @@
 package dev.shadowkv.cli;
 
-import dev.shadowkv.ElementType;
 import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Locale;
-import java.util.Optional;
-import java.util.OptionalInt;
+import java.util.stream.Collectors;
+import picocli.CommandLine;
+import picocli.CommandLine.ParameterException;
 
 /**
- * A cache to be evaluated, written as {@code name=kind} or {@code name=kind,setting=value,...}.
+ * A cache to be evaluated, written as {@code name=kind} or {@code name=kind,setting=value,...}. A setting is an option of
+ * {@link CacheArguments} without its dashes.
  *
+ * @param settings all but the budget
  * @param budget tokens, or what the length is divided by where {@code budgetIsShare}
  */
-record Variant(String name, CacheOptions options, int budget, boolean budgetIsShare) {
+record Variant(String name, CacheKind kind, CacheArguments settings, int budget, boolean budgetIsShare) {
+    private static final String BUDGET = "budget=";
     private static final String SHARE = "length/";
 
     static Variant parse(String text) {
-        String[] parts = text.split(",");
-        String[] head = parts[0].split("=", 2);
+        List<String> parts = List.of(text.split(","));
+        String[] head = parts.getFirst().split("=", 2);
         if (head.length != 2 || head[0].isBlank()) {
             throw new IllegalArgumentException("--variant is " + text + "; it begins with NAME=dense or NAME=shadow");
         }
-        CacheKind kind = kind(head[1]);
-        OptionalInt rank = OptionalInt.empty();
-        OptionalInt outliers = OptionalInt.empty();
-        String budget = "2048";
-        int chunk = 8;
-        float radiusWeight = 0.5f;
-        double rerank = CacheOptions.USUAL_RERANK;
-        Optional<ElementType> valueType = Optional.empty();
-        for (int i = 1; i < parts.length; i++) {
-            String[] setting = parts[i].split("=", 2);
-            String value = setting.length == 2 ? setting[1] : "";
-            try {
-                switch (setting[0]) {
-                    case "rank" -> rank = OptionalInt.of(Integer.parseInt(value));
-                    case "budget" -> budget = value;
-                    case "chunk" -> chunk = Integer.parseInt(value);
-                    case "outliers" -> outliers = OptionalInt.of(Integer.parseInt(value));
-                    case "radius-weight" -> radiusWeight = Float.parseFloat(value);
-                    case "rerank" -> rerank = Double.parseDouble(value);
-                    case "value-type" -> valueType = Optional.of(elementType(value));
-                    default -> throw new IllegalArgumentException("unknown setting");
-                }
-            } catch (IllegalArgumentException e) {
-                throw new IllegalArgumentException("--variant " + text + ": " + parts[i] + " is not understood; settings are "
-                        + "rank, budget, chunk, outliers, radius-weight, rerank, value-type", e);
+        String budget = Integer.toString(CacheArguments.USUAL_BUDGET);
+        List<String> options = new ArrayList<>();
+        for (String part : parts.subList(1, parts.size())) {
+            if (part.startsWith(BUDGET)) {
+                budget = part.substring(BUDGET.length());
+            } else {
+                options.add(option(part));
             }
         }
         boolean share = budget.startsWith(SHARE);
         int number = number(text, share ? budget.substring(SHARE.length()) : budget);
-        return new Variant(
-                head[0],
-                new CacheOptions(
-                        kind, rank, share ? chunk : number, chunk, outliers, radiusWeight, rerank, valueType, Optional.empty(), Optional.empty()),
-                number,
-                share);
+        Variant variant = new Variant(head[0], kind(head[1]), settings(text, options), number, share);
+        // Refuses what cannot be for any length, before anything is computed.
+        variant.options(Integer.MAX_VALUE);
+        return variant;
+    }
+
+    /** What is on or off is an option without a value, and its negation. */
+    private static String option(String setting) {
+        if (setting.endsWith("=on")) {
+            return "--" + setting.substring(0, setting.length() - "=on".length());
+        }
+        if (setting.endsWith("=off")) {
+            return "--no-" + setting.substring(0, setting.length() - "=off".length());
+        }
+        return "--" + setting;
+    }
+
+    private static CacheArguments settings(String text, List<String> options) {
+        CacheArguments settings = new CacheArguments();
+        CommandLine parser = new CommandLine(settings);
+        try {
+            parser.parseArgs(options.toArray(String[]::new));
+        } catch (ParameterException e) {
+            throw new IllegalArgumentException(
+                    "--variant " + text + " is not understood: " + e.getMessage() + "; settings are "
+                            + parser.getCommandSpec().options().stream()
+                                    .map(option -> option.longestName().substring("--".length()))
+                                    .collect(Collectors.joining(", ")),
+                    e);
+        }
+        return settings;
     }
 
     private static CacheKind kind(String name) {
-        List<String> names = new ArrayList<>();
-        for (CacheKind kind : CacheKind.values()) {
-            if (kind.name().equalsIgnoreCase(name)) {
-                return kind;
-            }
-            names.add(kind.name().toLowerCase(Locale.ROOT));
-        }
-        throw new IllegalArgumentException("there is no cache " + name + "; there are " + String.join(", ", names));
+        return Arrays.stream(CacheKind.values())
+                .filter(kind -> kind.name().equalsIgnoreCase(name))
+                .findFirst()
+                .orElseThrow(() -> new IllegalArgumentException("there is no cache " + name + "; there are "
+                        + Arrays.stream(CacheKind.values())
+                                .map(kind -> kind.name().toLowerCase(Locale.ROOT))
+                                .collect(Collectors.joining(", "))));
     }
 
     private static int number(String text, String value) {
@@ -84,45 +94,25 @@ record Variant(String name, CacheOptions options, int budget, boolean budgetIsSh
                 + " is neither a number of tokens nor length/N");
     }
 
-    /** The type of a name such as {@code bf16} or {@code f8}. */
-    static ElementType elementType(String name) {
-        return name.equals("f8") ? ElementType.F8_E4M3 : ElementType.valueOf(name.toUpperCase(Locale.ROOT));
-    }
-
     boolean isShadow() {
-        return options.kind() == CacheKind.SHADOW;
+        return kind == CacheKind.SHADOW;
     }
 
     /** Its budget at a length, and everything else. */
     EvalCharts.Axis budgetAxis(int length) {
-        CacheOptions o = options;
-        return new EvalCharts.Axis(
-                o.rank() + " " + o.chunk() + " " + o.outliers() + " " + o.radiusWeight() + " " + o.rerank() + " " + o.valueType(),
-                options(length).budget());
+        return new EvalCharts.Axis(settings.options(kind).toString(), options(length).budget());
     }
 
     /** Its rank, and everything else; without a rank of its own it is on no axis with others. */
     EvalCharts.Axis rankAxis(int length) {
-        CacheOptions o = options;
+        CacheOptions options = options(length);
         return new EvalCharts.Axis(
-                (o.rank().isPresent() ? "" : name) + " " + options(length).budget() + " " + o.chunk() + " " + o.outliers() + " "
-                        + o.radiusWeight() + " " + o.rerank() + " " + o.valueType(),
-                o.rank().orElse(0));
+                (options.rank().isPresent() ? "" : name) + options.withRank(1), options.rank().orElse(0));
     }
 
     /** The options for prompts of a length. */
     CacheOptions options(int length) {
-        CacheOptions o = options;
-        return new CacheOptions(
-                o.kind(),
-                o.rank(),
-                budgetIsShare ? Math.max(o.chunk(), length / budget) : budget,
-                o.chunk(),
-                o.outliers(),
-                o.radiusWeight(),
-                o.rerank(),
-                o.valueType(),
-                o.landmarkType(),
-                o.storageType());
+        int tokens = budgetIsShare ? Math.max(settings.chunk(), length / budget) : budget;
+        return settings.options(kind, tokens, null);
     }
 }

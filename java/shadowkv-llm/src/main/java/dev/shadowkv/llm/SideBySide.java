@@ -1,11 +1,8 @@
 package dev.shadowkv.llm;
 
-import dev.shadowkv.Device;
 import dev.shadowkv.KvBatch;
-import dev.shadowkv.KvCache;
 import dev.shadowkv.KvSession;
 import dev.shadowkv.MemoryPlan;
-import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -45,44 +42,30 @@ public final class SideBySide implements AutoCloseable {
      */
     public record Answers(double prefillSeconds, Map<String, Outcome> outcomes) {}
 
-    private record Column(String name, KvCache cache) {}
-
     private final Model model;
     private final Transformer transformer;
-    private final List<Column> columns = new ArrayList<>();
-    private final long capacity;
+    private final NamedCaches caches;
 
     /**
      * Allocates the caches.
      *
-     * @param caches by name; the first one's attention computes the prompts, which is exact in any cache
+     * @param options by name; the first one's attention computes the prompts, which is exact in any cache
      * @param capacity tokens of the longest prompt and answer
      */
-    public SideBySide(Model model, Map<String, CacheOptions> caches, long capacity) {
+    public SideBySide(Model model, Map<String, CacheOptions> options, long capacity) {
         this.model = Objects.requireNonNull(model, "model");
-        this.capacity = capacity;
-        Device device = model.device();
+        caches = new NamedCaches(model, options, capacity);
         try {
-            for (Map.Entry<String, CacheOptions> cache : caches.entrySet()) {
-                MemoryPlan memory = MemoryPlan.of(1, capacity).withStaging(capacity, 1);
-                columns.add(new Column(
-                        cache.getKey(), cache.getValue().build(device, model.config(), memory, capacity)));
-            }
             transformer = new Transformer(model, 1);
         } catch (RuntimeException e) {
-            columns.forEach(column -> column.cache().close());
+            caches.close();
             throw e;
         }
     }
 
     /** The memory of a cache. */
     public MemoryPlan memoryPlan(String name) {
-        return columns.stream()
-                .filter(column -> column.name().equals(name))
-                .findFirst()
-                .orElseThrow(() -> new IllegalArgumentException("there is no cache " + name))
-                .cache()
-                .memoryPlan();
+        return caches.get(name).memoryPlan();
     }
 
     /**
@@ -91,13 +74,12 @@ public final class SideBySide implements AutoCloseable {
      * @param endIds tokens that end an answer
      */
     public Answers answer(int[] ids, int maxNewTokens, Set<Integer> endIds, PrefillListener listener) {
-        if (maxNewTokens < 1 || (long) ids.length + maxNewTokens > capacity) {
-            throw new IllegalArgumentException("a prompt of " + ids.length + " tokens and " + maxNewTokens
-                    + " new ones do not fit the capacity of " + capacity + " tokens");
+        if (maxNewTokens < 1) {
+            throw new IllegalArgumentException("an answer of " + maxNewTokens + " tokens");
         }
-        List<KvSession> sessions = new ArrayList<>();
+        List<String> names = caches.names();
+        List<KvSession> sessions = caches.open((long) ids.length + maxNewTokens);
         try {
-            columns.forEach(column -> sessions.add(column.cache().open(capacity)));
             int vocabulary = model.config().vocabularySize();
             int[] first = new int[1];
             long start = System.nanoTime();
@@ -105,10 +87,10 @@ public final class SideBySide implements AutoCloseable {
                     sessions, ids, ids.length - 1, (row, rows, logits) -> first[0] = Logits.largest(logits, vocabulary), listener);
             double shared = (System.nanoTime() - start) * 1e-9;
             Map<String, Outcome> outcomes = new LinkedHashMap<>();
-            for (int i = 0; i < columns.size(); i++) {
+            for (int i = 0; i < names.size(); i++) {
                 double seal = transformer.sealSeconds(i);
                 shared -= seal;
-                outcomes.put(columns.get(i).name(), decode(columns.get(i), sessions.get(i), first[0], maxNewTokens, endIds, seal));
+                outcomes.put(names.get(i), decode(names.get(i), sessions.get(i), first[0], maxNewTokens, endIds, seal));
             }
             return new Answers(shared, outcomes);
         } finally {
@@ -117,13 +99,13 @@ public final class SideBySide implements AutoCloseable {
     }
 
     private Outcome decode(
-            Column column, KvSession session, int first, int maxNewTokens, Set<Integer> endIds, double seal) {
+            String name, KvSession session, int first, int maxNewTokens, Set<Integer> endIds, double seal) {
         int[] answer = new int[maxNewTokens];
         int count = 0;
         int steps = 0;
         int[] next = {first};
         transformer.timeAttention(true);
-        try (KvBatch batch = column.cache().batch(List.of(session))) {
+        try (KvBatch batch = session.cache().batch(List.of(session))) {
             long start = System.nanoTime();
             while (!endIds.contains(next[0])) {
                 answer[count++] = next[0];
@@ -134,7 +116,7 @@ public final class SideBySide implements AutoCloseable {
                 transformer.largest(next, 1);
                 steps++;
                 if (next[0] < 0) {
-                    throw new ArithmeticException(column.name() + " gave a logit that is not a number");
+                    throw new ArithmeticException(name + " gave a logit that is not a number");
                 }
             }
             double seconds = (System.nanoTime() - start) * 1e-9;
@@ -149,6 +131,6 @@ public final class SideBySide implements AutoCloseable {
     @Override
     public void close() {
         transformer.close();
-        columns.forEach(column -> column.cache().close());
+        caches.close();
     }
 }

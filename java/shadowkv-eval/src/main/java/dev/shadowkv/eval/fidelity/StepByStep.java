@@ -1,13 +1,12 @@
 package dev.shadowkv.eval.fidelity;
 
-import dev.shadowkv.Device;
 import dev.shadowkv.KvBatch;
-import dev.shadowkv.KvCache;
 import dev.shadowkv.KvSession;
 import dev.shadowkv.MemoryPlan;
 import dev.shadowkv.llm.CacheOptions;
 import dev.shadowkv.llm.LogitsSink;
 import dev.shadowkv.llm.Model;
+import dev.shadowkv.llm.NamedCaches;
 import dev.shadowkv.llm.Transformer;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
@@ -15,7 +14,6 @@ import java.util.ArrayList;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
-import java.util.Objects;
 
 /**
  * Several caches that read the same tokens, step by step, with what each says about the next one: how far an approximate
@@ -57,45 +55,28 @@ public final class StepByStep implements AutoCloseable {
         void step(int done, int total);
     }
 
-    private record Column(String name, KvCache cache) {}
-
     private final Transformer transformer;
-    private final long capacity;
-    private final List<Column> columns = new ArrayList<>();
+    private final NamedCaches caches;
 
     /**
      * Allocates the caches.
      *
-     * @param caches by name, the exact one first
+     * @param options by name, the exact one first
      * @param capacity tokens of the longest prompt with its steps
      */
-    public StepByStep(Model model, Map<String, CacheOptions> caches, long capacity) {
-        Objects.requireNonNull(model, "model");
-        if (caches.isEmpty()) {
-            throw new IllegalArgumentException("there is no cache to run");
-        }
-        this.capacity = capacity;
-        Device device = model.device();
+    public StepByStep(Model model, Map<String, CacheOptions> options, long capacity) {
+        caches = new NamedCaches(model, options, capacity);
         try {
-            caches.forEach((name, options) -> columns.add(new Column(
-                    name,
-                    options.build(
-                            device, model.config(), MemoryPlan.of(1, capacity).withStaging(capacity, 1), capacity))));
             transformer = new Transformer(model, 1);
         } catch (RuntimeException e) {
-            columns.forEach(column -> column.cache().close());
+            caches.close();
             throw e;
         }
     }
 
     /** The memory of a cache. */
     public MemoryPlan memoryPlan(String name) {
-        return columns.stream()
-                .filter(column -> column.name().equals(name))
-                .findFirst()
-                .orElseThrow(() -> new IllegalArgumentException("there is no cache " + name))
-                .cache()
-                .memoryPlan();
+        return caches.get(name).memoryPlan();
     }
 
     /**
@@ -113,31 +94,28 @@ public final class StepByStep implements AutoCloseable {
     }
 
     private Run run(int[] prompt, int[] given, int steps, boolean timed, Listener listener) {
-        if (steps < 1 || (long) prompt.length + steps > capacity) {
-            throw new IllegalArgumentException("a prompt of " + prompt.length + " tokens and " + steps
-                    + " steps, but the capacity is " + capacity + " tokens");
+        if (steps < 1) {
+            throw new IllegalArgumentException(steps + " steps");
         }
-        List<KvSession> sessions = new ArrayList<>();
+        List<String> names = caches.names();
+        List<KvSession> sessions = caches.open((long) prompt.length + steps);
         List<KvBatch> batches = new ArrayList<>();
         try {
-            columns.forEach(column -> sessions.add(column.cache().open(capacity)));
             float[][] exact = new float[1][];
             LogitsSink first = (row, rows, logits) -> exact[0] = floats(logits);
             transformer.prefill(sessions, prompt, prompt.length - 1, first, (done, total) -> {});
-            for (int i = 0; i < columns.size(); i++) {
-                batches.add(columns.get(i).cache().batch(List.of(sessions.get(i))));
-            }
+            sessions.forEach(session -> batches.add(session.cache().batch(List.of(session))));
             int[] tokens = given == null ? new int[steps] : given;
             int[] choices = new int[steps];
             Map<String, List<Step>> all = new LinkedHashMap<>();
-            columns.stream().skip(1).forEach(column -> all.put(column.name(), new ArrayList<>(steps)));
-            KvBatch.Statistics[] before = new KvBatch.Statistics[columns.size()];
+            names.stream().skip(1).forEach(name -> all.put(name, new ArrayList<>(steps)));
+            KvBatch.Statistics[] before = new KvBatch.Statistics[names.size()];
             double exactMilliseconds = 0;
             for (int step = 0; step < steps; step++) {
                 if (given == null) {
                     tokens[step] = largest(exact[0]);
                 }
-                for (int i = 0; i < columns.size(); i++) {
+                for (int i = 0; i < names.size(); i++) {
                     transformer.timeAttention(timed);
                     transformer.decode(batches.get(i), new int[] {tokens[step]}, 1);
                     float[] logits = floats(transformer.logits(1));
@@ -148,7 +126,7 @@ public final class StepByStep implements AutoCloseable {
                         exactMilliseconds += milliseconds / steps;
                     } else {
                         KvBatch.Statistics now = batches.get(i).statistics();
-                        all.get(columns.get(i).name()).add(step(exact[0], logits, before[i], now, milliseconds));
+                        all.get(names.get(i)).add(step(exact[0], logits, before[i], now, milliseconds));
                         before[i] = now;
                     }
                 }
@@ -224,6 +202,6 @@ public final class StepByStep implements AutoCloseable {
     @Override
     public void close() {
         transformer.close();
-        columns.forEach(column -> column.cache().close());
+        caches.close();
     }
 }

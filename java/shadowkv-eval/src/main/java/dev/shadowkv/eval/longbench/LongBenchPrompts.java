@@ -2,8 +2,7 @@ package dev.shadowkv.eval.longbench;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import dev.shadowkv.eval.EvaluationException;
-import dev.shadowkv.llm.internal.json.Json;
-import java.io.UncheckedIOException;
+import dev.shadowkv.eval.internal.JsonFiles;
 import java.nio.file.Path;
 import java.util.EnumMap;
 import java.util.Map;
@@ -75,14 +74,7 @@ public final class LongBenchPrompts {
      */
     public static LongBenchPrompts read(Path path) {
         Map<LongBenchTask, String> templates = new EnumMap<>(builtIn().templates);
-        JsonNode json;
-        try {
-            json = Json.parseObject(path);
-        } catch (UncheckedIOException e) {
-            throw new EvaluationException(path + ": cannot be read: " + e.getCause().getMessage(), e);
-        } catch (IllegalArgumentException e) {
-            throw new EvaluationException(path + ": " + e.getMessage(), e);
-        }
+        JsonNode json = JsonFiles.object(path);
         for (LongBenchTask task : LongBenchTask.values()) {
             if (json.has(task.code())) {
                 String template = json.get(task.code()).asText();

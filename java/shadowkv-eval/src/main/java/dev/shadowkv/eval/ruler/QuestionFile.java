@@ -4,8 +4,7 @@ import com.fasterxml.jackson.databind.JsonNode;
 import dev.shadowkv.eval.EvaluationException;
 import dev.shadowkv.eval.haystack.Draw;
 import dev.shadowkv.eval.haystack.PromptFitter.Draft;
-import dev.shadowkv.llm.internal.json.Json;
-import java.io.UncheckedIOException;
+import dev.shadowkv.eval.internal.JsonFiles;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.HashSet;
@@ -37,7 +36,7 @@ public final class QuestionFile {
      * @throws EvaluationException when it is not one
      */
     public static QuestionFile readSquad(Path path) {
-        JsonNode data = parse(path).path("data");
+        JsonNode data = JsonFiles.any(path).path("data");
         Set<String> texts = new TreeSet<>();
         data.forEach(article -> article.path("paragraphs")
                 .forEach(paragraph -> texts.add(paragraph.path("context").asText())));
@@ -67,7 +66,7 @@ public final class QuestionFile {
      * @throws EvaluationException when it is not one
      */
     public static QuestionFile readHotpot(Path path) {
-        JsonNode data = parse(path);
+        JsonNode data = JsonFiles.any(path);
         Set<String> texts = new TreeSet<>();
         data.forEach(entry -> entry.path("context").forEach(document -> texts.add(hotpotDocument(document))));
         List<String> documents = List.copyOf(texts);
@@ -87,16 +86,6 @@ public final class QuestionFile {
         StringBuilder text = new StringBuilder(document.path(0).asText()).append('\n');
         document.path(1).forEach(sentence -> text.append(sentence.asText()));
         return text.toString();
-    }
-
-    private static JsonNode parse(Path path) {
-        try {
-            return Json.parse(path);
-        } catch (UncheckedIOException e) {
-            throw new EvaluationException(path + ": cannot be read: " + e.getCause().getMessage(), e);
-        } catch (IllegalArgumentException e) {
-            throw new EvaluationException(path + ": " + e.getMessage(), e);
-        }
     }
 
     private static QuestionFile checked(Path path, String kind, List<String> documents, List<Question> questions) {

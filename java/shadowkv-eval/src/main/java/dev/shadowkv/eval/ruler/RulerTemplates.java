@@ -2,8 +2,7 @@ package dev.shadowkv.eval.ruler;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import dev.shadowkv.eval.EvaluationException;
-import dev.shadowkv.llm.internal.json.Json;
-import java.io.UncheckedIOException;
+import dev.shadowkv.eval.internal.JsonFiles;
 import java.nio.file.Path;
 import java.util.EnumMap;
 import java.util.Map;
@@ -120,14 +119,7 @@ public final class RulerTemplates {
      */
     public static RulerTemplates read(Path path) {
         Map<Kind, Template> templates = new EnumMap<>(builtIn().templates);
-        JsonNode json;
-        try {
-            json = Json.parseObject(path);
-        } catch (UncheckedIOException e) {
-            throw new EvaluationException(path + ": cannot be read: " + e.getCause().getMessage(), e);
-        } catch (IllegalArgumentException e) {
-            throw new EvaluationException(path + ": " + e.getMessage(), e);
-        }
+        JsonNode json = JsonFiles.object(path);
         for (Kind kind : Kind.values()) {
             JsonNode entry = json.path(kind.key);
             if (entry.isMissingNode()) {

@@ -21,7 +21,7 @@ import java.util.OptionalInt;
 import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.ValueSource;
+import org.junit.jupiter.params.provider.CsvSource;
 
 class IndexedLayerTest {
     private static final int QUERY_HEADS = 8;
@@ -73,22 +73,22 @@ class IndexedLayerTest {
         return values;
     }
 
-    private static CacheOptions options(int rank, int budget, double rerank) {
+    private static CacheOptions options(int rank, int budget, double rerank, boolean tail) {
         return new CacheOptions(
-                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.of(3), 0.5f, rerank, Optional.empty(), Optional.empty(),
-                Optional.empty());
+                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.of(3), 0.5f, rerank, Optional.of(tail), Optional.empty(),
+                Optional.empty(), Optional.empty());
     }
 
     /** What the probe puts together of kernels is what the cache does. */
     @ParameterizedTest
-    @ValueSource(doubles = {0, 3})
-    void isWhatTheCacheDoes(double rerank) {
+    @CsvSource({"0, true", "3, true", "0, false", "3, false"})
+    void isWhatTheCacheDoes(double rerank, boolean tail) {
         LayerCapture capture = capture();
         Rope rope = Rope.standard(DIM, 10000);
         int width = HEADS * DIM;
         int sealed = TOKENS - STEPS;
         try (Device device = device();
-                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank));
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail));
                 ShadowKvCache cache = ShadowKvCache.builder(device)
                         .layers(1)
                         .queryHeads(QUERY_HEADS)
@@ -100,6 +100,7 @@ class IndexedLayerTest {
                         .outliers(3)
                         .radiusWeight(0.5f)
                         .rerank(rerank)
+                        .tail(tail)
                         .memory(MemoryPlan.of(1, TOKENS))
                         .build();
                 KvSession session = cache.open(TOKENS)) {
@@ -138,7 +139,7 @@ class IndexedLayerTest {
         int indexed = ((TOKENS - STEPS) / 8 - 4) * 8;
         FidelityReport report = new FidelityReport();
         try (Device device = Device.cpu(2)) {
-            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(HEADS * DIM, indexed, 0), report);
+            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(HEADS * DIM, indexed, 0, true), report);
         }
         assertThat(report.heads()).hasSize(QUERY_HEADS);
         for (FidelityReport.Head head : report.heads()) {
@@ -155,15 +156,15 @@ class IndexedLayerTest {
         try (Device device = Device.cpu(2)) {
             FidelityReport little = new FidelityReport();
             FidelityReport more = new FidelityReport();
-            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 48, 4), little);
-            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 192, 2), more);
+            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 48, 4, true), little);
+            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 192, 2, true), more);
             for (int head = 0; head < QUERY_HEADS; head++) {
                 FidelityReport.Head a = little.heads().get(head);
                 FidelityReport.Head b = more.heads().get(head);
                 assertThat(a.capturedMass()).as("seed %d", seed).isLessThan(b.capturedMass());
                 assertThat(a.capturedMass()).isLessThanOrEqualTo(a.bestMass() + 1e-12);
             }
-            assertThatThrownBy(() -> new IndexedLayer(device, Rope.standard(DIM, 10000), capture, options(20, 608, 0)))
+            assertThatThrownBy(() -> new IndexedLayer(device, Rope.standard(DIM, 10000), capture, options(20, 608, 0, true)))
                     .isInstanceOf(IllegalArgumentException.class)
                     .hasMessageContaining("608");
         }
