@@ -168,6 +168,7 @@ public final class ShadowKvCache extends CacheBase {
     }
 
     void giveStaging(Staging memory) {
+        memory.sentChunks = 0;
         staging.push(memory);
     }
 
