@@ -121,7 +121,7 @@ final class ThroughputReport {
                 Integer.toString(count.sessions()),
                 Output.bytes(count.device()),
                 Output.bytes(count.plan().sessionDeviceBytes()),
-                Output.bytes(count.plan().pinnedBytes()),
+                Output.bytes(count.host()),
                 Output.bytes(count.plan().sessionPinnedBytes()))));
         out.println(table);
     }
@@ -130,7 +130,7 @@ final class ThroughputReport {
         ObjectNode node = Output.object();
         node.put("sessions", count.sessions());
         node.put("deviceBytes", count.device());
-        node.put("hostBytes", count.sessions() == 0 ? 0 : count.plan().pinnedBytes());
+        node.put("hostBytes", count.sessions() == 0 ? 0 : count.host());
         node.put("sessionDeviceBytes", count.plan().sessionDeviceBytes());
         node.put("sessionHostBytes", count.plan().sessionPinnedBytes());
         node.put("stagingBytes", count.plan().stagingBytes());

@@ -185,7 +185,7 @@ public final class ThroughputBenchmark implements AutoCloseable {
     private AdmissionException refusal(CacheOptions options, int wanted, SessionCount possible) {
         SessionCount refused = of(options, wanted);
         return new AdmissionException(wanted + (wanted == 1 ? " session of " : " sessions of ") + settings.context() + " tokens, weights and engine take "
-                + refused.device() + " bytes of device memory and " + refused.plan().pinnedBytes()
+                + refused.device() + " bytes of device memory and " + refused.host()
                 + " of host memory; the limits are " + settings.deviceLimit() + " and " + settings.hostLimit()
                 + ", which hold " + possible.sessions());
     }
