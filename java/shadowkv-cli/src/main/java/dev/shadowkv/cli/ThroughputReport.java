@@ -78,7 +78,8 @@ final class ThroughputReport {
         return node;
     }
 
-    private static String typeName(ElementType type) {
+    /** As options and files have it. */
+    static String typeName(ElementType type) {
         return type == ElementType.F8_E4M3 ? "fp8" : type.name().toLowerCase(Locale.ROOT);
     }
 
@@ -241,6 +242,7 @@ final class ThroughputReport {
             node.set("planned", count(r.planned()));
             node.set("run", count(r.run()));
             node.put("layers", r.runLayers());
+            node.put("buildSeconds", r.buildSeconds());
             node.put("fillSeconds", r.fillSeconds());
             node.put("stepMilliseconds", r.stepMilliseconds());
             node.put("medianStepMilliseconds", r.medianMilliseconds());
