@@ -56,6 +56,7 @@ final class ThroughputReport {
         node.put("deviceLimitBytes", settings.deviceLimit());
         node.put("hostLimitBytes", settings.hostLimit());
         node.put("wantedResident", settings.resident());
+        settings.batch().ifPresent(batch -> node.put("wantedBatch", batch));
         node.put("steps", settings.steps());
         node.put("seed", settings.seed());
         node.put("date", Instant.now().truncatedTo(ChronoUnit.SECONDS).toString());

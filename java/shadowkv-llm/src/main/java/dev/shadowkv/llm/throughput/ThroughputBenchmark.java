@@ -157,7 +157,8 @@ public final class ThroughputBenchmark implements AutoCloseable {
                 .toArray();
         try (KvCache cache = builder(device, config, settings, options, 1).build();
                 Transformer transformer = new Transformer(model, 1)) {
-            // What is made at first use is no part of the measurement.
+            // What is made at first use, or with an engine, is no part of the measurement.
+            transformer.reservePrompt(settings.context());
             prompt(cache, transformer, Arrays.copyOf(ids, Math.min(ids.length, WARM_UP_TOKENS)), (done, total) -> {});
             device.synchronize();
             long start = System.nanoTime();
