@@ -94,6 +94,19 @@ SKV_API skv_status skv_graph_end(skv_context *context, skv_graph **graph);
 SKV_API skv_status skv_graph_launch(skv_context *context, skv_graph *graph);
 SKV_API skv_status skv_graph_destroy(skv_context *context, skv_graph *graph);
 
+/* --- Lanes ----------------------------------------------------------------------------------- */
+
+/*
+ * Lane 0 is the context's stream. What the other lanes are given goes on beside it, and they take copies, fills and
+ * skv_value_store alone, since everything else shares the workspace. Each lane keeps its own order; between lanes
+ * there is none but what skv_meet_lane states. skv_synchronize waits for all. CPU: work is done when a call returns.
+ */
+
+/* Work from now on is given to that lane, 0 to SKV_LANES - 1. */
+SKV_API skv_status skv_use_lane(skv_context *context, int32_t lane);
+/* What lane 0 and that lane are given from now on begins when both have done what they were given before. */
+SKV_API skv_status skv_meet_lane(skv_context *context, int32_t lane);
+
 /* --- Timing --------------------------------------------------------------------------------- */
 
 /* Records the stream's time under one of 16 marks (CPU: the clock). */

@@ -34,6 +34,9 @@ enum {
 
 enum { SKV_BACKEND_CPU = 0, SKV_BACKEND_CUDA = 1 };
 
+/* Queues of a context's work, see skv_use_lane. */
+enum { SKV_LANES = 3 };
+
 /* Element types. I8 (symmetric, one scale a landmark) is for landmarks only, F8_E4M3 (one scale a chunk
  * and head) for values only. */
 enum { SKV_F32 = 0, SKV_BF16 = 1, SKV_F16 = 2, SKV_F8_E4M3 = 3, SKV_I8 = 4 };
@@ -186,6 +189,7 @@ typedef struct skv_rope_params {
   void *output;              /* [count][heads][D], tokens output_stride elements apart */
   int64_t count;
   int64_t input_stride, output_stride; /* elements; 0: heads*D */
+  int64_t input_head_stride; /* elements between the input's heads; 0: D */
   int32_t heads, head_dim;
   int64_t first_position;    /* of row 0, the others follow; unless positions is given */
   const int64_t *positions;  /* [count] or null */

@@ -47,6 +47,9 @@ class Backend {
   virtual std::unique_ptr<Graph> end_graph() = 0;
   virtual void launch_graph(Graph& graph) = 0;
 
+  virtual void use_lane(std::int32_t lane) = 0;
+  virtual void meet_lane(std::int32_t lane) = 0;
+
   virtual void mark(std::int32_t mark) = 0;
   virtual float elapsed(std::int32_t from, std::int32_t to) = 0;
 

@@ -27,6 +27,8 @@ void test_rope() {
   rotate.REFUSES(head_dim = 33, kUnsupported, "must be even");
   rotate.REFUSES(input_stride = 63, kInvalid, "input_stride is 63, must be 0 or at least 64");
   rotate.REFUSES(output_stride = -64, kInvalid, "output_stride is -64");
+  rotate.REFUSES(input_head_stride = 31, kInvalid, "input_head_stride is 31, must be 0 or at least 32");
+  rotate.REFUSES(input_head_stride = INT64_MAX / 4, kInvalid, "do not fit into 64 bits");
   rotate.REFUSES(first_position = -1, kInvalid, "first_position is -1");
   rotate.REFUSES(first_position = INT64_MAX, kInvalid, "first_position is");
   rotate.REFUSES(first_position = 252, kInvalid, "positions 252..256 exceed the rotary tables, which cover 256");

@@ -171,6 +171,29 @@ void test_graphs_and_marks() {
   expect_failure(skv_mark(context, 16), kInvalid, "skv_mark", "mark is 16, must be 0..15");
 }
 
+// On a CPU the order of the calls is the order of the work; what a lane takes is the same as on a GPU.
+void test_lanes() {
+  float numbers[4] = {1, 2, 3, 4}, copied[4] = {};
+  auto add = sized<skv_add_params>();
+  add.a = add.b = numbers;
+  add.output = copied;
+  add.count = 4;
+  for (std::int32_t lane = 1; lane < SKV_LANES; ++lane) {
+    CHECK_EQUAL(skv_meet_lane(context, lane), SKV_OK);
+    CHECK_EQUAL(skv_use_lane(context, lane), SKV_OK);
+    CHECK_EQUAL(skv_copy(context, copied, numbers, sizeof(numbers)), SKV_OK);
+    expect_failure(skv_add(context, &add), kInvalid, "skv_add", "takes copies, fills and skv_value_store alone");
+    CHECK_EQUAL(skv_use_lane(context, 0), SKV_OK);
+    CHECK_EQUAL(skv_meet_lane(context, lane), SKV_OK);
+    CHECK(copied[0] == 1 && copied[3] == 4);
+  }
+  CHECK_EQUAL(skv_add(context, &add), SKV_OK);
+  CHECK_EQUAL(copied[3], 8.0F);
+  expect_failure(skv_use_lane(context, -1), kInvalid, "skv_use_lane", "lane is -1");
+  expect_failure(skv_use_lane(context, SKV_LANES), kInvalid, "skv_use_lane", "lane is 3");
+  expect_failure(skv_meet_lane(context, 0), kInvalid, "skv_meet_lane", "lane is 0");
+}
+
 }  // namespace
 
 int main() {
@@ -185,6 +208,7 @@ int main() {
   test_workspace();
   test_memory();
   test_graphs_and_marks();
+  test_lanes();
   CHECK_EQUAL(skv_context_destroy(context), SKV_OK);
   return check::verdict();
 }

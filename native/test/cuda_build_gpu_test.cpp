@@ -72,6 +72,43 @@ void rope(skv::Backend& backend, std::mt19937_64& generator) {
   }
 }
 
+// Heads that lie apart, as in a ring [K][capacity][D], are rotated as heads side by side are, to the bit.
+void rope_of_heads_apart(skv::Backend& backend, std::mt19937_64& generator) {
+  constexpr std::int64_t kHeads = 8, kTokens = 64, kCapacity = 96, kFirst = 5000;
+  for (const std::int32_t head_dim : {128, 34}) {
+    const gpu::Rotation rotation(head_dim, SKV_HALF_SPLIT, 10000, 1.2, 200000);
+    Array coarse = Array::of(backend, rotation.coarse), fine = Array::of(backend, rotation.fine);
+    const auto ring = rounded(gpu::normals(generator, kHeads * kCapacity * head_dim), SKV_BF16);
+    std::vector<float> rows(at(kTokens * kHeads * head_dim));
+    for (std::int64_t token = 0; token < kTokens; ++token) {
+      for (std::int64_t head = 0; head < kHeads; ++head) {
+        std::copy_n(&ring[at((head * kCapacity + token) * head_dim)], head_dim,
+                    &rows[at((token * kHeads + head) * head_dim)]);
+      }
+    }
+    Array apart(backend, ring, SKV_BF16), together(backend, rows, SKV_BF16);
+    Array expected(backend, kTokens * kHeads * head_dim * 2), actual(backend, kTokens * kHeads * head_dim * 2);
+    skv_rope_params p = {};
+    p.type = SKV_BF16;
+    p.input = together;
+    p.output = expected;
+    p.count = kTokens;
+    p.heads = static_cast<std::int32_t>(kHeads);
+    p.head_dim = head_dim;
+    p.first_position = kFirst;
+    p.inverse = 1;
+    p.rope = rotation.on(coarse, fine);
+    backend.rope(p);
+    p.input = apart;
+    p.output = actual;
+    p.input_stride = head_dim;
+    p.input_head_stride = kCapacity * head_dim;
+    backend.rope(p);
+    CHECK(actual.bytes() == expected.bytes());
+    CHECK(actual.bytes() != together.bytes());
+  }
+}
+
 void store_tokens(skv::Backend& backend, std::mt19937_64& generator) {
   for (const std::int32_t type : {SKV_F32, SKV_BF16, SKV_F16}) {
     for (const auto& [head_dim, rotary_dim, pairing] :
@@ -424,6 +461,7 @@ int main() {
   }
   auto generator = check::fresh_generator();
   rope(*backend, generator);
+  rope_of_heads_apart(*backend, generator);
   store_tokens(*backend, generator);
   landmark_build(*backend, generator);
   outlier_select(*backend, generator);

@@ -161,6 +161,58 @@ void graphs(skv::Backend& backend, std::mt19937_64& generator) {
   CHECK(throws(SKV_INVALID_ARGUMENT, [&] { backend.mark(-1); }));
 }
 
+// Rows go through the device and back on a lane while the context's stream changes them, two buffers in turn: what
+// comes back is right only if lanes wait for each other where they meet, and nothing is ahead of its turn.
+void lanes(skv::Backend& backend, std::mt19937_64& generator) {
+  constexpr int kBlocks = 40;
+  const std::int64_t count = check::small() ? 10'001 : 4'000'003;
+  const std::uint64_t bytes = static_cast<std::uint64_t>(count) * 4;
+  auto* const host = static_cast<float*>(backend.allocate_host(kBlocks * bytes));
+  const auto values = gpu::rounded(gpu::normals(generator, count), SKV_F32);
+  for (int block = 0; block < kBlocks; ++block) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      host[block * count + i] = values[static_cast<std::size_t>(i)] + static_cast<float>(block);
+    }
+  }
+  const std::vector<float> before(host, host + kBlocks * count);
+  Array first(backend, count * 4), second(backend, count * 4);
+  void* const buffers[] = {first, second};
+  skv_add_params p = {};
+  p.type = SKV_F32;
+  p.count = count;
+  const auto on_lane = [&](int fetch, int give) {
+    backend.use_lane(1);
+    if (give >= 0) {
+      backend.copy(host + give * count, buffers[give % 2], bytes);
+    }
+    if (fetch < kBlocks) {
+      backend.copy(buffers[fetch % 2], host + fetch * count, bytes);
+    }
+    backend.use_lane(0);
+  };
+  on_lane(0, -1);
+  for (int block = 0; block < kBlocks; ++block) {
+    backend.meet_lane(1);
+    p.a = p.b = p.output = buffers[block % 2];
+    backend.add(p);
+    on_lane(block + 1, block - 1);
+  }
+  backend.meet_lane(1);
+  on_lane(kBlocks, kBlocks - 1);
+  backend.synchronize();
+  bool right = true;
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    right = right && host[i] == 2 * before[i];
+  }
+  CHECK(right);
+  backend.free_host(host);
+  backend.begin_graph();
+  CHECK(throws(SKV_INVALID_ARGUMENT, [&] { backend.use_lane(1); }));
+  CHECK(throws(SKV_INVALID_ARGUMENT, [&] { backend.meet_lane(2); }));
+  backend.add(p);
+  backend.end_graph();
+}
+
 void two_contexts(std::mt19937_64& generator) {
   std::string reason;
   auto first = gpu::open(reason), second = gpu::open(reason);
@@ -230,6 +282,7 @@ int main() {
   host_memory(*backend, generator);
   device_memory(*backend);
   graphs(*backend, generator);
+  lanes(*backend, generator);
   two_contexts(generator);
   refusals(*backend);
   return check::verdict();

@@ -156,6 +156,43 @@ void test_store(Bench& bench, std::int32_t input_type, std::int32_t storage_type
   CHECK(values_only == stored);
 }
 
+// Heads that lie apart, as in a ring [K][capacity][D], give what heads side by side give.
+void test_heads_apart(Bench& bench, std::int32_t type, int pairing, std::mt19937_64& random) {
+  constexpr int kHeads = 3, kDim = 64;
+  constexpr std::int64_t kTokens = 21, kCapacity = 29;
+  const RopeTables tables(kDim, pairing, 4096, 10000.0, 1.0);
+  Array together(type, kTokens * kHeads * kDim), apart(type, kHeads * kCapacity * kDim);
+  Array expected(type, kTokens * kHeads * kDim), out(type, kTokens * kHeads * kDim);
+  together.fill(random);
+  for (std::int64_t t = 0; t < kTokens; ++t) {
+    for (std::int64_t h = 0; h < kHeads; ++h) {
+      for (int i = 0; i < kDim; ++i) {
+        apart.set((h * kCapacity + t) * kDim + i, together[(t * kHeads + h) * kDim + i]);
+      }
+    }
+  }
+  skv_rope_params p = {};
+  p.struct_size = sizeof(p);
+  p.type = type;
+  p.count = kTokens;
+  p.heads = kHeads;
+  p.head_dim = kDim;
+  p.first_position = 1000;
+  p.inverse = 1;
+  p.rope = tables.table;
+  p.input = together.data();
+  p.output = expected.data();
+  auto execution = bench.with(0);
+  skv::cpu::rope(p, execution);
+  p.input = apart.data();
+  p.output = out.data();
+  p.input_stride = kDim;
+  p.input_head_stride = kCapacity * kDim;
+  skv::cpu::rope(p, execution);
+  CHECK(out == expected);
+  CHECK(!(out == together));
+}
+
 void test_outside(Bench& bench) {
   const RopeTables tables(64, SKV_HALF_SPLIT, 128, 10000.0, 1.0);
   std::vector<float> head(64, 1.0F);
@@ -194,6 +231,8 @@ int main() {
       test_rope(bench, type, 50, 50, SKV_INTERLEAVED, 1.1, random);
       test_rope(bench, type, 6, 0, SKV_HALF_SPLIT, 1.0, random);
       test_rope(bench, type, 256, 254, SKV_HALF_SPLIT, 1.0, random);
+      test_heads_apart(bench, type, SKV_HALF_SPLIT, random);
+      test_heads_apart(bench, type, SKV_INTERLEAVED, random);
       for (const std::int32_t storage : {SKV_F32, SKV_BF16, SKV_F16}) {
         test_store(bench, type, storage, 128, 2, random);
         test_store(bench, type, storage, 38, 5, random);

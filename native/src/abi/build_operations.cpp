@@ -39,9 +39,11 @@ void check_rope(const skv_rope_params* p, bool pointers) {
   check.head_dim(p->head_dim);
   check_positions(check, p->first_position, p->count);
   const std::int64_t width = static_cast<std::int64_t>(p->heads) * p->head_dim;
-  check.stride("input_stride", p->input_stride, width);
+  check.stride("input_head_stride", p->input_head_stride, p->head_dim);
+  check.stride("input_stride", p->input_stride, p->input_head_stride ? p->head_dim : width);
   check.stride("output_stride", p->output_stride, width);
   check.elements("input", {p->count, p->input_stride ? p->input_stride : width});
+  check.elements("input", {p->heads, p->input_head_stride ? p->input_head_stride : p->head_dim});
   check.elements("output", {p->count, p->output_stride ? p->output_stride : width});
   check.rope(p->rope, p->head_dim, p->first_position, p->positions ? 0 : p->count);
   if (p->count > 0) {

@@ -265,6 +265,21 @@ skv_status skv_graph_destroy(skv_context* context, skv_graph* graph) {
   });
 }
 
+skv_status skv_use_lane(skv_context* context, int32_t lane) {
+  return guarded(__func__, context, [&](skv::Backend& backend) {
+    Check("skv_use_lane").range("lane", lane, 0, SKV_LANES - 1);
+    backend.use_lane(lane);
+    context->lane = lane;
+  });
+}
+
+skv_status skv_meet_lane(skv_context* context, int32_t lane) {
+  return guarded(__func__, context, [&](skv::Backend& backend) {
+    Check("skv_meet_lane").range("lane", lane, 1, SKV_LANES - 1);
+    backend.meet_lane(lane);
+  });
+}
+
 skv_status skv_mark(skv_context* context, int32_t mark) {
   return guarded(__func__, context, [&](skv::Backend& backend) {
     Check("skv_mark").range("mark", mark, 0, skv::abi::kMarks - 1);

@@ -11,6 +11,7 @@
 
 struct skv_context {
   std::unique_ptr<skv::Backend> backend;
+  std::int32_t lane = 0;  // that work is given to
   char message[1024] = {};
 };
 

@@ -158,6 +158,9 @@ class CpuBackend final : public Backend {
     refuse_graphs();
   }
 
+  void use_lane(std::int32_t) override {}
+  void meet_lane(std::int32_t) override {}
+
   void mark(std::int32_t mark) override {
     marks_.at(static_cast<std::size_t>(mark)) = Clock::now();
   }

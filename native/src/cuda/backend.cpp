@@ -122,7 +122,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override {
     try {
       const CurrentDevice current(ordinal_);
-      (void)cudaStreamSynchronize(stream_);
+      (void)wait_for_lanes();
       release();
     } catch (const Error&) {
       // After a fault there is nothing left to give back.
@@ -141,7 +141,7 @@ class CudaBackend final : public Backend {
   void synchronize() override {
     const CurrentDevice current(ordinal_);
     refuse_while_capturing("synchronize");
-    check(cudaStreamSynchronize(stream_), "waiting for the stream");
+    check(wait_for_lanes(), "waiting for the stream");
   }
 
   std::uint64_t workspace_bytes(std::int32_t operation, const void* params) override {
@@ -162,7 +162,7 @@ class CudaBackend final : public Backend {
     }
     const CurrentDevice current(ordinal_);
     refuse_while_capturing("reserve workspace");
-    check(cudaStreamSynchronize(stream_), "waiting for the stream");
+    check(wait_for_lanes(), "waiting for the stream");
     // Freed first: the two need not fit at once.
     check(cudaFree(workspace_), "freeing the workspace");
     workspace_ = nullptr;
@@ -198,7 +198,7 @@ class CudaBackend final : public Backend {
     const CurrentDevice current(ordinal_);
     refuse_while_capturing("free host memory");
     // Work that is under way may still use the pages.
-    const cudaError_t pending = cudaStreamSynchronize(stream_);
+    const cudaError_t pending = wait_for_lanes();
     pinned_.release(address);
     check(pending, "waiting for the stream");
   }
@@ -212,7 +212,7 @@ class CudaBackend final : public Backend {
   void unregister_host(void* address) override {
     const CurrentDevice current(ordinal_);
     refuse_while_capturing("unregister host memory");
-    check(cudaStreamSynchronize(stream_), "waiting for the stream");
+    check(wait_for_lanes(), "waiting for the stream");
     pinned_.unpin(address);
   }
 
@@ -230,9 +230,9 @@ class CudaBackend final : public Backend {
     }
     const CurrentDevice current(ordinal_);
     const bool source_is_pageable = prepare_copy(target, source);
-    check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDefault, stream_), "copying");
+    check(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDefault, now()), "copying");
     if (source_is_pageable) {
-      check(cudaStreamSynchronize(stream_), "copying from pageable memory");
+      check(cudaStreamSynchronize(now()), "copying from pageable memory");
     }
   }
 
@@ -246,17 +246,17 @@ class CudaBackend final : public Backend {
     // The driver's own limit of a pitch.
     constexpr std::uint64_t kMaximumPitch = 0x7fffffff;
     if (target_pitch <= kMaximumPitch && source_pitch <= kMaximumPitch) {
-      check(cudaMemcpy2DAsync(target, target_pitch, source, source_pitch, width, rows, cudaMemcpyDefault, stream_),
+      check(cudaMemcpy2DAsync(target, target_pitch, source, source_pitch, width, rows, cudaMemcpyDefault, now()),
             "copying rows");
     } else {
       for (std::uint64_t row = 0; row < rows; ++row) {
         check(cudaMemcpyAsync(static_cast<char*>(target) + row * target_pitch,
-                              static_cast<const char*>(source) + row * source_pitch, width, cudaMemcpyDefault, stream_),
+                              static_cast<const char*>(source) + row * source_pitch, width, cudaMemcpyDefault, now()),
               "copying a row");
       }
     }
     if (source_is_pageable) {
-      check(cudaStreamSynchronize(stream_), "copying from pageable memory");
+      check(cudaStreamSynchronize(now()), "copying from pageable memory");
     }
   }
 
@@ -267,11 +267,11 @@ class CudaBackend final : public Backend {
     const CurrentDevice current(ordinal_);
     if (is_pageable(target)) {
       refuse_while_capturing("fill pageable memory");
-      check(cudaStreamSynchronize(stream_), "waiting for the stream");
+      check(cudaStreamSynchronize(now()), "waiting for the stream");
       std::memset(target, byte, bytes);
       return;
     }
-    check(cudaMemsetAsync(target, byte, bytes, stream_), "filling");
+    check(cudaMemsetAsync(target, byte, bytes, now()), "filling");
   }
 
   void begin_graph() override {
@@ -313,6 +313,31 @@ class CudaBackend final : public Backend {
     check(cudaGraphLaunch(captured->executable(), stream_), "launching a graph");
   }
 
+  void use_lane(std::int32_t lane) override {
+    const CurrentDevice current(ordinal_);
+    refuse_while_capturing("choose a lane");
+    if (lane != 0 && !lanes_[lane - 1]) {
+      check(cudaStreamCreateWithFlags(&lanes_[lane - 1], cudaStreamNonBlocking), "creating a lane");
+    }
+    lane_ = lane;
+  }
+
+  void meet_lane(std::int32_t lane) override {
+    const CurrentDevice current(ordinal_);
+    refuse_while_capturing("meet a lane");
+    const cudaStream_t other = lanes_[lane - 1];
+    if (!other) {
+      // It has been given nothing, but what it is given next may need what this stream was given.
+      use_lane(lane);
+      lane_ = 0;
+      return meet_lane(lane);
+    }
+    check(cudaEventRecord(events_[0], stream_), "recording an event");
+    check(cudaEventRecord(events_[1], other), "recording an event");
+    check(cudaStreamWaitEvent(other, events_[0], 0), "waiting for an event");
+    check(cudaStreamWaitEvent(stream_, events_[1], 0), "waiting for an event");
+  }
+
   void mark(std::int32_t mark) override {
     check_mark(mark);
     const CurrentDevice current(ordinal_);
@@ -338,13 +363,26 @@ class CudaBackend final : public Backend {
 #define SKV_FORWARD(method, type, function, number)                                                          \
   void method(const type& p) override {                                                                      \
     const CurrentDevice current(ordinal_);                                                                   \
-    Launch launch{stream_, side_.data(), events_.data(), Workspace(workspace_, workspace_bytes_), traits_, cublas_}; \
+    Launch launch{now(), side_.data(), events_.data(), Workspace(workspace_, workspace_bytes_), traits_, cublas_}; \
     cuda::method(p, launch);                                                                                 \
   }
   SKV_OPERATIONS(SKV_FORWARD)
 #undef SKV_FORWARD
 
  private:
+  // Where work goes.
+  cudaStream_t now() const { return lane_ == 0 ? stream_ : lanes_[lane_ - 1]; }
+
+  // Waits for all lanes; the first failure.
+  cudaError_t wait_for_lanes() const {
+    cudaError_t code = cudaStreamSynchronize(stream_);
+    for (cudaStream_t lane : lanes_) {
+      const cudaError_t one = lane ? cudaStreamSynchronize(lane) : cudaSuccess;
+      code = code == cudaSuccess ? one : code;
+    }
+    return code;
+  }
+
   static void check_mark(std::int32_t mark) {
     if (mark < 0 || mark >= kMarks) {
       throw Error(SKV_INVALID_ARGUMENT,
@@ -413,6 +451,11 @@ class CudaBackend final : public Backend {
         (void)cudaStreamDestroy(side);
       }
     }
+    for (cudaStream_t lane : lanes_) {
+      if (lane) {
+        (void)cudaStreamDestroy(lane);
+      }
+    }
     if (owns_stream_) {
       (void)cudaStreamDestroy(stream_);
     }
@@ -427,6 +470,8 @@ class CudaBackend final : public Backend {
   cudaStream_t stream_ = nullptr;
   bool owns_stream_ = false;
   bool capturing_ = false;
+  std::array<cudaStream_t, SKV_LANES - 1> lanes_ = {};  // made when they are first used
+  std::int32_t lane_ = 0;
   std::array<cudaStream_t, Launch::kSideStreams> side_ = {};
   std::array<cudaEvent_t, Launch::kEvents> events_ = {};
   std::array<cudaEvent_t, kMarks> marks_ = {};

@@ -10,7 +10,7 @@ constexpr int kThreads = 256;
 
 // Rotates N pairs, or copies N elements behind the rotated ones, of some heads of one token.
 //
-// input, output [count][heads][D]. Floor: every element read and written once; bound by memory. The rotation
+// input [count][heads][D], its heads possibly apart, output [count][heads][D]. Floor: every element read and written once; bound by memory. The rotation
 // of a token and pair is made once and applied to heads_per_thread heads.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ skv_rope_params p, int items,
@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ 
   if (pair >= half) {
     const int element = p.rope.rotary_dim + (pair - half);
     for (int head = first_head; head < last_head; ++head) {
-      const std::int64_t at = static_cast<std::int64_t>(head) * p.head_dim + element;
-      *reinterpret_cast<Vector<T, N>*>(output + at) = *reinterpret_cast<const Vector<T, N>*>(input + at);
+      *reinterpret_cast<Vector<T, N>*>(output + static_cast<std::int64_t>(head) * p.head_dim + element) =
+          *reinterpret_cast<const Vector<T, N>*>(input + static_cast<std::int64_t>(head) * p.input_head_stride + element);
     }
     return;
   }
@@ -47,9 +47,10 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ 
   }
   for (int head = first_head; head < last_head; ++head) {
     const std::int64_t at = static_cast<std::int64_t>(head) * p.head_dim;
+    const std::int64_t from = static_cast<std::int64_t>(head) * p.input_head_stride;
     if (p.rope.pairing == SKV_INTERLEAVED) {
       float x[2 * N];
-      load_floats(x, input + at + 2 * pair);
+      load_floats(x, input + from + 2 * pair);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         const float a = x[2 * i], b = x[2 * i + 1];
@@ -59,8 +60,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ 
       store_floats(output + at + 2 * pair, x);
     } else {
       float a[N], b[N];
-      load_floats(a, input + at + pair);
-      load_floats(b, input + at + half + pair);
+      load_floats(a, input + from + pair);
+      load_floats(b, input + from + half + pair);
 #pragma unroll
       for (int i = 0; i < N; ++i) {
         const float low = a[i] * cosine[i] - b[i] * sine[i];
@@ -85,10 +86,11 @@ void rope(const skv_rope_params& params, Launch& launch) {
   const std::int64_t dense = static_cast<std::int64_t>(p.heads) * p.head_dim;
   p.input_stride = p.input_stride ? p.input_stride : dense;
   p.output_stride = p.output_stride ? p.output_stride : dense;
+  p.input_head_stride = p.input_head_stride ? p.input_head_stride : p.head_dim;
   with_type(p.type, "rope", [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr std::int64_t kSize = sizeof(T);
-    const bool wide = aligned_16({p.input, p.output}, {p.input_stride * kSize, p.output_stride * kSize, p.head_dim * kSize,
+    const bool wide = aligned_16({p.input, p.output}, {p.input_stride * kSize, p.output_stride * kSize, p.input_head_stride * kSize, p.head_dim * kSize,
                                                        p.rope.rotary_dim / 2 * kSize});
     const auto run = [&]<int N>(std::integral_constant<int, N>) {
       const int items = (p.head_dim - p.rope.rotary_dim / 2) / N;

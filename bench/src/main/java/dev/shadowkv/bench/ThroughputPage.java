@@ -5,15 +5,17 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Comparator;
+import java.util.HashSet;
 import java.util.List;
 import java.util.Locale;
+import java.util.Set;
 import java.util.stream.Stream;
 
 import com.fasterxml.jackson.databind.JsonNode;
 import com.fasterxml.jackson.databind.ObjectMapper;
 
 /**
- * Makes a page and a chart of what {@code shadowkv bench throughput --json} printed into files.
+ * Makes a page and a chart of the files that {@code shadowkv bench throughput --out} wrote, in a folder and those within.
  *
  * <pre>java dev.shadowkv.bench.ThroughputPage bench/results/h200/throughput docs/throughput-results.md</pre>
  */
@@ -32,7 +34,7 @@ public final class ThroughputPage {
 
     static void write(Path results, Path page) throws IOException {
         List<JsonNode> all = new ArrayList<>();
-        try (Stream<Path> files = Files.list(results)) {
+        try (Stream<Path> files = Files.walk(results)) {
             for (Path file : files.filter(name -> name.toString().endsWith(".json")).sorted().toList()) {
                 all.add(new ObjectMapper().readTree(file.toFile()));
             }
@@ -49,8 +51,15 @@ public final class ThroughputPage {
                 """);
         List<JsonNode> decode = all.stream().filter(one -> one.path("caches").findValue("tokensPerSecond") != null
                 && one.path("caches").findValue("prefillSeconds") == null).toList();
-        if (!decode.isEmpty()) {
-            steps(text, decode, page);
+        List<JsonNode> largest = decode.stream().filter(one -> !one.has("wantedBatch")).toList();
+        if (!largest.isEmpty()) {
+            text.append("\n## Decode\n");
+            steps(text, largest, page.toAbsolutePath().getParent().resolve("benchmarks/throughput.png"));
+        }
+        List<JsonNode> given = decode.stream().filter(one -> one.has("wantedBatch")).toList();
+        if (!given.isEmpty()) {
+            text.append("\n## Decode with a given number of sessions\n");
+            steps(text, given, null);
         }
         List<JsonNode> prompts = all.stream().filter(one -> one.path("caches").findValue("prefillSeconds") != null).toList();
         if (!prompts.isEmpty()) {
@@ -60,10 +69,13 @@ public final class ThroughputPage {
         Files.writeString(page, text);
     }
 
-    private static void steps(StringBuilder text, List<JsonNode> all, Path page) throws IOException {
-        text.append("\n## Decode\n\n| shape | context | layers | cache | fit | run | device GiB | host GiB | resident | ms a step | tokens/s"
+    /** A table, and a chart unless that is null. */
+    private static void steps(StringBuilder text, List<JsonNode> all, Path chart) throws IOException {
+        text.append("\n| shape | context | layers | cache | fit | run | device GiB | host GiB | resident | ms a step | tokens/s"
                 + " | over dense | over limit | HBM GB/s | link GB/s | device, commit, date |\n"
                 + "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n");
+        // Exact attention is measured once beside several types of shadow and is in the files of all.
+        Set<JsonNode> written = new HashSet<>();
         List<String> labels = new ArrayList<>();
         List<Double> gains = new ArrayList<>();
         for (JsonNode one : all) {
@@ -72,7 +84,7 @@ public final class ThroughputPage {
             double limit = caches.path("dense").path("exactLimitTokensPerSecond").asDouble(Double.NaN);
             for (String cache : List.of("dense", "shadow")) {
                 JsonNode r = caches.path(cache);
-                if (!r.has("tokensPerSecond")) {
+                if (!r.has("tokensPerSecond") || cache.equals("dense") && !written.add(r)) {
                     continue;
                 }
                 boolean shadow = cache.equals("shadow");
@@ -89,13 +101,13 @@ public final class ThroughputPage {
                 if (shadow && !Double.isNaN(dense)) {
                     JsonNode types = one.path("shadow");
                     labels.add(one.path("shape").asText() + " " + one.path("context").asLong() / 1024 + "K " + types.path("valueType").asText()
-                            + "/" + types.path("landmarkType").asText() + (layers(one).contains("of") ? " (" + layers(one) + ")" : ""));
+                            + "/" + types.path("landmarkType").asText()
+                            + (types.path("rerank").asDouble() > 1 ? " rerank" : "") + (layers(one).contains("of") ? " (" + layers(one) + ")" : ""));
                     gains.add(speed / dense);
                 }
             }
         }
-        if (labels.size() > 1) {
-            Path chart = page.toAbsolutePath().getParent().resolve("benchmarks/throughput.png");
+        if (labels.size() > 1 && chart != null) {
             Files.createDirectories(chart.getParent());
             ResultCharts.bars("Tokens a second within the memory limit (values/landmarks)", "times dense", labels, gains, chart);
             text.append("\n![tokens a second of shadow over dense](benchmarks/throughput.png)\n");

@@ -50,6 +50,26 @@ class ThroughputPageTest {
     }
 
     @Test
+    void exactAttentionBesideSeveralTypesIsOneRow() throws Exception {
+        String dense = cache("dense", 200, ", \"exactLimitTokensPerSecond\": 250");
+        String page = page(header(124928, 32, dense + "," + cache("shadow", 1000, "")),
+                header(124928, 32, dense + "," + cache("shadow", 800, "")).replace("fp8", "bf16"));
+        assertThat(page.split("\\| dense \\|", -1)).hasSize(2);
+        assertThat(page).contains("| 1000.0 | 5.00 |", "| 800.0 | 4.00 |");
+    }
+
+    @Test
+    void givenBatchesAndFoldersWithin() throws Exception {
+        String both = cache("dense", 90, "") + "," + cache("shadow", 99, "");
+        Files.createDirectories(folder.resolve("results/single"));
+        Files.writeString(folder.resolve("results/single/one.json"),
+                header(124928, 32, both).replace("\"steps\"", "").replace("\"shape\"", "\"wantedBatch\": 1, \"shape\""));
+        String page = page(header(124928, 32, cache("shadow", 1000, "")));
+        assertThat(page.indexOf("## Decode\n")).isLessThan(page.indexOf("| 1000.0 |"));
+        assertThat(page.indexOf("## Decode with a given number")).isBetween(page.indexOf("| 1000.0 |"), page.indexOf("| 99.0 | 1.10 |"));
+    }
+
+    @Test
     void whatWasRefusedIsLeftOut() throws Exception {
         String page = page(header(1048576, 32, "\"dense\": {\"refused\": \"too large\"}," + cache("shadow", 30, "")));
         assertThat(page).contains("| 30.0 |  |  |").doesNotContain("| dense |").doesNotContain(".png").doesNotContain("NaN");

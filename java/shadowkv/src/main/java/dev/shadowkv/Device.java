@@ -311,7 +311,7 @@ public final class Device implements AutoCloseable {
         calls.fill(target.address(), value, target.byteSize());
     }
 
-    /** Waits until all work of this device's stream is done. */
+    /** Waits until all work of this device is done, on all lanes. */
     public void synchronize() {
         MemorySegment handle = context.enter();
         try {
@@ -327,6 +327,41 @@ public final class Device implements AutoCloseable {
      */
     public DeviceGraph capture(Runnable work) {
         return new DeviceGraph(this, work);
+    }
+
+    /**
+     * Gives copies and fills, and no other work, to a lane, beside what is under way on others. Nobody else can use the
+     * device while the work is given.
+     *
+     * @throws ShadowKvException with {@link Status#INVALID_ARGUMENT} while a step is captured, or for other work
+     */
+    public void on(DeviceLane lane, Runnable work) {
+        MemorySegment handle = context.enter();
+        try {
+            context.check(ShadowKv.skv_use_lane(handle, lane.ordinal()), "use_lane");
+            try {
+                work.run();
+            } finally {
+                context.check(ShadowKv.skv_use_lane(handle, DeviceLane.MAIN.ordinal()), "use_lane");
+            }
+        } finally {
+            context.exit();
+        }
+    }
+
+    /**
+     * Orders two lanes: what {@link DeviceLane#MAIN} and the other are given from now on begins when both have done what
+     * they were given before. Does not wait.
+     *
+     * @throws ShadowKvException with {@link Status#INVALID_ARGUMENT} while a step is captured, or for the main lane
+     */
+    public void meet(DeviceLane other) {
+        MemorySegment handle = context.enter();
+        try {
+            context.check(ShadowKv.skv_meet_lane(handle, other.ordinal()), "meet_lane");
+        } finally {
+            context.exit();
+        }
     }
 
     /** Records the stream's time under one of the marks 0 to 15. */

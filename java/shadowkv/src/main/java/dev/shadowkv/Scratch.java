@@ -18,7 +18,7 @@ final class Scratch {
     final DeviceBuffer singularValues;
     /** Two floats. */
     final DeviceBuffer energy;
-    /** {@code [window]} floats. */
+    /** {@code [layers][tokens of a fold]} floats. */
     final DeviceBuffer residual;
     /** {@code [K]} floats of -1: the radius of what is not in the index. */
     final DeviceBuffer absent;
@@ -41,17 +41,21 @@ final class Scratch {
         ids = arena.allocate(Math.max(1, heads * options.outliers()) * 4L);
         singularValues = arena.allocate(g.rank() * 4L);
         energy = arena.allocate(8);
-        residual = arena.allocate(g.window() * 4L);
+        residual = arena.allocate(residualBytes(shape, options));
         absent = arena.allocate(heads * 4L);
         column = arena.allocate(heads * 4L);
         returning = arena.allocate(returningBytes(options));
         long valueBytes = 4L * g.window() * shape.keyWidth();
         values = arena.allocate(valueBytes);
         hostValues = Arena.ofAuto().allocate(valueBytes, 64);
-        hostResidual = Arena.ofAuto().allocate(g.window() * 4L, 64);
+        hostResidual = Arena.ofAuto().allocate(residualBytes(shape, options), 64);
         float[] minusOne = new float[heads];
         java.util.Arrays.fill(minusOne, -1f);
         arena.device().copy(MemorySegment.ofArray(minusOne), absent);
+    }
+
+    private static long residualBytes(CacheShape shape, ShadowOptions options) {
+        return 4L * shape.layers * options.foldTokens();
     }
 
     static long denseTokens(ShadowOptions options, ShadowLayout largest) {
@@ -63,7 +67,7 @@ final class Scratch {
         ShadowLayout largest = new ShadowLayout(options, shape.memory.tokens());
         long heads = g.keyValueHeads();
         return Staging.bytes(shape, denseTokens(options, largest)) + heads * largest.chunks * 4
-                + Math.max(1, heads * options.outliers()) * 4 + g.rank() * 4L + 8 + g.window() * 4L + heads * 8
+                + Math.max(1, heads * options.outliers()) * 4 + g.rank() * 4L + 8 + residualBytes(shape, options) + heads * 8
                 + returningBytes(options) + 4L * g.window() * shape.keyWidth();
     }
 

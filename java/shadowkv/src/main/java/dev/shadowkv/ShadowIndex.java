@@ -11,6 +11,9 @@ import dev.shadowkv.kernels.Rows;
 /** Builds the index of a layer at its sealing, and folds what leaves the recent window into it. */
 final class ShadowIndex {
 
+    /** Chunks whose values are sent together while a layer is filled, whatever the appends' sizes. */
+    private static final int SEND_CHUNKS = 64;
+
     private final ShadowKvCache cache;
     private final ShadowOptions options;
     private final Geometry geometry;
@@ -19,6 +22,8 @@ final class ShadowIndex {
     private final int headDim;
     private final int chunk;
     private final Moments moments;
+    /** Layers that a step folds together. */
+    private final boolean[] folding;
 
     ShadowIndex(ShadowKvCache cache) {
         this.cache = cache;
@@ -29,6 +34,34 @@ final class ShadowIndex {
         headDim = geometry.headDim();
         chunk = geometry.chunk();
         moments = new Moments(cache);
+        folding = new boolean[cache.shape.layers];
+    }
+
+    /**
+     * Begins to bring values of a layer that is being filled to the host, beside what is computed next: those of chunks
+     * that will be indexed however long the layer gets, so that little is left to do when it is sealed.
+     */
+    void sendValues(ShadowSession session, int layer, Staging dense, long length) {
+        int chunks = Math.toIntExact(Math.max(0, length / chunk - options.local()));
+        int first = dense.sentChunks;
+        if (chunks < options.select() || chunks - first < SEND_CHUNKS) {
+            return;
+        }
+        SharedLayer shared = session.shared.layers[layer];
+        device.meet(DeviceLane.VALUES);
+        device.on(DeviceLane.VALUES, () -> storeValues(session, shared, dense, first, chunks));
+        dense.sentChunks = chunks;
+    }
+
+    /** What is filled from a length on takes the place of rows whose values may be on their way. */
+    void resend(Staging dense, long length) {
+        dense.sentChunks = Math.toIntExact(Math.min(dense.sentChunks, length / chunk));
+        device.meet(DeviceLane.VALUES);
+    }
+
+    private void storeValues(ShadowSession session, SharedLayer shared, Staging dense, int first, int end) {
+        cache.cacheKernels.valueStore(dense.values, heads, headDim, chunk, first, end - first, shared.values,
+                geometry.valueType(), shared.valueScales, session.layout.chunks);
     }
 
     void sealEmpty(ShadowSession session, int layer) {
@@ -50,6 +83,8 @@ final class ShadowIndex {
         SharedLayer shared = session.shared.layers[layer];
         OwnLayer own = session.own[layer];
         state.exact = chunks < options.select();
+        // Where it was truncated, what was sent may lie where an exact copy goes; and staging memory is given back.
+        device.meet(DeviceLane.VALUES);
         if (state.exact) {
             if (chunks > 0) {
                 copy(dense.rotatedKeys, shared.exactKeyRows, 0, (long) chunks * chunk);
@@ -105,22 +140,45 @@ final class ShadowIndex {
                 state.chosenRadius[i] = radius[Math.toIntExact(i / chosen * capacity + state.chosenIds[i])];
             }
         }
-        cache.cacheKernels.valueStore(dense.values, heads, headDim, chunk, 0, chunks, shared.values,
-                geometry.valueType(), shared.valueScales, capacity);
+        if (dense.sentChunks < chunks) {
+            storeValues(session, shared, dense, dense.sentChunks, chunks);
+        }
         moments.update(shared, dense.rotatedKeys, dense.values, 0, chunks, capacity, MomentChange.REPLACE);
     }
 
     /** Makes room for one more token in the recent window of a layer. */
     void makeRoom(ShadowSession session, int layer) {
-        LayerState state = session.state(layer);
-        if (state.length - state.recentBegin < geometry.window()) {
+        makeRoom(session, layer, layer + 1);
+    }
+
+    /** As above for layers from one to another; waits for the device once, whatever their number. */
+    void makeRoom(ShadowSession session, int from, int to) {
+        boolean folds = false;
+        for (int layer = from; layer < to; layer++) {
+            LayerState state = session.state(layer);
+            folding[layer] = false;
+            if (state.length - state.recentBegin < geometry.window()) {
+                continue;
+            }
+            cache.makeWritable(session);
+            if (state.exact) {
+                keepExact(session, layer, state);
+            } else {
+                fold(session, layer, state);
+                folding[layer] = true;
+                folds = true;
+            }
+        }
+        if (!folds) {
             return;
         }
-        cache.makeWritable(session);
-        if (state.exact) {
-            keepExact(session, layer, state);
-        } else {
-            fold(session, layer, state);
+        if (options.residualLimit() < 1) {
+            readResiduals(from, to);
+        }
+        for (int layer = from; layer < to; layer++) {
+            if (folding[layer]) {
+                settle(session, layer, session.state(layer));
+            }
         }
     }
 
@@ -157,15 +215,35 @@ final class ShadowIndex {
         SharedLayer shared = session.shared.layers[layer];
         OwnLayer own = session.own[layer];
         unrotate(own.keyRing, first, count, scratch.dense.rawKeys);
-        project(shared, first, count, scratch.residual);
+        project(shared, first, count, residual(layer));
         cache.cacheKernels.landmarkBuild(own.keyRing, heads, headDim, chunk, firstChunk, count / chunk,
                 shared.landmarks,
                 geometry.landmarkType(), shared.landmarkScales, shared.radius, null, capacity);
         cache.cacheKernels.valueStore(own.valueRing, heads, headDim, chunk, firstChunk, count / chunk, shared.values,
                 geometry.valueType(), shared.valueScales, capacity);
+    }
+
+    /** What of folding needs the residuals on the host; repeating both parts up to here gives the same. */
+    private void settle(ShadowSession session, int layer, LayerState state) {
+        int count = options.foldTokens();
+        long firstChunk = state.recentBegin / chunk;
         keepWhatTheBasisMisses(session, layer, state, firstChunk, count / chunk);
-        moments.update(shared, own.keyRing, own.valueRing, firstChunk, count / chunk, capacity, MomentChange.ADD);
+        OwnLayer own = session.own[layer];
+        moments.update(session.shared.layers[layer], own.keyRing, own.valueRing, firstChunk, count / chunk,
+                session.layout.chunks, MomentChange.ADD);
         state.recentBegin += count;
+    }
+
+    private DeviceBuffer residual(int layer) {
+        long bytes = 4L * options.foldTokens();
+        return cache.scratch.residual.slice(layer * bytes, bytes);
+    }
+
+    /** Waits for the device. */
+    private void readResiduals(int from, int to) {
+        long bytes = 4L * options.foldTokens();
+        device.copy(cache.scratch.residual.slice(from * bytes, (to - from) * bytes),
+                cache.scratch.hostResidual.asSlice(from * bytes, (to - from) * bytes));
     }
 
     private void project(SharedLayer shared, long first, long count, DeviceBuffer residual) {
@@ -179,18 +257,20 @@ final class ShadowIndex {
         if (options.residualLimit() >= 1) {
             return;
         }
-        MemorySegment residual = cache.scratch.hostResidual.asSlice(0, 4L * chunks * chunk);
-        device.copy(cache.scratch.residual.slice(0, residual.byteSize()), residual);
+        long bytes = 4L * chunks * chunk;
+        MemorySegment residual = cache.scratch.hostResidual.asSlice(layer * bytes, bytes);
         SharedLayer shared = session.shared.layers[layer];
         OwnLayer own = session.own[layer];
         if (options.basisReserve() > 0
                 && missed(residual, chunks) > options.outlierCapacity() - state.outliers) {
             long first = firstChunk * chunk;
             int tokens = chunks * chunk;
+            // Other layers may have been folded since.
+            unrotate(own.keyRing, first, tokens, cache.scratch.dense.rawKeys);
             int added = BasisExtension.extend(cache, shared, state, tokens);
             if (added > 0) {
-                project(shared, first, tokens, cache.scratch.residual);
-                device.copy(cache.scratch.residual.slice(0, residual.byteSize()), residual);
+                project(shared, first, tokens, residual(layer));
+                readResiduals(layer, layer + 1);
             }
         }
         for (int i = 0; i < chunks && state.outliers < options.outlierCapacity(); i++) {
@@ -238,16 +318,14 @@ final class ShadowIndex {
     private void unrotate(Ring rotated, long first, long count, DeviceBuffer raw) {
         long e = rotated.type().bytes();
         long width = (long) heads * headDim;
-        for (int head = 0; head < heads; head++) {
-            for (long done = 0; done < count;) {
-                long row = (first + done) % rotated.capacity();
-                long n = Math.min(count - done, rotated.capacity() - row);
-                Rows from = new Rows(rotated.buffer().slice((head * rotated.capacity() + row) * headDim * e),
-                        rotated.type(), headDim);
-                Rows to = new Rows(raw.slice((done * width + (long) head * headDim) * e), rotated.type(), width);
-                cache.transformer.rope(from, to, n, 1, headDim, first + done, null, 0, cache.ropeTable, true);
-                done += n;
-            }
+        for (long done = 0; done < count;) {
+            long row = (first + done) % rotated.capacity();
+            long n = Math.min(count - done, rotated.capacity() - row);
+            Rows from = new Rows(rotated.buffer().slice(row * headDim * e), rotated.type(), headDim);
+            Rows to = new Rows(raw.slice(done * width * e), rotated.type(), width);
+            cache.transformer.rope(from, rotated.capacity() * headDim, to, n, heads, headDim, first + done, null, 0,
+                    cache.ropeTable, true);
+            done += n;
         }
     }
 

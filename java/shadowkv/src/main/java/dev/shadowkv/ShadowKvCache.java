@@ -184,6 +184,7 @@ public final class ShadowKvCache extends CacheBase {
     }
 
     void giveStaging(Staging memory) {
+        memory.sentChunks = 0;
         staging.push(memory);
     }
 

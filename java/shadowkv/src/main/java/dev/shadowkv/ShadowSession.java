@@ -112,6 +112,7 @@ final class ShadowSession extends SessionBase {
         cache.cacheKernels.storeTokens(keys, values, count, state.length, cache.shape.keyValueHeads,
                 cache.shape.headDim,
                 s.rotatedKeys, s.rawKeys, s.values, cache.shape.storageType, s.tokens, cache.ropeTable);
+        cache.index.sendValues(this, layer, s, state.length + count);
         if (queries != null) {
             Prefill.attend(cache, cache.options.geometry(), queries, count, state.length, s.rotatedKeys, s.values,
                     output);
@@ -185,6 +186,9 @@ final class ShadowSession extends SessionBase {
                 cache.index.rewind(this, layer, length);
             } else {
                 states[layer].length = length;
+                if (staging[layer] != null) {
+                    cache.index.resend(staging[layer], length);
+                }
             }
         }
     }
@@ -212,9 +216,7 @@ final class ShadowSession extends SessionBase {
 
     @Override
     void makeRoom() {
-        for (int layer = 0; layer < states.length; layer++) {
-            cache.index.makeRoom(this, layer);
-        }
+        cache.index.makeRoom(this, 0, states.length);
     }
 
     @Override

@@ -10,6 +10,8 @@ final class Staging {
     /** Keys before RoPE, {@code [tokens][K*D]}. */
     final DeviceBuffer rawKeys;
     final long tokens;
+    /** Chunks whose values are on the host or on their way there, beside other work. */
+    int sentChunks;
 
     Staging(DeviceBuffer memory, CacheShape shape, long tokens) {
         long part = partBytes(shape, tokens);

@@ -151,6 +151,41 @@ class RopeTest {
     }
 
     @Test
+    void headsMayLieApart() {
+        int heads = 3;
+        int headDim = 64;
+        int capacity = 9;
+        float[] input = new float[heads * capacity * headDim];
+        for (int i = 0; i < input.length; i++) {
+            input[i] = (float) random.nextGaussian();
+        }
+        // The second to sixth token of every head.
+        float[] together = new float[5 * heads * headDim];
+        for (int t = 0; t < 5; t++) {
+            for (int h = 0; h < heads; h++) {
+                System.arraycopy(input, (h * capacity + 1 + t) * headDim, together, (t * heads + h) * headDim, headDim);
+            }
+        }
+        Rope rope = Rope.standard(64, 10_000);
+        try (Device device = TestDevice.open(); RopeTable table = new RopeTable(device, rope, 5000);
+             DeviceArena arena = device.newArena()) {
+            DeviceBuffer ring = arena.allocate(4L * input.length);
+            DeviceBuffer out = arena.allocate(4L * together.length);
+            device.copy(MemorySegment.ofArray(input), ring);
+            TransformerKernels kernels = new TransformerKernels(device);
+            Rows second = new Rows(ring.slice(4L * headDim), ElementType.F32, headDim);
+            Rows rows = Rows.of(out, ElementType.F32);
+            kernels.rope(second, (long) capacity * headDim, rows, 5, heads, headDim, 321, null, 0, table, false);
+            float[] output = new float[together.length];
+            device.copy(out, MemorySegment.ofArray(output));
+            compare(rope, together, output, heads, headDim, 321);
+            // One token more than the last head has.
+            assertThatThrownBy(() -> kernels.rope(second, (long) capacity * headDim, rows, 9, heads, headDim, 0, null, 0,
+                    table, false)).isInstanceOf(IndexOutOfBoundsException.class);
+        }
+    }
+
+    @Test
     void positionsMayBeGivenAsData() {
         try (Device device = TestDevice.open(); RopeTable table = new RopeTable(device, Rope.standard(64, 1e4), 5000)) {
             DeviceBuffer buffer = device.allocate(4 * 64 * 3);

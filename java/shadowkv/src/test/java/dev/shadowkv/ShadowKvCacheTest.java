@@ -2,6 +2,7 @@ package dev.shadowkv;
 
 import static org.assertj.core.api.Assertions.assertThat;
 
+import java.lang.foreign.MemorySegment;
 import java.util.List;
 import java.util.Random;
 
@@ -233,4 +234,48 @@ class ShadowKvCacheTest extends ShadowTest {
         }
     }
 
+    /** Layers are folded together, but what each one's basis misses is its own. */
+    @Test
+    void layersThatFoldTogetherKeepWhatTheyMissThemselves() {
+        int prompt = 400;
+        int steps = 150;
+        Tokens narrow = CacheRunner.tokens(random, prompt + steps, 12);
+        Tokens strange = CacheRunner.tokens(random, steps, 40);
+        for (int reserve : new int[] {0, 32}) {
+            try (ShadowKvCache three = builder(3, 1, 1000).rank(16).basisReserve(reserve).residualOutliers(6).build();
+                 ShadowKvCache one = builder(1, 1, 1000).rank(16).basisReserve(reserve).residualOutliers(6).build();
+                 KvSession all = three.open(1000); KvSession alone = one.open(1000)) {
+                for (KvSession session : List.of(all, alone)) {
+                    CacheRunner.append(session, narrow, 0, prompt, random);
+                    session.seal();
+                }
+                try (KvBatch together = three.batch(List.of(all)); KvBatch single = one.batch(List.of(alone))) {
+                    for (int t = 0; t < steps; t++) {
+                        float[] expected = attend(one, single, 0, strange, t);
+                        attend(three, together, 0, narrow, prompt + t);
+                        Compare.same(expected, attend(three, together, 1, strange, t), "token " + t);
+                        attend(three, together, 2, narrow, prompt + t);
+                    }
+                }
+                LayerState expected = ((ShadowSession) alone).state(0);
+                LayerState missed = ((ShadowSession) all).state(1);
+                assertThat(expected.residualIds).isNotEmpty();
+                assertThat(missed.residualIds).isEqualTo(expected.residualIds);
+                assertThat(missed.residualRadius).isEqualTo(expected.residualRadius);
+                assertThat(basis(all, 1)).isDeepEqualTo(basis(alone, 0));
+                for (int layer : new int[] {0, 2}) {
+                    assertThat(((ShadowSession) all).state(layer).residualIds).isEmpty();
+                    assertThat(((ShadowSession) all).state(layer).basisRows).isEqualTo(16);
+                }
+                assertThat(missed.basisRows > 16).isEqualTo(reserve > 0);
+            }
+        }
+    }
+
+    private static float[] attend(KvCache cache, KvBatch batch, int layer, Tokens tokens, int at) {
+        float[] output = new float[tokens.queryWidth];
+        cache.attend(layer, batch, tokens.queries(at, at + 1), tokens.keys(at, at + 1), tokens.values(at, at + 1),
+                MemorySegment.ofArray(output));
+        return output;
+    }
 }

@@ -214,6 +214,44 @@ class ShadowSessionTest extends ShadowTest {
         }
     }
 
+    /** Values go to the host while a layer is filled; what is taken back before sealing is sent again. */
+    @Test
+    void whatWasTruncatedBeforeSealingLeavesNothing() {
+        Tokens tokens = CacheRunner.tokens(random, 2100, RANK);
+        Tokens other = CacheRunner.tokens(random, 2100, RANK);
+        for (ElementType values : new ElementType[] {storageType, ElementType.F8_E4M3}) {
+            try (ShadowKvCache cache = builder(2, 2, 2100).valueType(values).build()) {
+                for (int kept : new int[] {0, 45, 803, 1499}) {
+                    // The last of them ends short and exact.
+                    for (int prompt : new int[] {1900, 1500, 60}) {
+                        int from = Math.min(kept, prompt);
+                        try (KvSession plain = cache.open(2100); KvSession truncated = cache.open(2100)) {
+                            CacheRunner.append(plain, tokens, 0, prompt, null);
+                            CacheRunner.append(truncated, tokens, 0, from, random);
+                            CacheRunner.append(truncated, other, from, 1700, random);
+                            device.synchronize();
+                            assertThat(sent((ShadowSession) truncated)).as("values on the host before sealing").isTrue();
+                            truncated.truncate(from);
+                            CacheRunner.append(truncated, tokens, from, prompt, random);
+                            plain.seal();
+                            truncated.seal();
+                            float[][] expected = CacheRunner.decode(plain, tokens, prompt, prompt + 150);
+                            float[][] actual = CacheRunner.decode(truncated, tokens, prompt, prompt + 150);
+                            for (int i = 0; i < expected.length; i++) {
+                                Compare.same(expected[i], actual[i], prompt + " tokens, " + from + " kept, token " + i);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    private static boolean sent(ShadowSession session) {
+        MemorySegment values = session.shared.layers[1].values;
+        return values.asSlice(0, 512).mismatch(MemorySegment.ofArray(new byte[512])) >= 0;
+    }
+
     @Test
     void savedSessionsContinueBitForBit(@TempDir Path folder) throws Exception {
         Tokens tokens = CacheRunner.tokens(random, 900, RANK);

@@ -1,6 +1,7 @@
 package dev.shadowkv;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Files;
@@ -42,6 +43,51 @@ class StreamsTest {
     @AfterEach
     void close() {
         device.close();
+    }
+
+    /** Blocks come and go on a lane while others are doubled; wrong where a lane is ahead of its turn. */
+    @Test
+    void lanesMeetAndGoOnBesideEachOther() {
+        int blocks = 30;
+        int count = 200_003;
+        long bytes = 4L * count;
+        try (PinnedArena pinned = device.newPinnedArena(); DeviceArena arena = device.newArena()) {
+            MemorySegment host = pinned.allocate(blocks * bytes, 64);
+            float[] before = new float[blocks * count];
+            for (int i = 0; i < before.length; i++) {
+                before[i] = random.nextFloat();
+            }
+            MemorySegment.copy(before, 0, host, java.lang.foreign.ValueLayout.JAVA_FLOAT, 0, before.length);
+            DeviceBuffer all = DeviceBuffer.ofAddress(device, host.address(), host.byteSize());
+            DeviceBuffer[] two = {arena.allocate(bytes), arena.allocate(bytes)};
+            TransformerKernels kernels = new TransformerKernels(device);
+            device.copy(all.slice(0, bytes), two[0]);
+            for (int block = 0; block <= blocks; block++) {
+                int now = block;
+                device.meet(DeviceLane.COPIES);
+                if (now < blocks) {
+                    kernels.add(two[now % 2], two[now % 2], two[now % 2], ElementType.F32, count);
+                }
+                device.on(DeviceLane.COPIES, () -> {
+                    if (now > 0) {
+                        device.copy(two[(now - 1) % 2], all.slice((now - 1) * bytes, bytes));
+                    }
+                    if (now + 1 < blocks) {
+                        device.copy(all.slice((now + 1) * bytes, bytes), two[(now + 1) % 2]);
+                    }
+                });
+            }
+            device.synchronize();
+            for (int i = 0; i < before.length; i++) {
+                assertThat(host.getAtIndex(java.lang.foreign.ValueLayout.JAVA_FLOAT, i)).isEqualTo(2 * before[i]);
+            }
+            assertThatThrownBy(() -> device.on(DeviceLane.VALUES,
+                    () -> kernels.add(two[0], two[0], two[1], ElementType.F32, count)))
+                    .isInstanceOf(ShadowKvException.class).hasMessageContaining("takes copies, fills");
+            // The device is itself again.
+            kernels.add(two[0], two[0], two[1], ElementType.F32, count);
+            assertThatThrownBy(() -> device.meet(DeviceLane.MAIN)).isInstanceOf(ShadowKvException.class);
+        }
     }
 
     private static KvCache cache(Device device, boolean shadow) {

@@ -10,7 +10,7 @@ import java.util.stream.Collectors;
 import picocli.CommandLine.Option;
 
 /** Settings of the shadow cache. */
-final class CacheArguments {
+final class CacheArguments implements Cloneable {
     /** Tokens that a step selects where nothing is said. */
     static final int USUAL_BUDGET = 2048;
 
@@ -76,6 +76,29 @@ final class CacheArguments {
 
     CacheOptions options(CacheKind kind) {
         return options(kind, USUAL_BUDGET, null);
+    }
+
+    /** The same with other types, as {@code bf16/i8} for values and landmarks. */
+    CacheArguments withTypes(String option, String pair) {
+        String[] names = pair.split("/", -1);
+        if (names.length != 2) {
+            throw new IllegalArgumentException(option + " is " + pair + ", it must be a value type, / and a landmark type");
+        }
+        type(option, names[0]);
+        type(option, names[1]);
+        CacheArguments other = clone();
+        other.valueType = names[0];
+        other.landmarkType = names[1];
+        return other;
+    }
+
+    @Override
+    protected CacheArguments clone() {
+        try {
+            return (CacheArguments) super.clone();
+        } catch (CloneNotSupportedException e) {
+            throw new AssertionError(e);
+        }
     }
 
     int chunk() {

@@ -1,6 +1,7 @@
 package dev.shadowkv.cli;
 
 import dev.shadowkv.Device;
+import dev.shadowkv.ElementType;
 import dev.shadowkv.llm.AdmissionException;
 import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
@@ -9,13 +10,20 @@ import dev.shadowkv.llm.throughput.ModelShapes;
 import dev.shadowkv.llm.throughput.SessionCount;
 import dev.shadowkv.llm.throughput.ThroughputBenchmark;
 import dev.shadowkv.llm.throughput.ThroughputSettings;
+import java.io.IOException;
+import java.io.PrintWriter;
+import java.io.StringWriter;
+import java.nio.file.Files;
+import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.EnumMap;
+import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalInt;
 import java.util.concurrent.Callable;
-import java.util.function.BiConsumer;
 import java.util.function.BiFunction;
+import java.util.function.Consumer;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Model.CommandSpec;
@@ -50,8 +58,10 @@ final class ThroughputBenchCommand implements Callable<Integer> {
             names = "--context",
             paramLabel = "TOKENS",
             defaultValue = "122k",
-            description = "Tokens of each session; k and m are binary. Default: ${DEFAULT-VALUE}.")
-    private String context;
+            split = ",",
+            description = "Tokens of each session; k and m are binary. Several are measured one after the other. Default: "
+                    + "${DEFAULT-VALUE}.")
+    private List<String> contexts;
 
     @Option(
             names = "--gpu-memory-limit",
@@ -112,6 +122,20 @@ final class ThroughputBenchCommand implements Callable<Integer> {
     @Option(names = "--prefill", description = "Time the computation of one prompt as long as the context instead of steps.")
     private boolean prefill;
 
+    @Option(
+            names = "--types",
+            paramLabel = "VALUES/LANDMARKS",
+            split = ",",
+            description = "Several pairs of value type and landmark type, as bf16/bf16,f8/i8: exact attention is measured "
+                    + "once beside all. Default: --value-type and --landmark-type.")
+    private List<String> types = List.of();
+
+    @Option(
+            names = "--out",
+            paramLabel = "FOLDER",
+            description = "Write a JSON file for each context and pair of types, as <shape>-<context>-<values>-<landmarks>.json.")
+    private Path out;
+
     @Option(names = "--json", description = "Print JSON.")
     private boolean json;
 
@@ -124,32 +148,52 @@ final class ThroughputBenchCommand implements Callable<Integer> {
     @Spec
     private CommandSpec spec;
 
+    /** One line of a table: exact attention beside a shadow cache of some types. */
+    private record Cell(ThroughputSettings settings, String context, CacheArguments arguments) {
+        CacheOptions options(CacheKind kind) {
+            return arguments.options(kind);
+        }
+    }
+
     @Override
-    public Integer call() {
+    public Integer call() throws IOException {
         if (caches.contains(CacheKind.AUTO)) {
             throw new IllegalArgumentException("--cache auto measures nothing of its own: give dense, shadow or both");
         }
         ModelConfig config = ModelShapes.of(shape);
+        if (out != null) {
+            Files.createDirectories(out);
+        }
         try (Device device = deviceArguments.open()) {
-            ThroughputSettings settings = settings(device, config);
-            ThroughputReport report = new ThroughputReport(
-                    spec.commandLine().getOut(), json, device, shape, settings, options(CacheKind.SHADOW));
+            List<Cell> cells = cells(device, config);
             if (planOnly) {
-                plan(device, settings, report);
+                for (Cell cell : cells) {
+                    write(device, cell, report -> report.plans(plans(device, cell)));
+                }
             } else if (prefill) {
-                measure(device, settings, ThroughputBenchmark::prompt, report::prompts);
+                measure(device, cells, ThroughputBenchmark::prompt, ThroughputReport::prompts);
             } else {
-                measure(device, settings, ThroughputBenchmark::run, report::results);
+                measure(device, cells, ThroughputBenchmark::run, ThroughputReport::results);
             }
         }
         return 0;
     }
 
-    private CacheOptions options(CacheKind kind) {
-        return cacheArguments.options(kind);
+    private List<Cell> cells(Device device, ModelConfig config) {
+        List<Cell> cells = new ArrayList<>();
+        for (String context : contexts) {
+            ThroughputSettings settings = settings(device, config, context);
+            if (types.isEmpty()) {
+                cells.add(new Cell(settings, context, cacheArguments));
+            }
+            for (String pair : types) {
+                cells.add(new Cell(settings, context, cacheArguments.withTypes("--types", pair)));
+            }
+        }
+        return cells;
     }
 
-    private ThroughputSettings settings(Device device, ModelConfig config) {
+    private ThroughputSettings settings(Device device, ModelConfig config, String context) {
         Device.Memory memory = device.memory();
         long free = memory.free();
         // What is taken already, such as by the driver, has to fit into the limit too.
@@ -171,37 +215,79 @@ final class ThroughputBenchCommand implements Callable<Integer> {
                 seed);
     }
 
-    private void plan(Device device, ThroughputSettings settings, ThroughputReport report) {
+    private Map<CacheKind, SessionCount> plans(Device device, Cell cell) {
         Map<CacheKind, SessionCount> counts = new EnumMap<>(CacheKind.class);
         for (CacheKind kind : caches) {
-            counts.put(kind, ThroughputBenchmark.plan(device, settings, options(kind)));
+            counts.put(kind, ThroughputBenchmark.plan(device, cell.settings(), cell.options(kind)));
         }
-        report.plans(counts);
+        return counts;
     }
 
+    /** Prints a report, or writes it where reports are to be written. */
+    private void write(Device device, Cell cell, Consumer<ThroughputReport> report) throws IOException {
+        PrintWriter console = spec.commandLine().getOut();
+        report.accept(new ThroughputReport(console, json, device, shape, cell.settings(), cell.options(CacheKind.SHADOW)));
+        console.flush();
+        if (out != null) {
+            StringWriter text = new StringWriter();
+            report.accept(new ThroughputReport(
+                    new PrintWriter(text, true), true, device, shape, cell.settings(), cell.options(CacheKind.SHADOW)));
+            CacheOptions shadow = cell.options(CacheKind.SHADOW);
+            ElementType storage = shadow.storageType().orElse(device.defaultType());
+            Files.writeString(
+                    out.resolve(String.join(
+                            "-",
+                            shape,
+                            cell.context(),
+                            ThroughputReport.typeName(shadow.valueType().orElse(storage)),
+                            ThroughputReport.typeName(shadow.landmarkType().orElse(storage))) + ".json"),
+                    text.toString());
+        }
+    }
+
+    /** Writes what was measured of either cache. */
+    @FunctionalInterface
+    private interface Writer<R> {
+        void write(ThroughputReport report, Map<CacheKind, R> results, Map<CacheKind, String> refused);
+    }
+
+    /** All cells with the same weights; of a context exact attention once. */
     private <R> void measure(
             Device device,
-            ThroughputSettings settings,
+            List<Cell> cells,
             BiFunction<ThroughputBenchmark, CacheOptions, R> measurement,
-            BiConsumer<Map<CacheKind, R>, Map<CacheKind, String>> report) {
-        Map<CacheKind, R> results = new EnumMap<>(CacheKind.class);
-        Map<CacheKind, String> refused = new EnumMap<>(CacheKind.class);
+            Writer<R> writer)
+            throws IOException {
+        Map<String, R> exact = new HashMap<>();
         try (Stages stages = new Stages(json);
-                ThroughputBenchmark benchmark = new ThroughputBenchmark(device, settings, stages)) {
-            for (CacheKind kind : caches) {
-                stages.cache(kind);
-                try {
-                    results.put(kind, measurement.apply(benchmark, options(kind)));
-                } catch (AdmissionException e) {
-                    // The other cache may fit all the same.
-                    refused.put(kind, e.getMessage());
-                    if (refused.size() == caches.size()) {
-                        throw e;
+                ThroughputBenchmark first = new ThroughputBenchmark(device, cells.getFirst().settings(), stages)) {
+            for (Cell cell : cells) {
+                Map<CacheKind, R> results = new EnumMap<>(CacheKind.class);
+                Map<CacheKind, String> refused = new EnumMap<>(CacheKind.class);
+                ThroughputBenchmark benchmark = first.with(cell.settings());
+                AdmissionException last = null;
+                for (CacheKind kind : caches) {
+                    stages.cache(kind);
+                    try {
+                        R known = kind == CacheKind.DENSE ? exact.get(cell.context()) : null;
+                        R result = known == null ? measurement.apply(benchmark, cell.options(kind)) : known;
+                        results.put(kind, result);
+                        if (kind == CacheKind.DENSE) {
+                            exact.put(cell.context(), result);
+                        }
+                    } catch (AdmissionException e) {
+                        // The other cache may fit all the same.
+                        refused.put(kind, e.getMessage());
+                        last = e;
                     }
                 }
+                stages.close();
+                if (results.isEmpty() && cells.size() == 1) {
+                    throw last;
+                }
+                write(device, cell, report -> writer.write(report, results, refused));
             }
         }
-        report.accept(results, refused);
     }
 
     /** A progress bar for each stage of the measurement. */

@@ -56,6 +56,7 @@ final class ThroughputReport {
         node.put("deviceLimitBytes", settings.deviceLimit());
         node.put("hostLimitBytes", settings.hostLimit());
         node.put("wantedResident", settings.resident());
+        settings.batch().ifPresent(batch -> node.put("wantedBatch", batch));
         node.put("steps", settings.steps());
         node.put("seed", settings.seed());
         node.put("date", Instant.now().truncatedTo(ChronoUnit.SECONDS).toString());
@@ -79,7 +80,8 @@ final class ThroughputReport {
         return node;
     }
 
-    private static String typeName(ElementType type) {
+    /** As options and files have it. */
+    static String typeName(ElementType type) {
         return type == ElementType.F8_E4M3 ? "fp8" : type.name().toLowerCase(Locale.ROOT);
     }
 
@@ -122,7 +124,7 @@ final class ThroughputReport {
                 Integer.toString(count.sessions()),
                 Output.bytes(count.device()),
                 Output.bytes(count.plan().sessionDeviceBytes()),
-                Output.bytes(count.plan().pinnedBytes()),
+                Output.bytes(count.host()),
                 Output.bytes(count.plan().sessionPinnedBytes()))));
         out.println(table);
     }
@@ -131,7 +133,7 @@ final class ThroughputReport {
         ObjectNode node = Output.object();
         node.put("sessions", count.sessions());
         node.put("deviceBytes", count.device());
-        node.put("hostBytes", count.sessions() == 0 ? 0 : count.plan().pinnedBytes());
+        node.put("hostBytes", count.sessions() == 0 ? 0 : count.host());
         node.put("sessionDeviceBytes", count.plan().sessionDeviceBytes());
         node.put("sessionHostBytes", count.plan().sessionPinnedBytes());
         node.put("stagingBytes", count.plan().stagingBytes());
@@ -242,6 +244,7 @@ final class ThroughputReport {
             node.set("planned", count(r.planned()));
             node.set("run", count(r.run()));
             node.put("layers", r.runLayers());
+            node.put("buildSeconds", r.buildSeconds());
             node.put("fillSeconds", r.fillSeconds());
             node.put("stepMilliseconds", r.stepMilliseconds());
             node.put("medianStepMilliseconds", r.medianMilliseconds());

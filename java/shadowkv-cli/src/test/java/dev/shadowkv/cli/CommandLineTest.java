@@ -345,6 +345,30 @@ class CommandLineTest {
         assertThat(plan.path("caches").path("dense").has("tokensPerSecond")).isFalse();
     }
 
+    /** A table in one process: weights and exact attention are there once, each cell has its file. */
+    @Test
+    void benchWritesAFileForEachContextAndPairOfTypes() throws IOException {
+        Path out = folder.resolve("throughput");
+        Outcome text = run(
+                "bench", "throughput", "--shape", "needle-32k", "--context", "1k,2k", "--types", "f32/f32,f8/i8", "--out", out,
+                "--gpu-memory-limit", "200m", "--host-memory-limit", "40m", "--batch", 2, "--budget", 256, "--rank", 40, "--steps", 2,
+                "--layers", 1, "--slots", 32, "--device", "cpu");
+        assertThat(text.code()).as(text.err()).isZero();
+        assertThat(text.out().split("tokens a session", -1)).hasSize(5);
+        for (String context : List.of("1k", "2k")) {
+            JsonNode wide = new com.fasterxml.jackson.databind.ObjectMapper().readTree(out.resolve("needle-32k-" + context + "-f32-f32.json").toFile());
+            JsonNode narrow = new com.fasterxml.jackson.databind.ObjectMapper().readTree(out.resolve("needle-32k-" + context + "-fp8-i8.json").toFile());
+            assertThat(wide.path("context").asInt()).isEqualTo(context.equals("1k") ? 1024 : 2048);
+            assertThat(narrow.path("shadow").path("valueType").asText()).isEqualTo("fp8");
+            assertThat(narrow.path("shadow").path("landmarkType").asText()).isEqualTo("i8");
+            assertThat(narrow.path("caches").path("dense")).isEqualTo(wide.path("caches").path("dense"));
+            assertThat(narrow.path("caches").path("shadow").path("hostBytes").asLong())
+                    .isBetween(1L, wide.path("caches").path("shadow").path("hostBytes").asLong() / 2);
+        }
+        assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--types", "f8"), 1, "--types", "f8");
+        assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--types", "f8/x9"), 1, "--types", "x9");
+    }
+
     @Test
     void benchTimesPrompts() {
         Object[] common = {

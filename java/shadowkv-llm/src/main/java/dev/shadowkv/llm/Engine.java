@@ -64,6 +64,12 @@ public final class Engine implements AutoCloseable {
             }
             lanes.add(new Lane(cache.build(), builder.capacity, sessions));
             transformer = new Transformer(model, sessions);
+            try {
+                transformer.reservePrompt(builder.capacity);
+            } catch (RuntimeException e) {
+                transformer.close();
+                throw e;
+            }
         } catch (ShadowKvException e) {
             lanes.forEach(Lane::close);
             if (e.status() == Status.OUT_OF_DEVICE_MEMORY || e.status() == Status.OUT_OF_HOST_MEMORY) {

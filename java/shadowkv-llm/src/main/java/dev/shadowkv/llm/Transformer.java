@@ -7,6 +7,7 @@ import dev.shadowkv.ElementType;
 import dev.shadowkv.KvBatch;
 import dev.shadowkv.KvCache;
 import dev.shadowkv.KvSession;
+import dev.shadowkv.PinnedArena;
 import dev.shadowkv.kernels.Rows;
 import dev.shadowkv.kernels.TransformerKernels;
 import dev.shadowkv.llm.checkpoint.ModelConfig;
@@ -20,8 +21,9 @@ import java.util.Objects;
  * Runs a model's layers over any {@link KvCache}: prompts layer by layer, decode steps for a batch of sessions.
  *
  * <p>A prompt goes through a layer as a whole, in blocks of rows, before the next layer begins, so that the cache needs
- * staging memory for one layer alone and the temporaries are as large as a block; only the residual stream is as long as
- * the prompt. On a GPU that stream is of F32: every layer adds to it, and in BF16 every addition would round it.
+ * staging memory for one layer alone and the temporaries are as large as a block. Only the residual stream is as long as
+ * the prompt; on a GPU that of a long one lies in host memory but for two blocks, so that it takes no session's place. It
+ * is of F32 there: every layer adds to it, and in BF16 every addition would round it.
  *
  * <p>For one caller at a time; but a {@link PrefillListener} may run decode steps, which use memory of their own.
  */
@@ -33,6 +35,9 @@ public final class Transformer implements AutoCloseable {
     private static final int GPU_BLOCK = 2048;
     private static final long LOGITS_BYTES = 64L << 20;
 
+    /** Blocks of the longest prompt whose residual stream lies on a GPU: so short that copies would not hide. */
+    private static final long RESIDENT_BLOCKS = 4;
+
     private final Model model;
     private final ModelConfig config;
     private final Device device;
@@ -43,6 +48,8 @@ public final class Transformer implements AutoCloseable {
     private final Arena hostArena = Arena.ofShared();
     private final int maxBatch;
     private final int block;
+    /** Longest prompt whose residual stream lies on the device. */
+    private final long residentRows;
     private final float epsilon;
     private final int vocabulary;
 
@@ -58,6 +65,11 @@ public final class Transformer implements AutoCloseable {
     private final Rows promptLogits;
     private final MemorySegment hostPromptLogits;
     private final int logitsBlock;
+
+    /** Pinned memory for the residual stream of long prompts, as long as the longest so far; or null. */
+    private PinnedArena promptArena;
+
+    private DeviceBuffer promptRows;
 
     /** Queries that take the place of the model's own, or null. */
     private DeviceBuffer replaced;
@@ -78,6 +90,11 @@ public final class Transformer implements AutoCloseable {
 
     /** As above, with a number of rows that go through a layer together. */
     public Transformer(Model model, int maxBatch, int block) {
+        this(model, maxBatch, block, residentRows(model.device(), block));
+    }
+
+    Transformer(Model model, int maxBatch, int block, long residentRows) {
+        this.residentRows = Math.max(residentRows, block);
         this.model = Objects.requireNonNull(model, "model");
         if (maxBatch < 1 || block < 1) {
             throw new IllegalArgumentException("maxBatch and block must be positive: " + maxBatch + ", " + block);
@@ -113,6 +130,10 @@ public final class Transformer implements AutoCloseable {
         hostPromptLogits = hostArena.allocate(4L * logitsBlock * vocabulary, 64);
     }
 
+    private static long residentRows(Device device, long block) {
+        return device.isCpu() ? Long.MAX_VALUE : RESIDENT_BLOCKS * block;
+    }
+
     private static ElementType streamType(Device device, ElementType type) {
         return device.isCpu() ? type : ElementType.F32;
     }
@@ -132,8 +153,15 @@ public final class Transformer implements AutoCloseable {
         long logits = 4L * config.vocabularySize() * (maxBatch + Math.clamp(LOGITS_BYTES / (4L * config.vocabularySize()), 1, block));
         ElementType stream = streamType(device, type);
         return Scratch.bytes(config, type, stream, block + maxBatch)
-                + (promptTokens + maxBatch) * config.hiddenSize() * stream.bytes()
+                + (Math.min(promptTokens, residentRows(device, block)) + maxBatch) * config.hiddenSize() * stream.bytes()
+                + 4 * promptTokens
                 + logits;
+    }
+
+    /** Pinned host memory that a transformer takes once a prompt of a length has gone through it. */
+    public static long pinnedBytes(ModelConfig config, Device device, ElementType type, long promptTokens) {
+        boolean resident = device.isCpu() || promptTokens <= residentRows(device, GPU_BLOCK);
+        return resident ? 0 : promptTokens * config.hiddenSize() * streamType(device, type).bytes();
     }
 
     /** The model that it runs. */
@@ -196,29 +224,60 @@ public final class Transformer implements AutoCloseable {
         Objects.checkIndex(firstLogits, ids.length);
         check(ids, ids.length);
         sealNanos = new long[sessions.size()];
+        List<ResidualStream.Block> blocks = ResidualStream.blocks(ids.length, config.layers(), block, firstLogits);
         try (DeviceArena own = device.newArena()) {
-            long row = (long) config.hiddenSize() * streamType.bytes();
-            DeviceBuffer hidden = own.allocate(ids.length * row);
-            embed(ids, hidden, own);
+            DeviceBuffer tokens = own.allocate(4L * ids.length);
+            device.copy(MemorySegment.ofArray(ids), tokens);
+            ResidualStream stream = stream(blocks, ids.length, own);
             long total = (long) ids.length * config.layers();
-            for (int layer = 0; layer < config.layers(); layer++) {
-                boolean last = layer == config.layers() - 1;
-                // Of the last layer nobody needs more than keys and values but for the rows whose logits are wanted.
-                int first = last ? firstLogits : 0;
-                long before = (long) layer * ids.length;
-                for (int at = 0; at < first; at += block) {
-                    int rows = Math.min(block, first - at);
-                    appendBlock(layer, sessions, hidden.slice(at * row, rows * row), rows);
-                    listener.progress(before + at + rows, total);
+            for (int i = 0; i < blocks.size(); i++) {
+                ResidualStream.Block now = blocks.get(i);
+                Rows rows = stream.begin(i);
+                if (now.layer() == 0) {
+                    kernels.embed(model.embedding(), tokens.slice(4L * now.first()), rows, now.rows(), config.hiddenSize(), vocabulary);
                 }
-                for (int at = first; at < ids.length; at += block) {
-                    int rows = Math.min(block, ids.length - at);
-                    layerBlock(layer, sessions, hidden.slice(at * row, rows * row), rows);
-                    listener.progress(before + at + rows, total);
+                if (now.continued()) {
+                    layerBlock(now.layer(), sessions, rows, now.rows());
+                } else {
+                    appendBlock(now.layer(), sessions, rows, now.rows());
                 }
-                seal(layer, sessions, sealNanos);
+                listener.progress((long) now.layer() * ids.length + now.first() + now.rows(), total);
+                if (now.first() + now.rows() == ids.length) {
+                    seal(now.layer(), sessions, sealNanos);
+                }
             }
-            logits(hidden, row, firstLogits, ids.length, sink);
+            stream.end();
+            logits(stream, firstLogits, ids.length, sink);
+        }
+    }
+
+    private ResidualStream stream(List<ResidualStream.Block> blocks, int tokens, DeviceArena own) {
+        if (tokens <= residentRows) {
+            return new ResidualStream.OnDevice(blocks, tokens, streamType, config.hiddenSize(), own);
+        }
+        reservePrompt(tokens);
+        return new ResidualStream.OnHost(blocks, promptRows, block, streamType, config.hiddenSize(), own);
+    }
+
+    /**
+     * Takes the host memory that prompts up to a length need, so that none of them has to ask for it; what there is
+     * already is kept.
+     */
+    public void reservePrompt(long tokens) {
+        long bytes = tokens <= residentRows ? 0 : tokens * config.hiddenSize() * streamType.bytes();
+        if (bytes == 0 || promptRows != null && promptRows.byteSize() >= bytes) {
+            return;
+        }
+        freePromptRows();
+        promptArena = device.newPinnedArena();
+        promptRows = DeviceBuffer.ofAddress(device, promptArena.allocate(bytes, 64).address(), bytes);
+    }
+
+    private void freePromptRows() {
+        promptRows = null;
+        if (promptArena != null) {
+            promptArena.close();
+            promptArena = null;
         }
     }
 
@@ -240,22 +299,15 @@ public final class Transformer implements AutoCloseable {
         return sealNanos[session] * 1e-9;
     }
 
-    private void embed(int[] ids, DeviceBuffer hidden, DeviceArena own) {
-        DeviceBuffer positions = own.allocate(4L * ids.length);
-        device.copy(MemorySegment.ofArray(ids), positions);
-        kernels.embed(model.embedding(), positions, Rows.of(hidden, streamType), ids.length, config.hiddenSize(), vocabulary);
-    }
-
-    private void appendBlock(int layer, List<KvSession> sessions, DeviceBuffer hidden, int rows) {
-        project(model.layers().get(layer), Rows.of(hidden, streamType), rows, prompt);
+    private void appendBlock(int layer, List<KvSession> sessions, Rows stream, int rows) {
+        project(model.layers().get(layer), stream, rows, prompt);
         for (KvSession session : sessions) {
             session.append(layer, rows, prompt.keys, prompt.stride, prompt.values, prompt.stride);
         }
     }
 
-    private void layerBlock(int layer, List<KvSession> sessions, DeviceBuffer hidden, int rows) {
+    private void layerBlock(int layer, List<KvSession> sessions, Rows stream, int rows) {
         Model.Layer weights = model.layers().get(layer);
-        Rows stream = Rows.of(hidden, streamType);
         project(weights, stream, rows, prompt);
         for (int i = 1; i < sessions.size(); i++) {
             sessions.get(i).append(layer, rows, prompt.keys, prompt.stride, prompt.values, prompt.stride);
@@ -303,15 +355,14 @@ public final class Transformer implements AutoCloseable {
         kernels.matmul(scratch.activated, weights.down(), null, stream, rows, hidden, intermediate, true);
     }
 
-    private void logits(DeviceBuffer hidden, long row, int first, int end, LogitsSink sink) {
+    private void logits(ResidualStream hidden, int first, int end, LogitsSink sink) {
         if (sink == LogitsSink.NONE) {
             return;
         }
         int width = config.hiddenSize();
         for (int at = first; at < end; at += logitsBlock) {
             int rows = Math.min(logitsBlock, end - at);
-            Rows stream = Rows.of(hidden.slice(at * row, rows * row), streamType);
-            norm(stream, model.finalNorm(), rows, prompt);
+            norm(hidden.rows(at, rows), model.finalNorm(), rows, prompt);
             kernels.matmul(prompt.normed, model.outputProjection(), null, promptLogits, rows, vocabulary, width, false);
             MemorySegment host = hostPromptLogits.asSlice(0, 4L * rows * vocabulary);
             device.copy(promptLogits.buffer(), host);
@@ -429,6 +480,7 @@ public final class Transformer implements AutoCloseable {
     @Override
     public void close() {
         recordings.close();
+        freePromptRows();
         arena.close();
         if (hostArena.scope().isAlive()) {
             hostArena.close();

@@ -238,13 +238,32 @@ public final class TransformerKernels {
      */
     public void rope(Rows input, Rows output, long count, int heads, int headDim, long firstPosition,
                      DeviceBuffer positions, long maxPosition, RopeTable rope, boolean inverse) {
+        rope(input, 0, output, count, heads, headDim, firstPosition, positions, maxPosition, rope, inverse);
+    }
+
+    /**
+     * The same for input whose heads lie apart, as in a ring {@code [K][capacity][D]}: its rows are then the tokens of
+     * one head.
+     *
+     * @param headStride elements from head to head; 0: side by side
+     */
+    public void rope(Rows input, long headStride, Rows output, long count, int heads, int headDim, long firstPosition,
+                     DeviceBuffer positions, long maxPosition, RopeTable rope, boolean inverse) {
         Params.same("output", output.type(), input.type());
         long width = (long) Params.positive("heads", heads) * Params.positive("headDim", headDim);
         Params.fits(rope, headDim);
         MemorySegment p = params.begin(skv_rope_params.sizeof());
         try {
             skv_rope_params.type(p, input.type().code());
-            params.rows(skv_rope_params.input$offset(), "input", input, count, width);
+            if (headStride == 0) {
+                params.rows(skv_rope_params.input$offset(), "input", input, count, width);
+            } else {
+                params.pointer(skv_rope_params.input$offset(), "input", input.buffer(),
+                        Math.addExact(input.bytes("input", count, headDim),
+                                count == 0 ? 0 : Math.multiplyExact(heads - 1,
+                                        Math.multiplyExact(Params.notNegative("headStride", headStride), input.type().bytes()))));
+            }
+            skv_rope_params.input_head_stride(p, headStride);
             params.rows(skv_rope_params.output$offset(), "output", output, count, width);
             skv_rope_params.count(p, count);
             skv_rope_params.input_stride(p, input.stride());

@@ -13,9 +13,10 @@ import java.util.function.IntFunction;
  *
  * @param sessions the count; 0 if not even one fits
  * @param device bytes of device memory that the count takes, or, of 0, that one session would
+ * @param host bytes of pinned host memory, likewise
  * @param plan the cache's share of it
  */
-public record SessionCount(int sessions, long device, MemoryPlan plan) {
+public record SessionCount(int sessions, long device, long host, MemoryPlan plan) {
     /**
      * The most sessions within limits, next to a model's weights and an engine that can take prompts as long as the
      * sessions.
@@ -29,7 +30,8 @@ public record SessionCount(int sessions, long device, MemoryPlan plan) {
         while (tooMany - fits > 1) {
             int middle = fits == 0 && tooMany > Geometry.MAX_BATCH ? 1 : (fits + tooMany) >>> 1;
             MemoryPlan plan = plans.apply(middle);
-            if (deviceBytes(device, config, promptTokens, plan) <= deviceLimit && plan.pinnedBytes() <= hostLimit) {
+            if (deviceBytes(device, config, promptTokens, plan) <= deviceLimit
+                    && hostBytes(device, config, promptTokens, plan) <= hostLimit) {
                 fits = middle;
             } else {
                 tooMany = middle;
@@ -41,7 +43,13 @@ public record SessionCount(int sessions, long device, MemoryPlan plan) {
     static SessionCount of(
             Device device, ModelConfig config, long promptTokens, int sessions, IntFunction<MemoryPlan> plans) {
         MemoryPlan plan = plans.apply(Math.max(1, sessions));
-        return new SessionCount(sessions, deviceBytes(device, config, promptTokens, plan), plan);
+        return new SessionCount(sessions, deviceBytes(device, config, promptTokens, plan),
+                hostBytes(device, config, promptTokens, plan), plan);
+    }
+
+    /** Values of the cache, and the engine's longest prompt. */
+    private static long hostBytes(Device device, ModelConfig config, long promptTokens, MemoryPlan plan) {
+        return plan.pinnedBytes() + Transformer.pinnedBytes(config, device, device.defaultType(), promptTokens);
     }
 
     /** Weights, cache and engine. */

@@ -33,7 +33,6 @@ final class SyntheticContext implements AutoCloseable {
     private final TransformerKernels kernels;
     private final ElementType type;
     private final DeviceArena arena;
-    private final int layers;
     private final long width;
     private final int directions;
     private final DeviceBuffer coefficients;
@@ -51,7 +50,6 @@ final class SyntheticContext implements AutoCloseable {
         this.type = type;
         this.seed = seed;
         kernels = new TransformerKernels(device);
-        layers = config.layers();
         width = config.keyValueWidth();
         directions = (int) Math.min(DIRECTIONS, width);
         arena = device.newArena();
@@ -99,23 +97,24 @@ final class SyntheticContext implements AutoCloseable {
         return ++seed;
     }
 
-    /** Fills one layer of an empty session and seals it. */
-    void fill(KvSession session, int layer, long tokens) {
+    /**
+     * Fills one layer of an empty session and seals it, but for the last tokens, which are appended afterwards, as a
+     * sequence has them that has been decoded for a while.
+     */
+    void fill(KvSession session, int layer, long tokens, int afterSealing) {
         kernels.randomFill(gaussian, type, width * directions, next(), 0, 1);
         kernels.matmul(
                 Rows.of(gaussian, type), spectrum, null, Rows.of(basis, type), width, directions, directions, false);
+        append(session, layer, tokens - afterSealing);
+        session.seal(layer);
+        append(session, layer, afterSealing);
+    }
+
+    private void append(KvSession session, int layer, long tokens) {
         for (long done = 0; done < tokens; done += BLOCK) {
             int count = (int) Math.min(BLOCK, tokens - done);
             makeKeys(count);
             session.append(layer, count, keys, width, values, width);
-        }
-        session.seal(layer);
-    }
-
-    /** Fills and seals a whole session. */
-    void fill(KvSession session, long tokens) {
-        for (int layer = 0; layer < layers; layer++) {
-            fill(session, layer, tokens);
         }
     }
 

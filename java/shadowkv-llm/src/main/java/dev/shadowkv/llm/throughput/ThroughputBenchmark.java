@@ -35,6 +35,8 @@ public final class ThroughputBenchmark implements AutoCloseable {
     private static final int PROBE_STEPS = 4;
     private static final int PROBES = 12;
     private static final double LARGEST_DRIFT = 8;
+    /** Near what most shapes need for the usual share. */
+    private static final double USUAL_DRIFT = 0.3;
     /** As near as a probe of few steps can tell. */
     private static final double NEAR = 0.004;
 
@@ -43,6 +45,9 @@ public final class ThroughputBenchmark implements AutoCloseable {
      * folded chunk would have to stay dense, which a trained model's hardly do. They are measured all the same.
      */
     private static final float RANDOM_KEYS_RESIDUAL = 0.999f;
+
+    /** Steps from one folding of a session to its next. */
+    private static final int FOLD_STEPS = 64;
 
     private static final int WARM_UP_STEPS = 6;
     private static final int ATTENTION_STEPS = 4;
@@ -60,14 +65,32 @@ public final class ThroughputBenchmark implements AutoCloseable {
     private final ModelConfig config;
     private final Listener listener;
     private final Model model;
+    private final boolean ownsModel;
 
     /** Makes the weights. */
     public ThroughputBenchmark(Device device, ThroughputSettings settings, Listener listener) {
-        this.device = Objects.requireNonNull(device, "device");
+        this(Model.random(settings.measured(), device), true, settings, listener);
+    }
+
+    private ThroughputBenchmark(Model model, boolean ownsModel, ThroughputSettings settings, Listener listener) {
+        this.model = model;
+        this.ownsModel = ownsModel;
         this.settings = Objects.requireNonNull(settings, "settings");
         this.listener = Objects.requireNonNull(listener, "listener");
-        config = settings.measured();
-        model = Model.random(config, device);
+        device = model.device();
+        config = model.config();
+    }
+
+    /**
+     * Another measurement with the same weights, which stay this one's.
+     *
+     * @throws IllegalArgumentException when its shape or its number of layers is another
+     */
+    public ThroughputBenchmark with(ThroughputSettings other) {
+        if (!other.measured().equals(config)) {
+            throw new IllegalArgumentException("the weights are of another shape");
+        }
+        return new ThroughputBenchmark(model, false, other, listener);
     }
 
     /** The most sessions of the whole model that fit into the device memory, whatever the host has. */
@@ -101,18 +124,20 @@ public final class ThroughputBenchmark implements AutoCloseable {
         SessionCount planned = plan(device, settings, options);
         SessionCount count = count(options, planned);
         ModelConfig measured = config;
+        long begin = System.nanoTime();
         try (KvCache cache =
                         builder(device, measured, settings, options, count.sessions()).build();
                 Transformer transformer = new Transformer(model, count.sessions())) {
             List<KvSession> sessions = new ArrayList<>();
             long start = System.nanoTime();
+            double buildSeconds = (start - begin) * 1e-9;
             fill(cache, sessions, count.sessions());
             double fillSeconds = (System.nanoTime() - start) * 1e-9;
             try (DriftingQueries queries =
                             new DriftingQueries(device, measured, count.sessions(), model.type(), settings.seed() + 7);
                     KvBatch batch = cache.batch(sessions)) {
                 transformer.replaceQueries(queries.queries());
-                return measure(options, cache, transformer, queries, batch, planned, count, fillSeconds);
+                return measure(options, cache, transformer, queries, batch, planned, count, buildSeconds, fillSeconds);
             }
         }
     }
@@ -132,7 +157,8 @@ public final class ThroughputBenchmark implements AutoCloseable {
                 .toArray();
         try (KvCache cache = builder(device, config, settings, options, 1).build();
                 Transformer transformer = new Transformer(model, 1)) {
-            // What is made at first use is no part of the measurement.
+            // What is made at first use, or with an engine, is no part of the measurement.
+            transformer.reservePrompt(settings.context());
             prompt(cache, transformer, Arrays.copyOf(ids, Math.min(ids.length, WARM_UP_TOKENS)), (done, total) -> {});
             device.synchronize();
             long start = System.nanoTime();
@@ -185,9 +211,17 @@ public final class ThroughputBenchmark implements AutoCloseable {
     private AdmissionException refusal(CacheOptions options, int wanted, SessionCount possible) {
         SessionCount refused = of(options, wanted);
         return new AdmissionException(wanted + (wanted == 1 ? " session of " : " sessions of ") + settings.context() + " tokens, weights and engine take "
-                + refused.device() + " bytes of device memory and " + refused.plan().pinnedBytes()
+                + refused.device() + " bytes of device memory and " + refused.host()
                 + " of host memory; the limits are " + settings.deviceLimit() + " and " + settings.hostLimit()
                 + ", which hold " + possible.sessions());
+    }
+
+    /**
+     * How many tokens of a session's context count as decoded: sessions that began together would fold together, as those
+     * of real requests do not.
+     */
+    static int decodedBefore(int session, int sessions, long context) {
+        return (int) Math.min(context / 2, (long) FOLD_STEPS * session / sessions);
     }
 
     private void fill(KvCache cache, List<KvSession> sessions, int count) {
@@ -196,8 +230,9 @@ public final class ThroughputBenchmark implements AutoCloseable {
             for (int i = 0; i < count; i++) {
                 KvSession session = cache.open(settings.capacity());
                 sessions.add(session);
+                int decoded = decodedBefore(i, count, settings.context());
                 for (int layer = 0; layer < config.layers(); layer++) {
-                    context.fill(session, layer, settings.context());
+                    context.fill(session, layer, settings.context(), decoded);
                     listener.progress("filling contexts", (long) i * config.layers() + layer + 1, total);
                 }
             }
@@ -212,6 +247,7 @@ public final class ThroughputBenchmark implements AutoCloseable {
             KvBatch batch,
             SessionCount planned,
             SessionCount count,
+            double buildSeconds,
             double fillSeconds) {
         Steps steps = new Steps(transformer, queries, batch);
         boolean fetches = cache instanceof ShadowKvCache shadow && shadow.geometry().slots() > 0;
@@ -253,6 +289,7 @@ public final class ThroughputBenchmark implements AutoCloseable {
                 count,
                 config.layers(),
                 settings.context(),
+                buildSeconds,
                 fillSeconds,
                 queries.drift(),
                 fetches && selected > 0 ? OptionalDouble.of(1 - (double) fetched / selected) : OptionalDouble.empty(),
@@ -277,27 +314,38 @@ public final class ThroughputBenchmark implements AutoCloseable {
         return (long) cache.geometry().chunk() * cache.geometry().headDim() * cache.geometry().valueType().bytes();
     }
 
-    /** Bisects for the deviation of the noise that leaves the wanted share of chunks where it is. */
+    /** Looks for the deviation of the noise that leaves the wanted share of chunks where it is. */
     private void findDrift(Steps steps, DriftingQueries queries) {
         double low = 0;
+        double lowShare = 1;
         double high = LARGEST_DRIFT;
+        double highShare = 0;
+        double drift = USUAL_DRIFT;
         for (int probe = 0; probe < PROBES; probe++) {
-            // The first probe tells whether queries that stay reach the share at all.
-            queries.drift(probe == 0 ? 0 : (low + high) / 2);
+            queries.drift(drift);
             double share = steps.residentShare();
             listener.progress("finding the drift", probe + 1, PROBES);
-            if (Math.abs(share - settings.resident()) < NEAR || probe == 0 && share < settings.resident()) {
+            if (Math.abs(share - settings.resident()) < NEAR) {
                 return;
             }
-            if (probe == 0) {
-                continue;
-            }
             if (share > settings.resident()) {
-                low = queries.drift();
+                low = drift;
+                lowShare = share;
             } else {
-                high = queries.drift();
+                high = drift;
+                highShare = share;
             }
+            drift = between(low, lowShare, high, highShare);
         }
+    }
+
+    /** A straight line between what is known, but not so near to an end that the other hardly moves. */
+    private double between(double low, double lowShare, double high, double highShare) {
+        double far = high == LARGEST_DRIFT ? Math.min(high, 2 * low) : high;
+        double part = high == LARGEST_DRIFT || lowShare <= highShare
+                ? 0.9
+                : (lowShare - settings.resident()) / (lowShare - highShare);
+        return low + Math.clamp(part, 0.1, 0.9) * (far - low);
     }
 
     private double attentionMilliseconds(Transformer transformer, Steps steps) {
@@ -351,9 +399,11 @@ public final class ThroughputBenchmark implements AutoCloseable {
         }
     }
 
-    /** Frees the weights; does nothing the second time. */
+    /** Frees the weights, if they are its own; does nothing the second time. */
     @Override
     public void close() {
-        model.close();
+        if (ownsModel) {
+            model.close();
+        }
     }
 }

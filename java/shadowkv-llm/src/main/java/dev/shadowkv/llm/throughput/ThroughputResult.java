@@ -9,6 +9,7 @@ import java.util.OptionalDouble;
  * @param run sessions that were measured
  * @param runLayers layers that were measured
  * @param context tokens of each session when the timed steps began
+ * @param buildSeconds making the cache, most of it pinning host memory
  * @param fillSeconds making and sealing all contexts
  * @param drift of the queries
  * @param resident share of the selected chunks that were on the device, in the timed steps; empty where nothing has to
@@ -33,6 +34,7 @@ public record ThroughputResult(
         SessionCount run,
         int runLayers,
         long context,
+        double buildSeconds,
         double fillSeconds,
         double drift,
         OptionalDouble resident,

@@ -111,6 +111,39 @@ class ThroughputBenchmarkTest {
     }
 
     @Test
+    void weightsServeSeveralMeasurements() {
+        ThroughputSettings settings = settings(400 * MEBI, 400 * MEBI, OptionalInt.of(2), 0.6);
+        ThroughputSettings longer =
+                new ThroughputSettings(SMALL, 2, 4500, 400 * MEBI, 400 * MEBI, OptionalInt.of(1), 2, 0.6, OptionalInt.of(32), 5);
+        ThroughputSettings fewer =
+                new ThroughputSettings(SMALL, 1, 3001, 400 * MEBI, 400 * MEBI, OptionalInt.of(1), 2, 0.6, OptionalInt.of(32), 5);
+        try (ThroughputBenchmark first = new ThroughputBenchmark(device, settings, (what, done, total) -> {})) {
+            long weights = device.allocatedBytes();
+            ThroughputBenchmark second = first.with(longer);
+            assertThat(second.run(SHADOW).context()).isEqualTo(4500);
+            second.close();
+            assertThat(device.allocatedBytes()).as("bytes while the weights are there").isEqualTo(weights);
+            assertThat(first.run(SHADOW).run().sessions()).isEqualTo(2);
+            assertThatThrownBy(() -> first.with(fewer)).isInstanceOf(IllegalArgumentException.class);
+        }
+    }
+
+    /** Of a batch's foldings each step takes its share, whatever steps are timed. */
+    @Test
+    void sessionsDoNotFoldTogether() {
+        for (int count : new int[] {1, 4, 28, 64}) {
+            int[] decoded = java.util.stream.IntStream.range(0, count)
+                    .map(i -> ThroughputBenchmark.decodedBefore(i, count, 124928)).toArray();
+            assertThat(decoded[0]).isZero();
+            for (int i = 1; i < count; i++) {
+                assertThat(decoded[i] - decoded[i - 1]).isBetween(64 / count, (64 + count - 1) / count);
+            }
+            assertThat(decoded[count - 1]).isLessThan(64);
+        }
+        assertThat(ThroughputBenchmark.decodedBefore(3, 4, 20)).isEqualTo(10);
+    }
+
+    @Test
     void refusesWhatDoesNotFit() {
         ThroughputSettings settings = settings(300 * MEBI, 30 * MEBI, OptionalInt.of(500), 0.6);
         try (ThroughputBenchmark benchmark = new ThroughputBenchmark(device, settings, (what, done, total) -> {})) {

@@ -162,6 +162,15 @@ public class ShadowKv {
     public static int SKV_BACKEND_CUDA() {
         return SKV_BACKEND_CUDA;
     }
+    private static final int SKV_LANES = (int)3L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.SKV_LANES = 3
+     * }
+     */
+    public static int SKV_LANES() {
+        return SKV_LANES;
+    }
     private static final int SKV_F32 = (int)0L;
     /**
      * {@snippet lang=c :
@@ -2210,6 +2219,124 @@ public class ShadowKv {
                 traceDowncall("skv_graph_destroy", context, graph);
             }
             return (int)mh$.invokeExact(context, graph);
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class skv_use_lane {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            ShadowKv.C_INT,
+            ShadowKv.C_POINTER,
+            ShadowKv.C_INT
+        );
+
+        public static final MemorySegment ADDR = ShadowKv.findOrThrow("skv_use_lane");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * skv_status skv_use_lane(skv_context *context, int32_t lane)
+     * }
+     */
+    public static FunctionDescriptor skv_use_lane$descriptor() {
+        return skv_use_lane.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * skv_status skv_use_lane(skv_context *context, int32_t lane)
+     * }
+     */
+    public static MethodHandle skv_use_lane$handle() {
+        return skv_use_lane.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * skv_status skv_use_lane(skv_context *context, int32_t lane)
+     * }
+     */
+    public static MemorySegment skv_use_lane$address() {
+        return skv_use_lane.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * skv_status skv_use_lane(skv_context *context, int32_t lane)
+     * }
+     */
+    public static int skv_use_lane(MemorySegment context, int lane) {
+        var mh$ = skv_use_lane.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("skv_use_lane", context, lane);
+            }
+            return (int)mh$.invokeExact(context, lane);
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class skv_meet_lane {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            ShadowKv.C_INT,
+            ShadowKv.C_POINTER,
+            ShadowKv.C_INT
+        );
+
+        public static final MemorySegment ADDR = ShadowKv.findOrThrow("skv_meet_lane");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * skv_status skv_meet_lane(skv_context *context, int32_t lane)
+     * }
+     */
+    public static FunctionDescriptor skv_meet_lane$descriptor() {
+        return skv_meet_lane.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * skv_status skv_meet_lane(skv_context *context, int32_t lane)
+     * }
+     */
+    public static MethodHandle skv_meet_lane$handle() {
+        return skv_meet_lane.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * skv_status skv_meet_lane(skv_context *context, int32_t lane)
+     * }
+     */
+    public static MemorySegment skv_meet_lane$address() {
+        return skv_meet_lane.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * skv_status skv_meet_lane(skv_context *context, int32_t lane)
+     * }
+     */
+    public static int skv_meet_lane(MemorySegment context, int lane) {
+        var mh$ = skv_meet_lane.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("skv_meet_lane", context, lane);
+            }
+            return (int)mh$.invokeExact(context, lane);
         } catch (Throwable ex$) {
            throw new AssertionError("should not reach here", ex$);
         }

@@ -22,6 +22,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int64_t count;
  *     int64_t input_stride;
  *     int64_t output_stride;
+ *     int64_t input_head_stride;
  *     int32_t heads;
  *     int32_t head_dim;
  *     int64_t first_position;
@@ -45,6 +46,7 @@ public class skv_rope_params {
         ShadowKv.C_LONG.withName("count"),
         ShadowKv.C_LONG.withName("input_stride"),
         ShadowKv.C_LONG.withName("output_stride"),
+        ShadowKv.C_LONG.withName("input_head_stride"),
         ShadowKv.C_INT.withName("heads"),
         ShadowKv.C_INT.withName("head_dim"),
         ShadowKv.C_LONG.withName("first_position"),
@@ -369,6 +371,50 @@ public class skv_rope_params {
         struct.set(output_stride$LAYOUT, output_stride$OFFSET, fieldValue);
     }
 
+    private static final OfLong input_head_stride$LAYOUT = (OfLong)$LAYOUT.select(groupElement("input_head_stride"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int64_t input_head_stride
+     * }
+     */
+    public static final OfLong input_head_stride$layout() {
+        return input_head_stride$LAYOUT;
+    }
+
+    private static final long input_head_stride$OFFSET = 48;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int64_t input_head_stride
+     * }
+     */
+    public static final long input_head_stride$offset() {
+        return input_head_stride$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int64_t input_head_stride
+     * }
+     */
+    public static long input_head_stride(MemorySegment struct) {
+        return struct.get(input_head_stride$LAYOUT, input_head_stride$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int64_t input_head_stride
+     * }
+     */
+    public static void input_head_stride(MemorySegment struct, long fieldValue) {
+        struct.set(input_head_stride$LAYOUT, input_head_stride$OFFSET, fieldValue);
+    }
+
     private static final OfInt heads$LAYOUT = (OfInt)$LAYOUT.select(groupElement("heads"));
 
     /**
@@ -381,7 +427,7 @@ public class skv_rope_params {
         return heads$LAYOUT;
     }
 
-    private static final long heads$OFFSET = 48;
+    private static final long heads$OFFSET = 56;
 
     /**
      * Offset for field:
@@ -425,7 +471,7 @@ public class skv_rope_params {
         return head_dim$LAYOUT;
     }
 
-    private static final long head_dim$OFFSET = 52;
+    private static final long head_dim$OFFSET = 60;
 
     /**
      * Offset for field:
@@ -469,7 +515,7 @@ public class skv_rope_params {
         return first_position$LAYOUT;
     }
 
-    private static final long first_position$OFFSET = 56;
+    private static final long first_position$OFFSET = 64;
 
     /**
      * Offset for field:
@@ -513,7 +559,7 @@ public class skv_rope_params {
         return positions$LAYOUT;
     }
 
-    private static final long positions$OFFSET = 64;
+    private static final long positions$OFFSET = 72;
 
     /**
      * Offset for field:
@@ -557,7 +603,7 @@ public class skv_rope_params {
         return inverse$LAYOUT;
     }
 
-    private static final long inverse$OFFSET = 72;
+    private static final long inverse$OFFSET = 80;
 
     /**
      * Offset for field:
@@ -601,7 +647,7 @@ public class skv_rope_params {
         return rope$LAYOUT;
     }
 
-    private static final long rope$OFFSET = 80;
+    private static final long rope$OFFSET = 88;
 
     /**
      * Offset for field:
