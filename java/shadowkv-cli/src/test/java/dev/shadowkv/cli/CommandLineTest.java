@@ -241,20 +241,38 @@ class CommandLineTest {
         assertRefused(run("eval", "longgen", "--model", NEEDLE, "--out", folder.resolve("x"), "--tasks", "speed"), 1, "speed");
     }
 
+    @Tag("charts")
     @Test
     void evalLooksIntoAttention() throws IOException {
         Path prompt = write("prompt.txt", "the special magic number for bekevu is : 477 187 . the sky is blue . ".repeat(40));
-        Path chart = folder.resolve("mass.png");
-        Object[] command = {"eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 4, "--rank", 40, "--budget", 64};
-        JsonNode heads = run(with(command, "--chart", chart, "--json")).json().path("heads");
-        assertThat(heads).hasSize(4 * 8);
+        Path other = write("other.txt", "the grass is green . the special magic number for vasori is : 943 568 . ".repeat(30));
+        Path charts = folder.resolve("charts");
+        Path out = folder.resolve("fidelity.jsonl");
+        Object[] command = {
+            "eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--prompt-file", other, "--steps", 4, "--out", out, "--variant",
+            "exact=dense", "--variant", "mine=shadow,rank=40,budget=64", "--variant", "more=shadow,rank=40,budget=128"
+        };
+        JsonNode heads = run(with(command, "--charts", charts, "--json")).json().path("heads");
+        assertThat(heads).hasSize(2 * 4 * 8);
         for (JsonNode head : heads) {
             double mass = head.path("capturedMass").asDouble();
             assertThat(mass).isBetween(0.01, head.path("bestMass").asDouble() + 1e-9);
         }
-        assertThat(chart).isNotEmptyFile();
-        assertThat(run(command).out()).contains("best possible");
-        assertRefused(run("eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 9999), 1, "9999");
+        assertThat(charts.resolve("mass-mine.png")).isNotEmptyFile();
+        assertThat(charts.resolve("mass-exact.png")).doesNotExist();
+        assertThat(run(command).out()).contains("best possible", "more");
+
+        // One line a cache, layer, head and prompt; a run that was killed does again only what is missing.
+        List<String> lines = Files.readAllLines(out);
+        assertThat(lines).hasSize(1 + 2 * 2 * 4 * 8);
+        Files.write(out, lines.subList(0, 70));
+        assertThat(run(with(command, "--json")).json().path("heads")).isEqualTo(heads);
+        assertThat(Files.readAllLines(out)).hasSameSizeAs(lines).startsWith(lines.subList(0, 70).toArray(String[]::new));
+
+        assertRefused(run("eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 9999, "--out", folder.resolve("x")), 1, "9999");
+        assertRefused(
+                run("eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--out", folder.resolve("x"), "--variant", "a=dense"),
+                1, "shadow");
     }
 
     @Test

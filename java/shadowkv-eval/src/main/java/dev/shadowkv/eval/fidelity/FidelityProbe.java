@@ -9,48 +9,66 @@ import dev.shadowkv.llm.CacheOptions;
 import dev.shadowkv.llm.Model;
 import dev.shadowkv.llm.Rotation;
 import dev.shadowkv.llm.Transformer;
+import java.util.Arrays;
 import java.util.List;
-import java.util.function.IntConsumer;
+import java.util.Map;
 
 /**
- * What the settings of a shadow cache keep of a model's attention on a text, layer by layer and head by head. The model
+ * What shadow caches keep of a model's attention on a text, layer by layer and head by head. The model
  * computes the text exactly; then each layer's keys before the last tokens are indexed, and the queries of those last
  * tokens attend by the index and exactly (on the host, in double precision).
  */
 public final class FidelityProbe {
+    /** Takes what was measured, layer by layer. */
+    public interface Sink {
+        /** Whether a cache is to be measured in a layer; asked before each. */
+        default boolean wants(String cache, int layer) {
+            return true;
+        }
+
+        /** Takes the heads of a layer that was wanted. */
+        void accept(String cache, List<HeadFidelity> heads);
+
+        /** Told that a layer is done with. */
+        default void layer(int layer) {}
+    }
+
     private FidelityProbe() {}
 
     /**
      * Runs a text through a model; one layer is in host memory at a time.
      *
      * @param steps how many of the last tokens attend
-     * @param listener told the number of each layer that is done
-     * @throws IllegalArgumentException when the text is too short for the steps or covered by the budget
+     * @param caches by name
+     * @throws IllegalArgumentException when the text is too short for the steps or covered by a budget
      */
-    public static FidelityReport measure(Model model, int[] ids, int steps, CacheOptions options, IntConsumer listener) {
+    public static void measure(Model model, int[] ids, int steps, Map<String, CacheOptions> caches, Sink sink) {
         if (steps < 1 || steps >= ids.length) {
             throw new IllegalArgumentException(steps + " steps of a text of " + ids.length + " tokens");
         }
-        FidelityReport report = new FidelityReport();
         Device device = model.device();
         Rope rope = Rotation.of(model.config().rope(), ids.length);
         try (KvCache cache =
                         CacheOptions.dense().build(device, model.config(), MemoryPlan.of(1, ids.length), ids.length);
                 Transformer transformer = new Transformer(model, 1);
                 KvSession session = new CapturingSession(cache.open(ids.length), ids.length, ids.length - steps, capture -> {
-                    measure(device, rope, capture, options, report);
-                    listener.accept(capture.layer());
+                    caches.forEach((name, options) -> {
+                        if (sink.wants(name, capture.layer())) {
+                            sink.accept(name, measure(device, rope, capture, options));
+                        }
+                    });
+                    sink.layer(capture.layer());
                 })) {
             transformer.prefill(
                     List.of(session), ids, ids.length - steps, (first, rows, logits) -> {}, (done, total) -> {});
         }
-        return report;
     }
 
-    /** Adds one layer to a report. */
-    static void measure(Device device, Rope rope, LayerCapture capture, CacheOptions options, FidelityReport report) {
+    /** Measures one layer. */
+    static List<HeadFidelity> measure(Device device, Rope rope, LayerCapture capture, CacheOptions options) {
         int group = capture.queryHeads() / capture.keyValueHeads();
         int dim = capture.headDim();
+        FidelityReport report = new FidelityReport(capture.layer());
         try (IndexedLayer layer = new IndexedLayer(device, rope, capture, options)) {
             for (int step = 0; step < capture.steps(); step++) {
                 IndexedLayer.Attended attended = layer.attend(step);
@@ -58,16 +76,15 @@ public final class FidelityProbe {
                     int keyHead = head / group;
                     float[] logits = logits(layer, capture, step, head, keyHead);
                     float[] exact = output(logits, capture, keyHead);
-                    float[] approximate =
-                            java.util.Arrays.copyOfRange(attended.output(), head * dim, (head + 1) * dim);
+                    float[] approximate = Arrays.copyOfRange(attended.output(), head * dim, (head + 1) * dim);
                     report.add(
-                            capture.layer(),
                             head,
                             AttentionFidelity.of(logits, attended.tokens()[keyHead]),
                             AttentionFidelity.outputError(exact, approximate));
                 }
             }
         }
+        return report.heads();
     }
 
     private static float[] logits(IndexedLayer layer, LayerCapture capture, int step, int head, int keyHead) {

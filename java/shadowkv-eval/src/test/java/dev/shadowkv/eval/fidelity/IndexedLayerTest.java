@@ -136,12 +136,12 @@ class IndexedLayerTest {
     void everythingSelectedIsExact() {
         LayerCapture capture = capture();
         int indexed = ((TOKENS - STEPS) / 8 - 4) * 8;
-        FidelityReport report = new FidelityReport();
+        List<HeadFidelity> heads;
         try (Device device = Device.cpu(2)) {
-            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(HEADS * DIM, indexed, 0), report);
+            heads = FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(HEADS * DIM, indexed, 0));
         }
-        assertThat(report.heads()).hasSize(QUERY_HEADS);
-        for (FidelityReport.Head head : report.heads()) {
+        assertThat(heads).hasSize(QUERY_HEADS);
+        for (HeadFidelity head : heads) {
             assertThat(head.capturedMass()).isCloseTo(1, within(1e-9));
             assertThat(head.overlap()).isEqualTo(1);
             // Keys are rebuilt from all of their directions: logits of some |q||k|/8 <= 40, off by a few roundings each.
@@ -153,13 +153,13 @@ class IndexedLayerTest {
     void lessIsLess() {
         LayerCapture capture = capture();
         try (Device device = Device.cpu(2)) {
-            FidelityReport little = new FidelityReport();
-            FidelityReport more = new FidelityReport();
-            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 48, 4), little);
-            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 192, 2), more);
+            List<HeadFidelity> little =
+                    FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 48, 4));
+            List<HeadFidelity> more =
+                    FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 192, 2));
             for (int head = 0; head < QUERY_HEADS; head++) {
-                FidelityReport.Head a = little.heads().get(head);
-                FidelityReport.Head b = more.heads().get(head);
+                HeadFidelity a = little.get(head);
+                HeadFidelity b = more.get(head);
                 assertThat(a.capturedMass()).as("seed %d", seed).isLessThan(b.capturedMass());
                 assertThat(a.capturedMass()).isLessThanOrEqualTo(a.bestMass() + 1e-12);
             }
