@@ -172,6 +172,27 @@ class CommandLineTest {
     }
 
     @Test
+    void promptsAreAnsweredTogetherAsAlone() throws IOException {
+        List<List<JsonNode>> answers = new java.util.ArrayList<>();
+        for (int batch : new int[] {1, 3}) {
+            Path out = folder.resolve("batch-" + batch + ".jsonl");
+            run(
+                            "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single,vt", "--lengths", "512,1024", "--samples", 2, "--out",
+                            out, "--batch", batch, "--device", "cpu", "--variant", "exact=dense", "--variant",
+                            "shadow=shadow,rank=40,budget=length/8", "--json")
+                    .json();
+            answers.add(Files.readAllLines(out).stream().skip(1).map(Output::tree).toList());
+            assertThat(answers.getLast()).hasSize(2 * 2 * 2 * 2);
+        }
+        for (JsonNode alone : answers.get(0)) {
+            assertThat(answers.get(1)).as(alone.toString()).anyMatch(other -> List.of("variant", "task", "length", "index", "answer", "score")
+                    .stream().allMatch(field -> other.path(field).equals(alone.path(field))));
+        }
+        assertRefused(
+                run("eval", "needle", "--model", NEEDLE, "--batch", 0, "--out", folder.resolve("x.jsonl")), 1, "--batch", "0");
+    }
+
+    @Test
     void variantsTakeTheOptionsOfACache() {
         Object[] command = {
             "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single", "--lengths", "1024", "--samples", 1, "--out",
