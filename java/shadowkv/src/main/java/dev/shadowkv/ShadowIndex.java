@@ -152,6 +152,11 @@ final class ShadowIndex {
         Scratch scratch = cache.scratch;
         SharedLayer shared = session.shared.layers[layer];
         OwnLayer own = session.own[layer];
+        FoldEvent event = FoldEvent.on() ? new FoldEvent() : null;
+        if (event != null) {
+            event.begin();
+            event.dense = -state.outliers;
+        }
         unrotate(own.keyRing, first, count, scratch.dense.rawKeys);
         project(shared, first, count, scratch.residual);
         cache.cacheKernels.landmarkBuild(own.keyRing, heads, headDim, chunk, firstChunk, count / chunk,
@@ -161,6 +166,22 @@ final class ShadowIndex {
                 geometry.valueType(), shared.valueScales, capacity);
         keepWhatTheBasisMisses(session, layer, state, firstChunk, count / chunk);
         state.recentBegin += count;
+        if (event != null) {
+            event.layer = layer;
+            event.first = first;
+            event.tokens = count;
+            event.residual = mean(Scratch.floats(scratch.residual, count));
+            event.dense += state.outliers;
+            event.commit();
+        }
+    }
+
+    private static float mean(float[] numbers) {
+        float sum = 0;
+        for (float number : numbers) {
+            sum += number;
+        }
+        return sum / numbers.length;
     }
 
     private void project(SharedLayer shared, long first, long count, DeviceBuffer residual) {

@@ -245,18 +245,29 @@ class CommandLineTest {
 
     @Tag("charts")
     @Test
-    void evalFollowsLongSessions() {
+    void evalFollowsLongSessions() throws IOException {
         Path charts = folder.resolve("charts");
         Object[] command = {
-            "eval", "longgen", "--model", NEEDLE, "--length", 2048, "--new-tokens", 120, "--window", 50, "--turns", 6, "--out",
+            "eval", "longgen", "--model", NEEDLE, "--length", 2048, "--new-tokens", 120, "--window", 50, "--turns", 6,
+            "--attention-every", 20, "--out",
             folder.resolve("longgen.jsonl"), "--charts", charts, "--variant", "exact=dense", "--variant",
             "shadow=shadow,rank=64,budget=512", "--json"
         };
         JsonNode report = run(command).json();
-        // Agreement of the one, turns of both, in one session and each in a fresh one.
-        assertThat(report.path("scores")).hasSize(5).allMatch(row -> row.path("mean").asDouble() > 0.9);
+        // Agreement and four layers of the one, turns of both, in one session and each in a fresh one.
+        assertThat(report.path("scores")).hasSize(9).allMatch(row -> row.path("mean").asDouble() > 0.7);
         assertThat(report.path("scores").get(0).path("prompts").asInt()).isEqualTo(3);
-        assertThat(charts.resolve("agreement.png")).isNotEmptyFile();
+        for (String chart : List.of("agreement.png", "mass-shadow.png", "residual-energy-shadow.png")) {
+            assertThat(charts.resolve(chart)).isNotEmptyFile();
+        }
+        List<JsonNode> layers = Files.readAllLines(folder.resolve("longgen.jsonl")).stream()
+                .map(Output::tree)
+                .filter(line -> line.path("task").asText().startsWith("attention"))
+                .toList();
+        assertThat(layers).hasSize(4 * 3).allMatch(line -> {
+            double missed = line.path("measurements").path("residualEnergy").asDouble();
+            return missed > 0 && missed < 0.5;
+        });
         assertThat(run(command).json()).isEqualTo(report);
         assertRefused(run("eval", "longgen", "--model", NEEDLE, "--out", folder.resolve("x"), "--variant", "a=shadow"), 1, "dense");
         assertRefused(run("eval", "longgen", "--model", NEEDLE, "--out", folder.resolve("x"), "--tasks", "speed"), 1, "speed");

@@ -79,6 +79,22 @@ class IndexedLayerTest {
                 Optional.empty());
     }
 
+    private static ShadowKvCache cache(Device device, Rope rope, double rerank) {
+        return ShadowKvCache.builder(device)
+                .layers(1)
+                .queryHeads(QUERY_HEADS)
+                .keyValueHeads(HEADS)
+                .headDim(DIM)
+                .rope(rope)
+                .rank(20)
+                .budget(96)
+                .outliers(3)
+                .radiusWeight(0.5f)
+                .rerank(rerank)
+                .memory(MemoryPlan.of(1, TOKENS))
+                .build();
+    }
+
     /** What the probe puts together of kernels is what the cache does. */
     @ParameterizedTest
     @ValueSource(doubles = {0, 3})
@@ -89,19 +105,7 @@ class IndexedLayerTest {
         int sealed = TOKENS - STEPS;
         try (Device device = device();
                 IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank));
-                ShadowKvCache cache = ShadowKvCache.builder(device)
-                        .layers(1)
-                        .queryHeads(QUERY_HEADS)
-                        .keyValueHeads(HEADS)
-                        .headDim(DIM)
-                        .rope(rope)
-                        .rank(20)
-                        .budget(96)
-                        .outliers(3)
-                        .radiusWeight(0.5f)
-                        .rerank(rerank)
-                        .memory(MemoryPlan.of(1, TOKENS))
-                        .build();
+                ShadowKvCache cache = cache(device, rope, rerank);
                 KvSession session = cache.open(TOKENS)) {
             session.append(
                     0, sealed, MemorySegment.ofArray(Arrays.copyOf(capture.keys(), sealed * width)),
@@ -124,6 +128,51 @@ class IndexedLayerTest {
                                 .isCloseTo(output[i], within(device.defaultType() == ElementType.F32 ? tolerance : 5 * Math.scalb(1, -8)));
                     }
                 }
+            }
+        }
+    }
+
+    /** With folding too: the cache folds, step by step. */
+    @ParameterizedTest
+    @ValueSource(doubles = {0, 3})
+    void foldsWhenTheCacheFolds(double rerank) {
+        LayerCapture whole = capture();
+        int steps = 219;
+        Random random = new Random(seed + 1);
+        float[] keys = whole.keys().clone();
+        int width = HEADS * DIM;
+        // Some generated keys have little of the basis: those chunks stay dense.
+        for (int token = 480; token < 504; token++) {
+            System.arraycopy(gaussian(random, width, 2), 0, keys, token * width, width);
+        }
+        LayerCapture capture = new LayerCapture(
+                0, QUERY_HEADS, HEADS, DIM, TOKENS, steps, keys, whole.values(), gaussian(random, steps * QUERY_HEADS * DIM, 1));
+        Rope rope = Rope.standard(DIM, 10000);
+        int sealed = TOKENS - steps;
+        int different = 0;
+        try (Device device = device();
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank), true);
+                ShadowKvCache cache = cache(device, rope, rerank);
+                KvSession session = cache.open(TOKENS)) {
+            session.append(
+                    0, sealed, MemorySegment.ofArray(Arrays.copyOf(keys, sealed * width)),
+                    MemorySegment.ofArray(Arrays.copyOf(capture.values(), sealed * width)));
+            session.seal();
+            try (KvBatch batch = cache.batch(List.of(session))) {
+                for (int step = 0; step < steps; step++) {
+                    float[] output = new float[QUERY_HEADS * DIM];
+                    int token = sealed + step;
+                    cache.attend(
+                            0, batch, row(capture.queries(), step, QUERY_HEADS * DIM), row(keys, token, width),
+                            row(capture.values(), token, width), MemorySegment.ofArray(output));
+                    different += AttentionFidelity.outputError(output, layer.attend(step).output()) > 1e-3 ? 1 : 0;
+                }
+            }
+            // The cache projects keys that were rotated and turned back; where two chunks are all but equal, that decides.
+            assertThat(different).as("seed %d", seed).isLessThanOrEqualTo(steps / 50);
+            for (int step = 0; step < steps; step++) {
+                boolean foreign = sealed + step >= 480 && sealed + step < 504;
+                assertThat(layer.residual(step) > 0.5).as("step %d, seed %d", step, seed).isEqualTo(foreign);
             }
         }
     }
