@@ -214,6 +214,11 @@ final class ShadowIndex {
         Scratch scratch = cache.scratch;
         SharedLayer shared = session.shared.layers[layer];
         OwnLayer own = session.own[layer];
+        FoldEvent event = FoldEvent.on() ? new FoldEvent() : null;
+        if (event != null) {
+            event.begin();
+            event.dense = -state.outliers;
+        }
         unrotate(own.keyRing, first, count, scratch.dense.rawKeys);
         project(shared, first, count, residual(layer));
         cache.cacheKernels.landmarkBuild(own.keyRing, heads, headDim, chunk, firstChunk, count / chunk,
@@ -232,6 +237,22 @@ final class ShadowIndex {
         moments.update(session.shared.layers[layer], own.keyRing, own.valueRing, firstChunk, count / chunk,
                 session.layout.chunks, MomentChange.ADD);
         state.recentBegin += count;
+        if (event != null) {
+            event.layer = layer;
+            event.first = first;
+            event.tokens = count;
+            event.residual = mean(Scratch.floats(scratch.residual, count));
+            event.dense += state.outliers;
+            event.commit();
+        }
+    }
+
+    private static float mean(float[] numbers) {
+        float sum = 0;
+        for (float number : numbers) {
+            sum += number;
+        }
+        return sum / numbers.length;
     }
 
     private DeviceBuffer residual(int layer) {

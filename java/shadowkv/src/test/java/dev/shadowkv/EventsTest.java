@@ -63,6 +63,45 @@ class EventsTest {
         assertThat(fetches.getLast().getLong("selectedChunks")).isZero();
     }
 
+    @Test
+    void aRecordingTellsWhatFoldingMisses(@TempDir Path folder) throws Exception {
+        // Keys of rank below the cache's, and from token 448 on of every direction: foreign to the basis.
+        Tokens tokens = CacheRunner.tokens(random, 600, 24);
+        Tokens foreign = CacheRunner.tokens(random, 600, 128);
+        System.arraycopy(foreign.keys, 448 * foreign.keys.length / 600, tokens.keys, 448 * tokens.keys.length / 600,
+                152 * tokens.keys.length / 600);
+        Path file = folder.resolve("recording.jfr");
+        try (Recording recording = new Recording(); Device device = TestDevice.open()) {
+            recording.enable("dev.shadowkv.Fold");
+            recording.start();
+            try (ShadowKvCache cache = CacheRunner.shape(ShadowKvCache.builder(device), 2, 1, 700).rank(32).budget(64)
+                    .build(); KvSession session = cache.open(700)) {
+                CacheRunner.append(session, tokens, 0, 400, null);
+                session.seal();
+                CacheRunner.decode(session, tokens, 400, 600);
+            }
+            recording.stop();
+            recording.dump(file);
+        }
+        List<RecordedEvent> folds = named(RecordingFile.readAllEvents(file), "Fold");
+        // The window of 96 tokens begins at 368 and gives 64 away before token 464, 528 and 592.
+        assertThat(folds).hasSize(2 * 3);
+        for (int i = 0; i < folds.size(); i++) {
+            RecordedEvent fold = folds.get(i);
+            long first = 368 + 64 * (i / 2);
+            assertThat(fold.getInt("layer")).isEqualTo(i % 2);
+            assertThat(fold.getLong("first")).isEqualTo(first);
+            assertThat(fold.getLong("tokens")).isEqualTo(64);
+            if (first + 64 <= 448) {
+                assertThat(fold.getFloat("residual")).isBetween(0f, 0.1f);
+                assertThat(fold.getInt("dense")).isZero();
+            } else if (first >= 448) {
+                assertThat(fold.getFloat("residual")).isGreaterThan(0.5f);
+                assertThat(fold.getInt("dense")).isPositive();
+            }
+        }
+    }
+
     private static List<RecordedEvent> named(List<RecordedEvent> events, String name) {
         return events.stream().filter(e -> e.getEventType().getName().equals("dev.shadowkv." + name)).toList();
     }

@@ -8,6 +8,7 @@ import dev.shadowkv.eval.EvaluationException;
 import dev.shadowkv.eval.Prompt;
 import dev.shadowkv.eval.Result;
 import dev.shadowkv.eval.ResultStore;
+import dev.shadowkv.eval.fidelity.FidelityProbe;
 import dev.shadowkv.eval.fidelity.StepByStep;
 import dev.shadowkv.eval.longgen.Conversation;
 import dev.shadowkv.eval.needle.NeedleConversation;
@@ -26,11 +27,15 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.Optional;
+import java.util.OptionalDouble;
 import java.util.Set;
 import java.util.SortedMap;
 import java.util.TreeMap;
 import java.util.concurrent.Callable;
+import java.util.function.Function;
 import java.util.function.ToDoubleFunction;
+import java.util.stream.Collectors;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -48,6 +53,7 @@ import picocli.CommandLine.Option;
         })
 final class LongGenCommand implements Callable<Integer> {
     private static final List<String> TASKS = List.of("agreement", "turns");
+    private static final String LAYER = "attention layer ";
 
     @Mixin
     private ModelArguments model;
@@ -85,6 +91,15 @@ final class LongGenCommand implements Callable<Integer> {
             description = "Tokens or turns that one number of a chart stands for. Default: ${DEFAULT-VALUE}.")
     private int window;
 
+    @Option(
+            names = "--attention-every",
+            paramLabel = "N",
+            defaultValue = "0",
+            description = "Of every N-th generated token, also measure by layer how much of the exact attention mass the caches "
+                    + "attend, and the share of the new keys' energy that the prompt's basis misses. Takes one more "
+                    + "exact computation of the text; 0: not measured. Default: ${DEFAULT-VALUE}.")
+    private int attentionEvery;
+
     @Option(names = "--seed", paramLabel = "N", defaultValue = "1", description = "Decides the prompts.")
     private long seed;
 
@@ -100,6 +115,9 @@ final class LongGenCommand implements Callable<Integer> {
     @Override
     public Integer call() throws IOException {
         Quantity.requirePositive("--length, --new-tokens, --turns and --window", length, newTokens, turns, window);
+        if (attentionEvery < 0) {
+            throw new IllegalArgumentException("--attention-every is negative: " + attentionEvery);
+        }
         if (!TASKS.containsAll(tasks)) {
             throw new IllegalArgumentException("--tasks is " + String.join(",", tasks) + "; there are " + TASKS);
         }
@@ -131,14 +149,18 @@ final class LongGenCommand implements Callable<Integer> {
     }
 
     private void run(Model loaded, Tokenizer tokenizer, Map<String, CacheOptions> caches, int[] prompt, Device opened) {
-        Map<String, String> settings = Map.of(
+        Map<String, String> settings = new LinkedHashMap<>(Map.of(
                 "suite", "longgen", "model", model.model.toString(), "device", opened.name(), "seed", Long.toString(seed),
                 "newTokens", Integer.toString(newTokens), "turns", Integer.toString(turns), "length",
                 Integer.toString(length), "window", Integer.toString(window), "prompt",
-                promptFile == null ? "" : promptFile.toString());
+                promptFile == null ? "" : promptFile.toString()));
+        settings.put("attentionEvery", Integer.toString(attentionEvery));
         try (ResultStore store = comparison.open(settings)) {
             if (tasks.contains("agreement")) {
                 agreement(store, loaded, caches, prompt);
+                if (attentionEvery > 0) {
+                    attention(store, loaded, caches, prompt);
+                }
             }
             if (tasks.contains("turns")) {
                 turns(store, loaded, tokenizer, caches);
@@ -184,6 +206,69 @@ final class LongGenCommand implements Callable<Integer> {
                 prompt,
                 new Answer("", promptTokens + number * window, part.size(), 0, 0, measurements),
                 mean(part, step -> step.agrees() ? 1 : 0));
+    }
+
+    private Case layerCase(int layer, int number) {
+        return Case.of(LAYER + layer, length, number, seed);
+    }
+
+    private void attention(ResultStore store, Model loaded, Map<String, CacheOptions> caches, int[] prompt) {
+        int layers = loaded.config().layers();
+        int windows = Math.ceilDiv(newTokens, window);
+        Map<String, CacheOptions> missing = new LinkedHashMap<>(caches);
+        missing.values().removeIf(options -> options.kind() == CacheKind.DENSE);
+        missing.keySet().removeIf(name -> store.contains(name, layerCase(layers - 1, windows - 1)));
+        if (missing.isEmpty()) {
+            return;
+        }
+        int[] ids = Arrays.copyOf(prompt, prompt.length + newTokens);
+        System.arraycopy(generated(loaded, caches, prompt), 0, ids, prompt.length, newTokens);
+        try (Progress progress = report.progress("attention", (long) layers * missing.size())) {
+            int[] done = {0};
+            FidelityProbe.overTime(loaded, ids, prompt.length, attentionEvery, missing, (name, layer) -> {
+                for (int number = 0; number < windows; number++) {
+                    if (!store.contains(name, layerCase(layer.layer(), number))) {
+                        layerResult(name, number, layer, prompt.length).ifPresent(store::append);
+                    }
+                }
+                progress.to(++done[0], name);
+            });
+        }
+    }
+
+    /** What exact attention generates: the same each time. */
+    private int[] generated(Model loaded, Map<String, CacheOptions> caches, int[] prompt) {
+        Map.Entry<String, CacheOptions> exact = caches.entrySet().iterator().next();
+        try (StepByStep steps = new StepByStep(
+                        loaded, Map.of(exact.getKey(), exact.getValue()), (long) prompt.length + newTokens);
+                Progress progress = report.progress("exact text", newTokens)) {
+            return steps.chosen(prompt, newTokens, false, (done, total) -> progress.to(done, "tokens")).tokens();
+        }
+    }
+
+    /** One window of a layer; nothing where no step of it was sampled. */
+    private Optional<Result> layerResult(String name, int number, FidelityProbe.OverTime layer, int promptTokens) {
+        int from = number * window;
+        int to = Math.min(newTokens, from + window);
+        OptionalDouble mass = layer.capturedMass().entrySet().stream()
+                .filter(sample -> sample.getKey() >= from && sample.getKey() < to)
+                .mapToDouble(Map.Entry::getValue)
+                .average();
+        if (mass.isEmpty()) {
+            return Optional.empty();
+        }
+        double residual = 0;
+        for (int step = from; step < to; step++) {
+            residual += layer.residualEnergy()[step] / (to - from);
+        }
+        Prompt prompt = new Prompt(
+                layerCase(layer.layer(), number), "", "", List.of("what exact attention attends"), to - from, false);
+        // A sum of weights may round to more than all of them.
+        return Optional.of(new Result(
+                name,
+                prompt,
+                new Answer("", promptTokens + from, to - from, 0, 0, Map.of("residualEnergy", residual)),
+                Math.min(1, mass.getAsDouble())));
     }
 
     private static double mean(List<StepByStep.Step> steps, ToDoubleFunction<StepByStep.Step> number) {
@@ -286,6 +371,10 @@ final class LongGenCommand implements Callable<Integer> {
             line(results, charts, "divergence (nats)", "divergence", result -> measured(result, "divergence"));
             line(results, charts, "landmark weight that the selection holds", "landmark-mass", result -> measured(result, "landmarkMass"));
             line(results, charts, "share of chunks resident", "resident", result -> measured(result, "residentShare"));
+            layers(results, charts, "exact attention mass that the cache attends", "mass", Result::score);
+            layers(
+                    results, charts, "share of new keys' energy that the prompt's basis misses", "residual-energy",
+                    result -> measured(result, "residualEnergy"));
         } catch (IOException e) {
             throw new EvaluationException(charts + ": cannot be made: " + e.getMessage(), e);
         } catch (LinkageError e) {
@@ -298,16 +387,34 @@ final class LongGenCommand implements Callable<Integer> {
     }
 
     private void line(List<Result> results, Path charts, String title, String name, ToDoubleFunction<Result> number) {
+        List<Result> agreement = results.stream()
+                .filter(result -> result.prompt().origin().task().equals("agreement"))
+                .toList();
+        draw(agreement, Result::variant, title, number, charts.resolve(name + ".png"));
+    }
+
+    /** A chart a cache with a line a layer: {@code name-CACHE.png}. */
+    private void layers(List<Result> results, Path charts, String title, String name, ToDoubleFunction<Result> number) {
+        results.stream()
+                .filter(result -> result.prompt().origin().task().startsWith(LAYER))
+                .collect(Collectors.groupingBy(Result::variant))
+                .forEach((variant, own) -> draw(
+                        own,
+                        result -> result.prompt().origin().task().substring(LAYER.length() - "layer ".length()),
+                        title + ": " + variant,
+                        number,
+                        charts.resolve(name + "-" + variant + ".png")));
+    }
+
+    private void draw(
+            List<Result> results, Function<Result, String> line, String title, ToDoubleFunction<Result> number, Path file) {
         Map<String, SortedMap<Double, Double>> lines = new LinkedHashMap<>();
         for (Result result : results) {
-            Case origin = result.prompt().origin();
-            if (origin.task().equals("agreement")) {
-                lines.computeIfAbsent(result.variant(), variant -> new TreeMap<>())
-                        .put((double) origin.index() * window, number.applyAsDouble(result));
-            }
+            lines.computeIfAbsent(line.apply(result), name -> new TreeMap<>())
+                    .put((double) result.prompt().origin().index() * window, number.applyAsDouble(result));
         }
         if (!lines.isEmpty()) {
-            Charts.lines("Over generated tokens", "generated tokens", title, lines, charts.resolve(name + ".png"));
+            Charts.lines("Over generated tokens", "generated tokens", title, lines, file);
         }
     }
 }

@@ -20,6 +20,11 @@ final class TextArguments {
 
     /** The text's tokens, of which the model has positions for all. */
     int[] ids(Tokenizer tokenizer, ModelConfig config) throws IOException {
+        return ids(file, tokenizer, config);
+    }
+
+    /** The tokens of a text file, of which the model has positions for all. */
+    static int[] ids(Path file, Tokenizer tokenizer, ModelConfig config) throws IOException {
         int[] ids = tokenizer.encode(read(file));
         ModelArguments.requirePositions(config, ids.length, file.toString());
         return ids;

@@ -173,6 +173,27 @@ class CommandLineTest {
     }
 
     @Test
+    void promptsAreAnsweredTogetherAsAlone() throws IOException {
+        List<List<JsonNode>> answers = new java.util.ArrayList<>();
+        for (int batch : new int[] {1, 3}) {
+            Path out = folder.resolve("batch-" + batch + ".jsonl");
+            run(
+                            "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single,vt", "--lengths", "512,1024", "--samples", 2, "--out",
+                            out, "--batch", batch, "--device", "cpu", "--variant", "exact=dense", "--variant",
+                            "shadow=shadow,rank=40,budget=length/8", "--json")
+                    .json();
+            answers.add(Files.readAllLines(out).stream().skip(1).map(Output::tree).toList());
+            assertThat(answers.getLast()).hasSize(2 * 2 * 2 * 2);
+        }
+        for (JsonNode alone : answers.get(0)) {
+            assertThat(answers.get(1)).as(alone.toString()).anyMatch(other -> List.of("variant", "task", "length", "index", "answer", "score")
+                    .stream().allMatch(field -> other.path(field).equals(alone.path(field))));
+        }
+        assertRefused(
+                run("eval", "needle", "--model", NEEDLE, "--batch", 0, "--out", folder.resolve("x.jsonl")), 1, "--batch", "0");
+    }
+
+    @Test
     void variantsTakeTheOptionsOfACache() {
         Object[] command = {
             "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single", "--lengths", "1024", "--samples", 1, "--out",
@@ -230,37 +251,66 @@ class CommandLineTest {
 
     @Tag("charts")
     @Test
-    void evalFollowsLongSessions() {
+    void evalFollowsLongSessions() throws IOException {
         Path charts = folder.resolve("charts");
         Object[] command = {
-            "eval", "longgen", "--model", NEEDLE, "--length", 2048, "--new-tokens", 120, "--window", 50, "--turns", 6, "--out",
+            "eval", "longgen", "--model", NEEDLE, "--length", 2048, "--new-tokens", 120, "--window", 50, "--turns", 6,
+            "--attention-every", 20, "--out",
             folder.resolve("longgen.jsonl"), "--charts", charts, "--variant", "exact=dense", "--variant",
             "shadow=shadow,rank=64,budget=512", "--json"
         };
         JsonNode report = run(command).json();
-        // Agreement of the one, turns of both, in one session and each in a fresh one.
-        assertThat(report.path("scores")).hasSize(5).allMatch(row -> row.path("mean").asDouble() > 0.9);
+        // Agreement and four layers of the one, turns of both, in one session and each in a fresh one.
+        assertThat(report.path("scores")).hasSize(9).allMatch(row -> row.path("mean").asDouble() > 0.7);
         assertThat(report.path("scores").get(0).path("prompts").asInt()).isEqualTo(3);
-        assertThat(charts.resolve("agreement.png")).isNotEmptyFile();
+        for (String chart : List.of("agreement.png", "mass-shadow.png", "residual-energy-shadow.png")) {
+            assertThat(charts.resolve(chart)).isNotEmptyFile();
+        }
+        List<JsonNode> layers = Files.readAllLines(folder.resolve("longgen.jsonl")).stream()
+                .map(Output::tree)
+                .filter(line -> line.path("task").asText().startsWith("attention"))
+                .toList();
+        assertThat(layers).hasSize(4 * 3).allMatch(line -> {
+            double missed = line.path("measurements").path("residualEnergy").asDouble();
+            return missed > 0 && missed < 0.5;
+        });
         assertThat(run(command).json()).isEqualTo(report);
         assertRefused(run("eval", "longgen", "--model", NEEDLE, "--out", folder.resolve("x"), "--variant", "a=shadow"), 1, "dense");
         assertRefused(run("eval", "longgen", "--model", NEEDLE, "--out", folder.resolve("x"), "--tasks", "speed"), 1, "speed");
     }
 
+    @Tag("charts")
     @Test
     void evalLooksIntoAttention() throws IOException {
         Path prompt = write("prompt.txt", "the special magic number for bekevu is : 477 187 . the sky is blue . ".repeat(40));
-        Path chart = folder.resolve("mass.png");
-        Object[] command = {"eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 4, "--rank", 40, "--budget", 64};
-        JsonNode heads = run(with(command, "--chart", chart, "--json")).json().path("heads");
-        assertThat(heads).hasSize(4 * 8);
+        Path other = write("other.txt", "the grass is green . the special magic number for vasori is : 943 568 . ".repeat(30));
+        Path charts = folder.resolve("charts");
+        Path out = folder.resolve("fidelity.jsonl");
+        Object[] command = {
+            "eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--prompt-file", other, "--steps", 4, "--out", out, "--variant",
+            "exact=dense", "--variant", "mine=shadow,rank=40,budget=64", "--variant", "more=shadow,rank=40,budget=128"
+        };
+        JsonNode heads = run(with(command, "--charts", charts, "--json")).json().path("heads");
+        assertThat(heads).hasSize(2 * 4 * 8);
         for (JsonNode head : heads) {
             double mass = head.path("capturedMass").asDouble();
             assertThat(mass).isBetween(0.01, head.path("bestMass").asDouble() + 1e-9);
         }
-        assertThat(chart).isNotEmptyFile();
-        assertThat(run(command).out()).contains("best possible");
-        assertRefused(run("eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 9999), 1, "9999");
+        assertThat(charts.resolve("mass-mine.png")).isNotEmptyFile();
+        assertThat(charts.resolve("mass-exact.png")).doesNotExist();
+        assertThat(run(command).out()).contains("best possible", "more");
+
+        // One line a cache, layer, head and prompt; a run that was killed does again only what is missing.
+        List<String> lines = Files.readAllLines(out);
+        assertThat(lines).hasSize(1 + 2 * 2 * 4 * 8);
+        Files.write(out, lines.subList(0, 70));
+        assertThat(run(with(command, "--json")).json().path("heads")).isEqualTo(heads);
+        assertThat(Files.readAllLines(out)).hasSameSizeAs(lines).startsWith(lines.subList(0, 70).toArray(String[]::new));
+
+        assertRefused(run("eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 9999, "--out", folder.resolve("x")), 1, "9999");
+        assertRefused(
+                run("eval", "fidelity", "--model", NEEDLE, "--prompt-file", prompt, "--out", folder.resolve("x"), "--variant", "a=dense"),
+                1, "shadow");
     }
 
     @Test

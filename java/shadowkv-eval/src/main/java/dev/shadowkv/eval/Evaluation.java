@@ -79,10 +79,13 @@ public final class Evaluation {
                     throw new IllegalStateException(
                             variant.getKey() + " gave " + answers.size() + " answers to " + missing.size() + " prompts");
                 }
+                List<Result> results = new ArrayList<>();
                 for (int i = 0; i < missing.size(); i++) {
                     double score = suite.score(missing.get(i), answers.get(i).text());
-                    Result result = new Result(variant.getKey(), missing.get(i), answers.get(i), score);
-                    store.append(result);
+                    results.add(new Result(variant.getKey(), missing.get(i), answers.get(i), score));
+                }
+                store.append(results);
+                for (Result result : results) {
                     listener.onResult(result, ++done, total);
                 }
             }

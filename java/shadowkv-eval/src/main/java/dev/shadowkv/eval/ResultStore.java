@@ -18,7 +18,7 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * Results in a file of JSON lines, one a result, each on disk before the next prompt is run. A run that was killed
+ * Results in a file of JSON lines, one a result, each on disk before the next prompts are run. A run that was killed
  * continues with the same file: a last line that was torn is dropped, results that are there are not computed again.
  * The first line holds the settings of the evaluation; other settings cannot continue the file. One process at a time
  * may have it open; for one thread at a time.
@@ -107,7 +107,7 @@ public final class ResultStore implements AutoCloseable {
         if (whole == 0) {
             ObjectNode first = Json.object();
             settings.forEach(first.putObject(SETTINGS)::put);
-            write(first);
+            write(first + "\n");
         }
     }
 
@@ -237,17 +237,31 @@ public final class ResultStore implements AutoCloseable {
      * @throws IllegalArgumentException when it is there already
      */
     public void append(Result result) {
-        if (contains(result.variant(), result.prompt().origin())) {
-            throw new IllegalArgumentException(
-                    path + ": has a result of " + key(result.variant(), result.prompt().origin()) + " already");
-        }
-        write(json(result));
-        add(result);
+        append(List.of(result));
     }
 
-    private void write(ObjectNode object) {
+    /**
+     * Adds results and puts them on disk at once, which takes hardly longer than one.
+     *
+     * @throws IllegalArgumentException when one is there already; then none is added
+     */
+    public void append(List<Result> added) {
+        StringBuilder lines = new StringBuilder();
+        Set<String> fresh = new HashSet<>();
+        for (Result result : added) {
+            String key = key(result.variant(), result.prompt().origin());
+            if (keys.contains(key) || !fresh.add(key)) {
+                throw new IllegalArgumentException(path + ": has a result of " + key + " already");
+            }
+            lines.append(json(result)).append('\n');
+        }
+        write(lines.toString());
+        added.forEach(this::add);
+    }
+
+    private void write(String lines) {
         try {
-            file.write((object + "\n").getBytes(StandardCharsets.UTF_8));
+            file.write(lines.getBytes(StandardCharsets.UTF_8));
             file.getFD().sync();
         } catch (IOException e) {
             throw new EvaluationException(path + ": cannot be written: " + e.getMessage(), e);

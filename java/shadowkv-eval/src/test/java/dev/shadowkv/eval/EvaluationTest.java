@@ -164,7 +164,13 @@ class EvaluationTest {
             assertThat(store.contains("v", origin)).isTrue();
             assertThat(store.contains("w", origin)).isFalse();
             assertThatThrownBy(() -> store.append(result)).isInstanceOf(IllegalArgumentException.class);
+            Result other = new Result("w", result.prompt(), result.answer(), 0);
+            assertThatThrownBy(() -> store.append(List.of(other, result))).isInstanceOf(IllegalArgumentException.class);
+            assertThatThrownBy(() -> store.append(List.of(other, other))).isInstanceOf(IllegalArgumentException.class);
+            assertThat(store.contains("w", origin)).isFalse();
+            store.append(List.of(other));
         }
+        assertThat(ResultStore.read(path)).extracting(Result::variant).containsExactly("v", "w");
     }
 
     @Test

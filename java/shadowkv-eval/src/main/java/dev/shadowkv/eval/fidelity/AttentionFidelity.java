@@ -42,6 +42,12 @@ public record AttentionFidelity(double capturedMass, double bestMass, double ove
         return new AttentionFidelity(captured, best, (double) common / count);
     }
 
+    /** The {@link #capturedMass} alone, which takes no sorting. */
+    static double capturedMass(float[] logits, BitSet selected) {
+        double[] weights = softmax(logits);
+        return selected.stream().mapToDouble(token -> weights[token]).sum();
+    }
+
     private static double[] softmax(float[] logits) {
         double largest = Double.NEGATIVE_INFINITY;
         for (int i = 0; i < logits.length; i++) {

@@ -22,15 +22,28 @@ import dev.shadowkv.llm.CacheOptions;
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
+import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.BitSet;
+import java.util.List;
+import java.util.function.IntConsumer;
 
 /**
  * One captured layer as a shadow cache would have it, made of the kernels that such a cache is made of, so that one can
- * look at what it selects. The prompt before the first step is indexed; nothing is folded.
+ * look at what it selects. The prompt before the first step is indexed. What the steps add stays dense, or is
+ * folded when the cache would fold it.
  */
 final class IndexedLayer implements AutoCloseable {
     /** Chunks before the end that stay dense, as in the cache. */
     private static final int LOCAL = 4;
+    /** Tokens that the cache folds at once, and that its window holds beside the local chunks. */
+    private static final int FOLD = 64;
+    /** Mean share of a folded chunk's key energy that the basis may miss, and chunks that stay dense beyond it. */
+    private static final float RESIDUAL_LIMIT = 0.5f;
+
+    private static final int RESIDUAL_OUTLIERS = 16;
+    /** The radius of a chunk that is not in the index. */
+    private static final float ABSENT = -1;
 
     /** What a step attended and gave: tokens by key/value head, and {@code [queryHeads][headDim]}. */
     record Attended(BitSet[] tokens, float[] output) {}
@@ -47,11 +60,24 @@ final class IndexedLayer implements AutoCloseable {
     private final CacheKernels cache;
     private final DecodeKernels decode;
     private final int sealed;
+    private final boolean folding;
+    /** Chunks in the index at first, and after the last step. */
+    private final int firstIndexed;
+
     private final int indexed;
     private final int select;
     private final int shortlist;
     private final int outliers;
     private final int[] outlierIds;
+    /** Folded chunks that stay dense in every head, ascending. */
+    private final List<Integer> residualIds = new ArrayList<>();
+    /** Share of the energy that the basis misses, of each token behind the first index; empty where nothing is folded. */
+    private float[] residual = {};
+    /** Takes the first so many chunks of the index into the moments; null where the tail takes no part. */
+    private IntConsumer sum;
+    /** Chunks in the moments. */
+    private int summed;
+
     /** {@code [steps][queryHeads][headDim]} and {@code [tokens][keyValueHeads][headDim]}, rotated. */
     final float[] rotatedQueries;
 
@@ -59,23 +85,30 @@ final class IndexedLayer implements AutoCloseable {
     private final DeviceBuffer queries;
 
     IndexedLayer(Device device, Rope rotation, LayerCapture capture, CacheOptions options) {
+        this(device, rotation, capture, options, false);
+    }
+
+    /** @param folding whether tokens of the steps are folded into the index as the cache does it */
+    IndexedLayer(Device device, Rope rotation, LayerCapture capture, CacheOptions options, boolean folding) {
         this.device = device;
+        this.folding = folding;
         this.capture = capture;
         this.options = options;
         sealed = capture.tokens() - capture.steps();
         int chunk = options.chunk();
-        indexed = Math.max(0, sealed / chunk - LOCAL);
+        firstIndexed = Math.max(0, sealed / chunk - LOCAL);
+        indexed = begin(capture.steps() - 1) / chunk;
         select = options.budget() / chunk;
-        if (indexed < select) {
+        if (firstIndexed < select) {
             throw new IllegalArgumentException("a budget of " + options.budget() + " tokens covers the whole index of "
-                    + (long) indexed * chunk + ": such a session is exact");
+                    + (long) firstIndexed * chunk + ": such a session is exact");
         }
         int wish = ShadowKvCache.shortlist(options.rerank(), select);
         shortlist = wish > select ? wish : 0;
-        outliers = Math.min(indexed, options.outliers().orElse(Math.max(1, 24 * options.budget() / 1024)));
+        outliers = Math.min(firstIndexed, options.outliers().orElse(Math.max(1, 24 * options.budget() / 1024)));
         int heads = capture.keyValueHeads();
         int dim = capture.headDim();
-        int recent = capture.tokens() - indexed * chunk;
+        int recent = capture.tokens() - firstIndexed * chunk;
         ElementType type = options.storageType().orElse(device.defaultType());
         int rank = options.rank().orElse(Math.min(160, heads * dim));
         geometry = new Geometry(
@@ -158,6 +191,9 @@ final class IndexedLayer implements AutoCloseable {
         cache.lowRankFactor(
                 Rows.of(raw, type), sealed, heads, dim, rank, g.rank(), 0, 0, coefficients, basis, arena.allocate(4L * rank),
                 arena.allocate(8));
+        if (folding) {
+            project(raw, coefficients, basis);
+        }
         DeviceBuffer landmarks = allocate(g.landmarkType(), heads, chunks, dim);
         DeviceBuffer landmarkScales = g.landmarkType() == ElementType.I8 ? allocate(ElementType.F32, heads, chunks) : null;
         DeviceBuffer radius = allocate(ElementType.F32, heads, chunks);
@@ -167,36 +203,84 @@ final class IndexedLayer implements AutoCloseable {
         DeviceBuffer outlierKeys = null;
         DeviceBuffer outlierValues = null;
         int[] ids = new int[0];
+        int places = outliers + residualIds.size();
+        if (places > 0) {
+            outlierKeys = allocate(type, heads, places, g.chunk(), dim);
+            outlierValues = allocate(type, heads, places, g.chunk(), dim);
+        }
         if (outliers > 0) {
             DeviceBuffer chosen = arena.allocate(4L * heads * outliers);
-            cache.outlierSelect(cosine, heads, indexed, chunks, outliers, chosen, radius);
-            outlierKeys = allocate(type, heads, outliers, g.chunk(), dim);
-            outlierValues = allocate(type, heads, outliers, g.chunk(), dim);
-            cache.chunkGather(keys, heads, dim, g.chunk(), chosen, outliers, outlierKeys, 0, outliers);
-            cache.chunkGather(values, heads, dim, g.chunk(), chosen, outliers, outlierValues, 0, outliers);
+            cache.outlierSelect(cosine, heads, firstIndexed, chunks, outliers, chosen, radius);
+            cache.chunkGather(keys, heads, dim, g.chunk(), chosen, outliers, outlierKeys, 0, places);
+            cache.chunkGather(values, heads, dim, g.chunk(), chosen, outliers, outlierValues, 0, places);
             ids = integers(chosen, heads * outliers);
+        }
+        for (int i = 0; i < residualIds.size(); i++) {
+            int id = residualIds.get(i);
+            DeviceBuffer one = uploadAll(heads, id);
+            cache.chunkGather(keys, heads, dim, g.chunk(), one, 1, outlierKeys, outliers + i, places);
+            cache.chunkGather(values, heads, dim, g.chunk(), one, 1, outlierValues, outliers + i, places);
+            device.copyRows(uploadAll(heads, Float.floatToRawIntBits(ABSENT)), 4, radius.slice(4L * id), 4 * chunks, 4, heads);
         }
         MemorySegment host = pinned.allocate((long) heads * chunks * g.chunk() * dim * g.valueType().bytes(), 64);
         DeviceBuffer valueScales = g.valueType() == ElementType.F8_E4M3 ? allocate(ElementType.F32, heads, chunks) : null;
         cache.valueStore(values, heads, dim, g.chunk(), 0, indexed, host, g.valueType(), valueScales, chunks);
         DeviceBuffer moments = options.tailTakesPart() ? allocate(ElementType.F32, g.momentFloats()) : null;
         if (moments != null) {
-            cache.momentUpdate(keys, values, heads, dim, g.chunk(), 0, indexed, radius, chunks, MomentChange.REPLACE, moments);
+            sum = count -> {
+                boolean grown = count >= summed && summed > 0;
+                int first = grown ? summed : 0;
+                cache.momentUpdate(
+                        keys, values, heads, dim, g.chunk(), first, count - first, radius, chunks,
+                        grown ? MomentChange.ADD : MomentChange.REPLACE, moments);
+                summed = count;
+            };
         }
         layers.set(0, new ShadowLayer(
                 coefficients, basis, landmarks, landmarkScales, radius, outlierKeys, outlierValues, recent(keys), recent(values), host,
-                valueScales, null, null, null, moments, null, chunks, outliers));
+                valueScales, null, null, null, moments, null, chunks, places));
         layers.upload();
         return ids;
     }
 
-    /** All tokens behind the index, position p in row p % window; a step sees those up to its length. */
+    /** As folding does it, with the basis of the prompt. */
+    private void project(DeviceBuffer raw, DeviceBuffer coefficients, DeviceBuffer basis) {
+        Geometry g = geometry;
+        long first = (long) firstIndexed * g.chunk();
+        int count = capture.tokens() - (int) first;
+        long width = (long) g.keyValueHeads() * g.headDim() * g.storageType().bytes();
+        DeviceBuffer missed = arena.allocate(4L * count);
+        cache.lowRankProject(
+                Rows.of(raw.slice(first * width), g.storageType()), count, g.keyValueHeads(), g.headDim(), g.rank(), basis,
+                coefficients.slice(first * g.rank() * g.storageType().bytes()), missed);
+        residual = floats(missed, count);
+        for (int chunk = firstIndexed; chunk < indexed && residualIds.size() < RESIDUAL_OUTLIERS; chunk++) {
+            float sum = 0;
+            for (int i = 0; i < g.chunk(); i++) {
+                sum += residual[(chunk - firstIndexed) * g.chunk() + i];
+            }
+            if (sum / g.chunk() > RESIDUAL_LIMIT) {
+                residualIds.add(chunk);
+            }
+        }
+    }
+
+    /** A number for each head. */
+    private DeviceBuffer uploadAll(int heads, int number) {
+        DeviceBuffer buffer = arena.allocate(4L * heads);
+        int[] all = new int[heads];
+        Arrays.fill(all, number);
+        device.copy(MemorySegment.ofArray(all), buffer);
+        return buffer;
+    }
+
+    /** All tokens behind the first index, position p in row p % window; a step sees those up to its length. */
     private DeviceBuffer recent(Ring tokens) {
         long row = (long) geometry.headDim() * tokens.type().bytes();
         int window = geometry.window();
         DeviceBuffer ring = allocate(tokens.type(), geometry.keyValueHeads(), window, geometry.headDim());
         for (int head = 0; head < geometry.keyValueHeads(); head++) {
-            for (long position = (long) indexed * geometry.chunk(); position < capture.tokens(); ) {
+            for (long position = (long) firstIndexed * geometry.chunk(); position < capture.tokens(); ) {
                 long target = position % window;
                 long count = Math.min(capture.tokens() - position, window - target);
                 device.copy(
@@ -213,12 +297,29 @@ final class IndexedLayer implements AutoCloseable {
         return sealed + step + 1;
     }
 
+    /** Where a step's window begins: the cache folds when it is full. */
+    private int begin(int step) {
+        int chunk = options.chunk();
+        int first = firstIndexed * chunk;
+        int beyond = sealed + step - first - (LOCAL * chunk + FOLD);
+        return folding && beyond >= 0 ? first + (beyond / FOLD + 1) * FOLD : first;
+    }
+
+    /** Share of the energy of a step's own key that the basis of the prompt misses. */
+    float residual(int step) {
+        return residual[sealed + step - firstIndexed * options.chunk()];
+    }
+
     Attended attend(int step) {
         Geometry g = geometry;
         int heads = g.keyValueHeads();
-        int begin = indexed * g.chunk();
-        states.set(0, length(step), begin, indexed, outliers, step + 1);
+        int begin = begin(step);
+        int indexedNow = begin / g.chunk();
+        states.set(0, length(step), begin, indexedNow, outliers + dense(indexedNow), step + 1);
         states.upload();
+        if (sum != null && summed != indexedNow) {
+            sum.accept(indexedNow);
+        }
         long width = (long) g.queryHeads() * g.headDim();
         Rows query = Rows.of(queries.slice(4 * step * width, 4 * width), ElementType.F32);
         try (DeviceArena scratch = device.newArena()) {
@@ -227,7 +328,7 @@ final class IndexedLayer implements AutoCloseable {
             DeviceBuffer listCount = scratch.allocate(4L * heads);
             DeviceBuffer tail = options.tailTakesPart() ? scratch.allocate(4L * g.queryHeads()) : null;
             decode.landmarkTopK(
-                    g, 1, query, layers, 0, states, 0, options.radiusWeight(), listed, indexed, list, listCount, null, tail);
+                    g, 1, query, layers, 0, states, 0, options.radiusWeight(), listed, indexedNow, list, listCount, null, tail);
             DeviceBuffer selected = list;
             DeviceBuffer count = listCount;
             if (shortlist > 0) {
@@ -248,6 +349,11 @@ final class IndexedLayer implements AutoCloseable {
         }
     }
 
+    /** How many of an index's folded chunks stay dense. */
+    private int dense(int indexedNow) {
+        return (int) residualIds.stream().filter(id -> id < indexedNow).count();
+    }
+
     private BitSet[] tokens(int[] selected, int[] count, int begin, int length) {
         BitSet[] all = new BitSet[geometry.keyValueHeads()];
         int chunk = geometry.chunk();
@@ -261,6 +367,9 @@ final class IndexedLayer implements AutoCloseable {
             for (int i = 0; i < outliers; i++) {
                 int first = outlierIds[head * outliers + i] * chunk;
                 all[head].set(first, first + chunk);
+            }
+            for (int id : residualIds.subList(0, dense(begin / chunk))) {
+                all[head].set(id * chunk, (id + 1) * chunk);
             }
         }
         return all;

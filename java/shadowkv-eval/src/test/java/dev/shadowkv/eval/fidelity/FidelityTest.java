@@ -4,10 +4,17 @@ import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
+import dev.shadowkv.eval.Result;
+import dev.shadowkv.eval.ResultStore;
+import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
+import java.util.List;
+import java.util.Map;
 import java.util.SplittableRandom;
 import org.junit.jupiter.api.Test;
+import org.junit.jupiter.api.io.TempDir;
 
 class FidelityTest {
     private static final double EPSILON = 1e-12;
@@ -100,20 +107,57 @@ class FidelityTest {
         assertThatThrownBy(() -> Distribution.of(1, Double.NaN)).isInstanceOf(IllegalArgumentException.class);
     }
 
+    private static FidelityReport report(int layer, double... masses) {
+        FidelityReport report = new FidelityReport(layer);
+        for (double mass : masses) {
+            report.add(1, new AttentionFidelity(mass, 0.75, mass / 2), mass / 10);
+            report.add(0, new AttentionFidelity(mass / 2, 0.75, mass / 2), mass);
+        }
+        return report;
+    }
+
     @Test
-    void theReportKeepsLayersAndHeadsApart() {
-        FidelityReport report = new FidelityReport();
-        report.add(1, 0, new AttentionFidelity(0.5, 0.75, 0.25), 0.1);
-        report.add(0, 1, new AttentionFidelity(0.9, 0.95, 1), 0.01);
-        report.add(1, 0, new AttentionFidelity(0.7, 0.75, 0.75), 0.3);
-        double[][] mass = report.capturedMass();
-        assertThat(mass[0][0]).isNaN();
-        assertThat(mass[0][1]).isEqualTo(0.9);
-        assertThat(mass[1][0]).isCloseTo(0.6, within(EPSILON));
-        assertThat(report.table().lines().skip(2))
+    void aReportIsTheMeanOverSteps() {
+        assertThat(report(3, 0.5, 0.75).heads())
                 .containsExactly(
-                        "0          1  0.9000     0.9000         0.9500   1.0000        0.0100     0.0100",
-                        "1          2  0.6000     0.5100         0.7500   0.5000        0.2000     0.2900");
+                        new HeadFidelity(3, 0, 0.3125, 0.75, 0.3125, 0.625),
+                        new HeadFidelity(3, 1, 0.625, 0.75, 0.3125, 0.0625));
+    }
+
+    @Test
+    void theSummaryKeepsCachesLayersAndHeadsApart() {
+        List<Result> results = new ArrayList<>();
+        report(1, 0.5).heads().forEach(head -> results.add(head.result("a", 0, 100, 1)));
+        report(1, 0.7).heads().forEach(head -> results.add(head.result("a", 1, 90, 1)));
+        report(0, 0.75).heads().forEach(head -> results.add(head.result("a", 0, 100, 1)));
+        report(1, 0.25).heads().forEach(head -> results.add(head.result("b", 0, 100, 1)));
+        FidelitySummary summary = new FidelitySummary(results);
+        assertThat(summary.variants()).containsExactly("a", "b");
+        assertThat(summary.capturedMass("a")[1][1]).isCloseTo(0.6, within(EPSILON));
+        assertThat(summary.capturedMass("b")[0][0]).isNaN();
+        assertThat(summary.capturedMass("b")[1]).containsExactly(0.125, 0.25);
+        assertThat(summary.layers().toString().lines().skip(2))
+                .containsExactly(
+                        "a          0      2  0.5625      0.3750         0.7500   0.3750        0.4125      0.7500",
+                        "a          1      2  0.4500      0.3000         0.7500   0.3000        0.3300      0.6000",
+                        "b          1      2  0.1875      0.1250         0.7500   0.1250        0.1375      0.2500");
+        assertThat(summary.heads().toString().lines().skip(2)).hasSize(6);
+    }
+
+    @Test
+    void aHeadIsStoredAndRead(@TempDir Path folder) {
+        // A sum of all weights that rounds to more than 1 is no refused score.
+        HeadFidelity head = new HeadFidelity(2, 5, 1 + EPSILON, 1, 0.25, Double.MIN_NORMAL);
+        Path file = folder.resolve("heads.jsonl");
+        try (ResultStore store = ResultStore.open(file, Map.of())) {
+            store.append(head.result("mine", 1, 4096, 16));
+        }
+        try (ResultStore store = ResultStore.open(file, Map.of())) {
+            assertThat(store.contains("mine", HeadFidelity.origin(2, 5, 1, 4096))).isTrue();
+            assertThat(store.contains("mine", HeadFidelity.origin(2, 5, 0, 4096))).isFalse();
+            assertThat(HeadFidelity.of(store.results().getFirst()))
+                    .isEqualTo(new HeadFidelity(2, 5, 1, 1, 0.25, Double.MIN_NORMAL));
+        }
     }
 
     @Test

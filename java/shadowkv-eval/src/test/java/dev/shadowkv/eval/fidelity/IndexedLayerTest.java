@@ -79,6 +79,23 @@ class IndexedLayerTest {
                 Optional.empty(), Optional.empty());
     }
 
+    private static ShadowKvCache cache(Device device, Rope rope, double rerank, boolean tail) {
+        return ShadowKvCache.builder(device)
+                .layers(1)
+                .queryHeads(QUERY_HEADS)
+                .keyValueHeads(HEADS)
+                .headDim(DIM)
+                .rope(rope)
+                .rank(20)
+                .budget(96)
+                .outliers(3)
+                .radiusWeight(0.5f)
+                .rerank(rerank)
+                .tail(tail)
+                .memory(MemoryPlan.of(1, TOKENS))
+                .build();
+    }
+
     /** What the probe puts together of kernels is what the cache does. */
     @ParameterizedTest
     @CsvSource({"0, true", "3, true", "0, false", "3, false"})
@@ -89,20 +106,7 @@ class IndexedLayerTest {
         int sealed = TOKENS - STEPS;
         try (Device device = device();
                 IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail));
-                ShadowKvCache cache = ShadowKvCache.builder(device)
-                        .layers(1)
-                        .queryHeads(QUERY_HEADS)
-                        .keyValueHeads(HEADS)
-                        .headDim(DIM)
-                        .rope(rope)
-                        .rank(20)
-                        .budget(96)
-                        .outliers(3)
-                        .radiusWeight(0.5f)
-                        .rerank(rerank)
-                        .tail(tail)
-                        .memory(MemoryPlan.of(1, TOKENS))
-                        .build();
+                ShadowKvCache cache = cache(device, rope, rerank, tail);
                 KvSession session = cache.open(TOKENS)) {
             session.append(
                     0, sealed, MemorySegment.ofArray(Arrays.copyOf(capture.keys(), sealed * width)),
@@ -129,6 +133,51 @@ class IndexedLayerTest {
         }
     }
 
+    /** With folding too: the cache folds, step by step. */
+    @ParameterizedTest
+    @ValueSource(doubles = {0, 3})
+    void foldsWhenTheCacheFolds(double rerank) {
+        LayerCapture whole = capture();
+        int steps = 219;
+        Random random = new Random(seed + 1);
+        float[] keys = whole.keys().clone();
+        int width = HEADS * DIM;
+        // Some generated keys have little of the basis: those chunks stay dense.
+        for (int token = 480; token < 504; token++) {
+            System.arraycopy(gaussian(random, width, 2), 0, keys, token * width, width);
+        }
+        LayerCapture capture = new LayerCapture(
+                0, QUERY_HEADS, HEADS, DIM, TOKENS, steps, keys, whole.values(), gaussian(random, steps * QUERY_HEADS * DIM, 1));
+        Rope rope = Rope.standard(DIM, 10000);
+        int sealed = TOKENS - steps;
+        int different = 0;
+        try (Device device = device();
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, true), true);
+                ShadowKvCache cache = cache(device, rope, rerank, true);
+                KvSession session = cache.open(TOKENS)) {
+            session.append(
+                    0, sealed, MemorySegment.ofArray(Arrays.copyOf(keys, sealed * width)),
+                    MemorySegment.ofArray(Arrays.copyOf(capture.values(), sealed * width)));
+            session.seal();
+            try (KvBatch batch = cache.batch(List.of(session))) {
+                for (int step = 0; step < steps; step++) {
+                    float[] output = new float[QUERY_HEADS * DIM];
+                    int token = sealed + step;
+                    cache.attend(
+                            0, batch, row(capture.queries(), step, QUERY_HEADS * DIM), row(keys, token, width),
+                            row(capture.values(), token, width), MemorySegment.ofArray(output));
+                    different += AttentionFidelity.outputError(output, layer.attend(step).output()) > 1e-3 ? 1 : 0;
+                }
+            }
+            // The cache projects keys that were rotated and turned back; where two chunks are all but equal, that decides.
+            assertThat(different).as("seed %d", seed).isLessThanOrEqualTo(steps / 50);
+            for (int step = 0; step < steps; step++) {
+                boolean foreign = sealed + step >= 480 && sealed + step < 504;
+                assertThat(layer.residual(step) > 0.5).as("step %d, seed %d", step, seed).isEqualTo(foreign);
+            }
+        }
+    }
+
     private static MemorySegment row(float[] rows, int row, int width) {
         return MemorySegment.ofArray(Arrays.copyOfRange(rows, row * width, (row + 1) * width));
     }
@@ -137,12 +186,12 @@ class IndexedLayerTest {
     void everythingSelectedIsExact() {
         LayerCapture capture = capture();
         int indexed = ((TOKENS - STEPS) / 8 - 4) * 8;
-        FidelityReport report = new FidelityReport();
+        List<HeadFidelity> heads;
         try (Device device = Device.cpu(2)) {
-            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(HEADS * DIM, indexed, 0, true), report);
+            heads = FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(HEADS * DIM, indexed, 0, true));
         }
-        assertThat(report.heads()).hasSize(QUERY_HEADS);
-        for (FidelityReport.Head head : report.heads()) {
+        assertThat(heads).hasSize(QUERY_HEADS);
+        for (HeadFidelity head : heads) {
             assertThat(head.capturedMass()).isCloseTo(1, within(1e-9));
             assertThat(head.overlap()).isEqualTo(1);
             // Keys are rebuilt from all of their directions: logits of some |q||k|/8 <= 40, off by a few roundings each.
@@ -154,13 +203,13 @@ class IndexedLayerTest {
     void lessIsLess() {
         LayerCapture capture = capture();
         try (Device device = Device.cpu(2)) {
-            FidelityReport little = new FidelityReport();
-            FidelityReport more = new FidelityReport();
-            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 48, 4, true), little);
-            FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 192, 2, true), more);
+            List<HeadFidelity> little =
+                    FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 48, 4, true));
+            List<HeadFidelity> more =
+                    FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 192, 2, true));
             for (int head = 0; head < QUERY_HEADS; head++) {
-                FidelityReport.Head a = little.heads().get(head);
-                FidelityReport.Head b = more.heads().get(head);
+                HeadFidelity a = little.get(head);
+                HeadFidelity b = more.get(head);
                 assertThat(a.capturedMass()).as("seed %d", seed).isLessThan(b.capturedMass());
                 assertThat(a.capturedMass()).isLessThanOrEqualTo(a.bestMass() + 1e-12);
             }
