@@ -5,6 +5,7 @@
 #include <functional>
 
 #include "gpu_test.h"
+#include "moments.h"
 
 namespace {
 
@@ -220,6 +221,37 @@ int main() {
     backend.chunk_gather(gather);
   });
   report("seal: landmarks, outliers, both gathers", seal, key_bytes * 9 / 8);
+  {
+    const skv::MomentLayout layout(kDim);
+    Array moments(backend, kHeads * layout.floats * 4);
+    skv_moment_update_params p = {};
+    p.storage_type = SKV_BF16;
+    p.key_value_heads = kHeads;
+    p.head_dim = kDim;
+    p.chunk = kChunk;
+    p.rotated_keys = rotated;
+    p.values = stored;
+    p.capacity = kTokens;
+    p.chunks = p.chunk_capacity = kChunks;
+    p.radius = radius.as<float>();
+    p.replace = 1;
+    p.moments = moments.as<float>();
+    backend.reserve_workspace(backend.workspace_bytes(SKV_OP_MOMENT_UPDATE, &p));
+    backend.moment_update(p);
+    const auto sums = moments.values(SKV_F32);
+    CHECK_EQUAL(sums[static_cast<std::size_t>(layout.count)], static_cast<float>((kChunks - select.count) * kChunk));
+    const double products = 2.0 * kHeads * kDim * kDim;  // of a token
+    report("moment_update 122880 x 8 x 128", time_of(backend, [&] { backend.moment_update(p); }), 2 * key_bytes,
+           products * kTokens);
+    // A fold: keys and values of 64 tokens, moments read and written.
+    p.replace = 0;
+    p.chunks = 8;
+    const double fold_bytes = 2.0 * kHeads * (8 * kChunk * kDim * 2 + static_cast<double>(layout.floats) * 4);
+    report("moment_update, a fold of 8 chunks",
+           time_of(
+               backend, [&] { backend.moment_update(p); }, 32),
+           fold_bytes, products * 8 * kChunk);
+  }
   for (const std::int32_t type : {SKV_BF16, SKV_F8_E4M3}) {
     const std::int64_t bytes = elements * gpu::size_of(type);
     void* const host = backend.allocate_host(static_cast<std::uint64_t>(bytes));
