@@ -53,7 +53,7 @@ final class CacheArguments implements Cloneable {
             names = "--tail",
             negatable = true,
             description = "Whether the tokens that a step does not select take part in it together, with the weight that their "
-                    + "landmarks say and the value expected for the query; not in the paper's method. Default: as they are reranked.")
+                    + "landmarks say and the value expected for the query; not in the paper's method. Default: with a rerank.")
     private Boolean tail;
 
     @Option(

@@ -81,7 +81,7 @@ final class TuneCommand implements Callable<Integer> {
     @Option(
             names = "--tail",
             negatable = true,
-            description = "Whether the tokens that a step does not select take part in it together. Default: where they are reranked.")
+            description = "Whether the tokens that a step does not select take part in it together. Default: with a rerank.")
     private Boolean tail;
 
     @Option(names = "--value-type", paramLabel = "TYPE", description = "How values are kept: f32, bf16, f16 or f8. Default: the storage type.")
