@@ -330,8 +330,8 @@ public final class Device implements AutoCloseable {
     }
 
     /**
-     * Gives copies and fills, and no other work, to a lane, beside what is under way on others. Nobody else can use the
-     * device while the work is given.
+     * Gives work to a lane, beside what is under way on others: copies, fills and {@code CacheKernels.valueStore}, since
+     * everything else shares the workspace. Nobody else can use the device while the work is given.
      *
      * @throws ShadowKvException with {@link Status#INVALID_ARGUMENT} while a step is captured, or for other work
      */
