@@ -214,11 +214,6 @@ final class ShadowIndex {
         Scratch scratch = cache.scratch;
         SharedLayer shared = session.shared.layers[layer];
         OwnLayer own = session.own[layer];
-        FoldEvent event = FoldEvent.on() ? new FoldEvent() : null;
-        if (event != null) {
-            event.begin();
-            event.dense = -state.outliers;
-        }
         unrotate(own.keyRing, first, count, scratch.dense.rawKeys);
         project(shared, first, count, residual(layer));
         cache.cacheKernels.landmarkBuild(own.keyRing, heads, headDim, chunk, firstChunk, count / chunk,
@@ -231,7 +226,13 @@ final class ShadowIndex {
     /** What of folding needs the residuals on the host; repeating both parts up to here gives the same. */
     private void settle(ShadowSession session, int layer, LayerState state) {
         int count = options.foldTokens();
-        long firstChunk = state.recentBegin / chunk;
+        long first = state.recentBegin;
+        long firstChunk = first / chunk;
+        FoldEvent event = FoldEvent.on() ? new FoldEvent() : null;
+        if (event != null) {
+            event.begin();
+            event.dense = -state.outliers;
+        }
         keepWhatTheBasisMisses(session, layer, state, firstChunk, count / chunk);
         OwnLayer own = session.own[layer];
         moments.update(session.shared.layers[layer], own.keyRing, own.valueRing, firstChunk, count / chunk,
@@ -241,7 +242,7 @@ final class ShadowIndex {
             event.layer = layer;
             event.first = first;
             event.tokens = count;
-            event.residual = mean(Scratch.floats(scratch.residual, count));
+            event.residual = mean(Scratch.floats(residual(layer), count));
             event.dense += state.outliers;
             event.commit();
         }
