@@ -132,7 +132,7 @@ typedef struct skv_geometry {
   int32_t value_type;       /* values in host memory and in slots: storage_type, or F8_E4M3 */
   int32_t landmark_type;    /* storage_type, or I8 */
   int32_t window;           /* tokens that the recent window holds, a multiple of C */
-  int32_t slots;            /* value slots a key/value head; 0: values are read in place, slot = chunk */
+  int32_t slots;            /* slots a key/value head, of values, or of keys where a layer has slot_keys; 0: values are read in place, slot = chunk */
 } skv_geometry;
 
 /*
@@ -152,13 +152,13 @@ typedef struct skv_shadow_layer {
   void *recent_values;     /* [K][window][D] storage_type */
   void *values;            /* pinned host memory: [K][chunk_capacity][C][D] value_type */
   float *value_scales;     /* [K][chunk_capacity], F8_E4M3 only */
-  void *slot_values;       /* [K][slots][C][D] value_type; null with slots = 0 */
+  void *slot_values;       /* [K][slots][C][D] value_type; not used, and may be null, with slots = 0 or slot_keys */
   int32_t *slot_chunk;     /* [K][slots]: which chunk a slot holds, -1 none */
   int32_t *slot_stamp;     /* [K][slots]: step in which it was last selected */
   int64_t chunk_capacity;
   int64_t outlier_capacity;
   float *moments;          /* [K][D*D + 2*D + 4] or null: sums over the indexed tokens of a head, of v k^T ([D][D], row = element of v), k, v and 1 (three floats unused) */
-  void *slot_keys;         /* [K][slots][C][D] storage_type, rotated, or null: rebuilt keys of the chunks in the slots, so that only fetched chunks are rebuilt. CPU only */
+  void *slot_keys;         /* [K][slots][C][D] storage_type, rotated, or null; CPU only. Not null: rebuilt keys are rounded to storage_type wherever they are used, also with slots = 0, and values are read in place. With slots > 0, skv_decode_layer keeps these keys in the slots and rebuilds only those of chunks that are in none: of its shortlist where it reranks (slots >= shortlist), else of its selection; all sessions of a batch or none have it. Whoever changes the coefficients of a chunk sets slot_chunk to -1 where that chunk is. The other operations do not fill such slots: after skv_cache_plan on them, slot_chunk is to be set to -1 */
 } skv_shadow_layer;
 
 /* One layer of one session in a dense cache. */
@@ -465,7 +465,7 @@ typedef struct skv_prefill_attention_params {
 /* What a step did, one an entry of the batch; added to, so that a caller may sum over layers. */
 typedef struct skv_decode_counters {
   int64_t selected;  /* chunks selected, over the heads */
-  int64_t fetched;   /* of which were not resident */
+  int64_t fetched;   /* of which were not resident; with slot_keys and slots: chunks whose keys were rebuilt, of the shortlist where there is one */
   double mass;       /* captured landmark mass, summed over the heads */
 } skv_decode_counters;
 

@@ -180,11 +180,15 @@ inline Token rebuilt_token(const Session& s, const check::RopeTables& rope, int 
     }
   }
   token.key = rope.rotate(key, position);
-  // A sum of `rank` products; then the rotation: tables rounded, their product, two terms, each a few roundings of a
-  // pair as long as its two elements together.
+  // Where keys are kept in slots they are of the storage type. A sum of `rank` products; then the rotation: tables
+  // rounded, their product, two terms, each a few roundings of a pair as long as its two elements together.
   const double most = *std::max_element(size.begin(), size.end());
   constexpr double kRotation = 16;
   token.error.assign(key.size(), 2 * std::max(1.0, rope.scale) * (shape.rank + kRotation) * kUnit * most);
+  for (std::size_t d = 0; s.layer.slot_keys != nullptr && d < key.size(); ++d) {
+    token.error[d] += check::roundoff(shape.storage) * (std::fabs(token.key[d]) + token.error[d]) +
+                      check::smallest_step(shape.storage);
+  }
   const std::int64_t chunk = position / shape.chunk;
   token.value = row(s.values, (head * s.capacity * shape.chunk + position) * shape.dim, shape.dim);
   if (shape.value == SKV_F8_E4M3) {

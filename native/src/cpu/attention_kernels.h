@@ -42,9 +42,16 @@ struct RowKernels {
   // sums[g] += sum over t of weights[g][t] * rows[t].
   void (*accumulate)(const float* weights, std::int64_t weight_stride, int group, const void* rows, std::int64_t count,
                      int dim, float* sums);
+  // The same scores of chunks that lie apart: rows[i] [chunk][dim], scores[g][i * chunk + t], for i < chunks.
+  void (*score_chunks)(const float* queries, int group, const void* const* rows, std::int64_t chunks, int chunk,
+                       int dim, float* scores, std::int64_t score_stride);
   // Attention over keys and values [count][dim], dense: adds to softmax and sums [group][padded_dim(dim)].
   void (*attend)(const float* queries, int group, const void* keys, const void* values, std::int64_t count, int dim,
                  const RunningSoftmax& softmax, float* sums);
+  // The same over chunks that lie apart: keys[i] and values[i] [chunk][dim], for i < chunks. What comes out does not
+  // depend on where they lie.
+  void (*attend_chunks)(const float* queries, int group, const void* const* keys, const void* const* values,
+                        std::int64_t chunks, int chunk, int dim, const RunningSoftmax& softmax, float* sums);
 };
 
 // Rows whose products are summed before the sum is added to what is there: it keeps sums of many rows exact.
@@ -111,6 +118,9 @@ struct AttentionKernels {
   void (*pack_coefficients)(std::int32_t type, const void* rows, int rank, std::int64_t tokens, void* packed);
   void (*rebuild)(std::int32_t type, const void* const* coefficients, const void* packed_basis, int rank, int dim,
                   std::int64_t groups, float* keys, const AheadLines& ahead);
+  // Rounds floats to bf16 where the processor has an instruction for it, which takes denormal numbers for zero; or
+  // null.
+  void (*round_bf16)(const float* from, void* to, std::int64_t count);
   // Rotates keys[t], a row of padded_dim(dim) floats, to position + t.
   void (*rotate)(const skv_rope& rope, std::int64_t position, std::int64_t tokens, int dim, float* keys);
 

@@ -18,6 +18,7 @@ const AttentionKernels kAttentionKernels = {{row_kernels<float>(), row_kernels<B
                                             plain_coefficients,
                                             pack_coefficients,
                                             rebuild,
+                                            nullptr,
                                             rotate,
                                             prefill_scratch_bytes,
                                             prefill};

@@ -8,6 +8,8 @@
 
 #if defined(__AVX512BF16__)
 
+#include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "cpu/attention_kernels.h"
@@ -92,9 +94,11 @@ inline __m512 lane_largest(__m512 x) {
   return _mm512_max_ps(pairwise, _mm512_permute_ps(pairwise, 0x4e));
 }
 
-// scores[i] = queries . rows first + 4i .. first + 4i + 3, rows behind `last` being taken for `last`.
+// scores[i] = queries . rows first + 4i .. first + 4i + 3, rows behind `last` being taken for `last`. With kAhead, as
+// many rows from `ahead` on are asked for.
 template <int kRows, bool kAhead>
-inline void score_rows(const PairQueries& queries, const BFloat16* rows, std::int64_t last, int dim, __m512* scores) {
+inline void score_rows(const PairQueries& queries, const BFloat16* rows, std::int64_t last, int dim, __m512* scores,
+                       const BFloat16* ahead = nullptr) {
   const BFloat16* row[kRows];
 #pragma GCC unroll 8
   for (int t = 0; t < kRows; ++t) {
@@ -111,7 +115,7 @@ inline void score_rows(const PairQueries& queries, const BFloat16* rows, std::in
 #pragma GCC unroll 2
       for (int i = 0; i < kRows / 4; ++i) {
         const std::int64_t line = d / kLaneElements * (kRows / 4) + i;
-        ask_for_line(rows + static_cast<std::int64_t>(kRowsAhead) * dim + line * 32);
+        ask_for_line(ahead + line * 32);
       }
     }
     const Pairs high = as_pairs(_mm512_load_si512(queries.at + d * 2 * kPairQueries));
@@ -133,10 +137,21 @@ template <bool kAhead>
 inline void score_block(const PairQueries& queries, const BFloat16* rows, std::int64_t count, int dim, __m512* scores) {
   std::int64_t t = 0;
   for (; t + kScoreRows <= count; t += kScoreRows) {
-    score_rows<kScoreRows, kAhead>(queries, rows + t * dim, kScoreRows, dim, scores + t / kPairTokens);
+    score_rows<kScoreRows, kAhead>(queries, rows + t * dim, kScoreRows, dim, scores + t / kPairTokens,
+                                   rows + (t + kRowsAhead) * dim);
   }
   for (; t < count; t += kPairTokens) {
     score_rows<kPairTokens, false>(queries, rows + t * dim, count - t - 1, dim, scores + t / kPairTokens);
+  }
+}
+
+// Scores [kPairQueries][4] of 4 tokens, of which `tokens` are wanted, to where they belong.
+inline void put_scores(__m512 of, int queries, std::int64_t tokens, float* scores, std::int64_t score_stride) {
+  const __mmask8 inside = static_cast<__mmask8>(tokens >= kPairTokens ? 0xf : (1 << tokens) - 1);
+  alignas(64) float lanes[kPairQueries * kPairTokens];
+  _mm512_store_ps(lanes, of);
+  for (int q = 0; q < queries; ++q) {
+    _mm_mask_storeu_ps(scores + q * score_stride, inside, _mm_load_ps(lanes + q * kPairTokens));
   }
 }
 
@@ -154,14 +169,37 @@ void score_pairs(const float* queries, int group, const void* rows, std::int64_t
       score_block<true>(tile, static_cast<const BFloat16*>(rows) + t * dim, left < kScoreRows ? left : kScoreRows, dim,
                         of);
       for (int i = 0; i < kScoreRows / kPairTokens && i * kPairTokens < left; ++i) {
-        const std::int64_t tokens = left - i * kPairTokens;
-        const __mmask8 inside = static_cast<__mmask8>(tokens >= kPairTokens ? 0xf : (1 << tokens) - 1);
-        alignas(64) float lanes[kPairQueries * kPairTokens];
-        _mm512_store_ps(lanes, of[i]);
-        for (int q = 0; q < here; ++q) {
-          _mm_mask_storeu_ps(scores + (g + q) * score_stride + t + i * kPairTokens, inside,
-                             _mm_load_ps(lanes + q * kPairTokens));
-        }
+        put_scores(of[i], here, left - i * kPairTokens, scores + g * score_stride + t + i * kPairTokens, score_stride);
+      }
+    }
+  }
+}
+
+// Chunks are whole multiples of what is scored at once. `ahead`: the rows of a chunk that is wanted later.
+inline void score_chunk(const PairQueries& queries, const void* rows, int chunk, int dim, __m512* scores,
+                        const void* ahead) {
+  for (int t = 0; t < chunk; t += kScoreRows) {
+    const std::int64_t at = static_cast<std::int64_t>(t) * dim;
+    score_rows<kScoreRows, true>(queries, static_cast<const BFloat16*>(rows) + at, kScoreRows, dim,
+                                 scores + t / kPairTokens, static_cast<const BFloat16*>(ahead) + at);
+  }
+}
+
+// As RowKernels::score_chunks.
+void score_chunk_pairs(const float* queries, int group, const void* const* rows, std::int64_t chunks, int chunk,
+                       int dim, float* scores, std::int64_t score_stride) {
+  constexpr std::int64_t kAhead = 4;
+  constexpr int kMaximumChunk = 16;
+  const std::int64_t query_stride = padded_dim(dim);
+  PairQueries tile;
+  for (int g = 0; g < group; g += kPairQueries) {
+    const int here = group - g < kPairQueries ? group - g : kPairQueries;
+    split_queries(queries + g * query_stride, query_stride, here, dim, &tile);
+    for (std::int64_t i = 0; i < chunks; ++i) {
+      __m512 of[kMaximumChunk / kPairTokens];
+      score_chunk(tile, rows[i], chunk, dim, of, rows[std::min(i + kAhead, chunks - 1)]);
+      for (int t = 0; t < chunk; t += kPairTokens) {
+        put_scores(of[t / kPairTokens], here, kPairTokens, scores + g * score_stride + i * chunk + t, score_stride);
       }
     }
   }
@@ -221,6 +259,21 @@ void landmark_pairs(const float* queries, int group, const float* weights, const
       largest[g + q] = lanes[q * kPairTokens];
       sum[g + q] = (of[0] + of[1]) + (of[2] + of[3]);
     }
+  }
+}
+
+// As AttentionKernels::round_bf16.
+void round_bf16(const float* from, void* to, std::int64_t count) {
+  std::uint16_t* const halves = static_cast<std::uint16_t*>(to);
+  std::int64_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    _mm512_storeu_si512(halves + i,
+                        reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(load(from + i + kLanes), load(from + i))));
+  }
+  for (; i < count; i += kLanes) {
+    const __mmask16 inside = static_cast<__mmask16>(count - i >= kLanes ? 0xffff : (1 << (count - i)) - 1);
+    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(inside, from + i));
+    _mm256_mask_storeu_epi16(halves + i, inside, reinterpret_cast<__m256i>(rounded));
   }
 }
 
@@ -289,10 +342,11 @@ inline void soften_pairs(__m512* scores, std::int64_t count, int dim, PairSoftma
   }
 }
 
-// row_at(t): the values of an even token, with those of the token after it behind them.
-template <class RowAt, int kColumns, bool kAhead>
-inline void accumulate_columns(const PairWeights& weights, const RowAt& row_at, std::int64_t count, int dim, int column,
-                               float* sums) {
+// row_at(t): the values of an even token, with those of the token after it behind them. With kAhead, ahead_at(t): two
+// rows that are wanted later.
+template <class RowAt, class AheadAt, int kColumns, bool kAhead>
+inline void accumulate_columns(const PairWeights& weights, const RowAt& row_at, const AheadAt& ahead_at,
+                               std::int64_t count, int dim, int column, float* sums) {
   constexpr int kBlocks = kColumns / 32;  // of 32 columns, two accumulators each
   __m512 tile[kPairQueries][2 * kBlocks];
 #pragma GCC unroll 4
@@ -312,9 +366,10 @@ inline void accumulate_columns(const PairWeights& weights, const RowAt& row_at, 
       high[c] = _mm512_unpackhi_epi16(a, b);
     }
     if constexpr (kAhead) {
+      const BFloat16* const ahead = ahead_at(2 * pair) + column;
 #pragma GCC unroll 4
       for (int c = 0; c < 2 * kBlocks; ++c) {
-        ask_for_line(first + static_cast<std::int64_t>(kRowsAhead) * dim + c % 2 * dim + c / 2 * 32);
+        ask_for_line(ahead + c % 2 * dim + c / 2 * 32);
       }
     }
 #pragma GCC unroll 4
@@ -349,17 +404,17 @@ inline void accumulate_columns(const PairWeights& weights, const RowAt& row_at, 
   }
 }
 
-template <bool kAhead, class RowAt>
-inline void accumulate_pairs(const PairWeights& weights, const RowAt& row_at, std::int64_t count, int dim,
-                             PairSoftmax* state) {
+template <bool kAhead, class RowAt, class AheadAt>
+inline void accumulate_pairs(const PairWeights& weights, const RowAt& row_at, const AheadAt& ahead_at,
+                             std::int64_t count, int dim, PairSoftmax* state) {
   int column = 0;
   for (; column + kPairColumns <= dim; column += kPairColumns) {
-    accumulate_columns<RowAt, kPairColumns, kAhead>(weights, row_at, count, dim, column,
-                                                    state->sums + column * kPairQueries);
+    accumulate_columns<RowAt, AheadAt, kPairColumns, kAhead>(weights, row_at, ahead_at, count, dim, column,
+                                                             state->sums + column * kPairQueries);
   }
   if (column < dim) {
-    accumulate_columns<RowAt, kPairColumns / 2, kAhead>(weights, row_at, count, dim, column,
-                                                        state->sums + column * kPairQueries);
+    accumulate_columns<RowAt, AheadAt, kPairColumns / 2, kAhead>(weights, row_at, ahead_at, count, dim, column,
+                                                                 state->sums + column * kPairQueries);
   }
 }
 
@@ -411,7 +466,45 @@ void attend_pairs(const float* queries, int group, const void* keys, const void*
       score_block<true>(tile, static_cast<const BFloat16*>(keys) + t * dim, tokens, dim, scores);
       soften_pairs(scores, tokens, dim, &state, &weights);
       accumulate_pairs<true>(
-          weights, [=](std::int64_t row) { return block_values + row * dim; }, tokens, dim, &state);
+          weights, [=](std::int64_t row) { return block_values + row * dim; },
+          [=](std::int64_t row) { return block_values + (row + kRowsAhead) * dim; }, tokens, dim, &state);
+    }
+    finish_pairs(state, here, dim, softmax, g, sums);
+  }
+}
+
+// As RowKernels::attend_chunks.
+void attend_chunk_pairs(const float* queries, int group, const void* const* keys, const void* const* values,
+                        std::int64_t chunks, int chunk, int dim, const RunningSoftmax& softmax, float* sums) {
+  const std::int64_t query_stride = padded_dim(dim), block = kPairBlock / chunk;
+  const std::int64_t chunk_bytes = static_cast<std::int64_t>(chunk) * dim * 2;
+  const int shift = std::countr_zero(static_cast<unsigned>(chunk));  // 8 or 16 tokens
+  for (int g = 0; g < group; g += kPairQueries) {
+    const int here = group - g < kPairQueries ? group - g : kPairQueries;
+    PairQueries tile;
+    PairSoftmax state;
+    PairWeights weights;
+    split_queries(queries + g * query_stride, query_stride, here, dim, &tile);
+    begin_pairs(dim, &state);
+    // The chunk a block later; at the end, one that is there.
+    const auto later = [=](std::int64_t i) { return std::min(i + block, chunks - 1); };
+    for (std::int64_t i = 0; i < std::min(block, chunks); ++i) {
+      ask_for(keys[i], 0, chunk_bytes);
+      ask_for(values[i], 0, chunk_bytes);
+    }
+    for (std::int64_t first = 0; first < chunks; first += block) {
+      const std::int64_t count = chunks - first < block ? chunks - first : block;
+      __m512 scores[kPairBlock / kPairTokens];
+      for (std::int64_t i = 0; i < count; ++i) {
+        score_chunk(tile, keys[first + i], chunk, dim, scores + i * chunk / kPairTokens, keys[later(first + i)]);
+      }
+      soften_pairs(scores, count * chunk, dim, &state, &weights);
+      const auto row_of = [=](std::int64_t i, std::int64_t row) {
+        return static_cast<const BFloat16*>(values[i]) + (row & (chunk - 1)) * dim;
+      };
+      accumulate_pairs<true>(
+          weights, [=](std::int64_t row) { return row_of(first + (row >> shift), row); },
+          [=](std::int64_t row) { return row_of(later(first + (row >> shift)), row); }, count * chunk, dim, &state);
     }
     finish_pairs(state, here, dim, softmax, g, sums);
   }

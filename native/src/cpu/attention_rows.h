@@ -15,13 +15,6 @@ constexpr int kQueryTile = kLanes == 16 ? 4 : 2;
 constexpr int kTokenTile = 4;
 constexpr int kColumnTile = 4;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-constexpr std::int64_t kCacheLine = 64;
-
-inline void ask_for(const void* begin, std::int64_t offset, std::int64_t bytes) {
-  for (std::int64_t at = 0; at < bytes; at += kCacheLine) {
-    ask_for_line(static_cast<const char*>(begin) + offset + at);
-  }
-}
 
 template <class T, int kQueries, int kTokens>
 inline void score_tile(const float* queries, std::int64_t query_stride, const T* rows, int dim, float* scores,
@@ -307,30 +300,45 @@ void log_sum(const float* values, std::int64_t count, float* largest_out, float*
 
 void log_sum_of_means(const float* logits, const float* radius, float weight, std::int64_t count, float* largest_out,
                       float* sum_out) {
-  // Two at a time: an exponential is a chain of operations that wait for each other.
-  constexpr std::int64_t kStep = 2 * kLanes;
-  const auto over_means = [&](auto&& visit) {
+  // What is looked at twice is still in the nearest cache the second time.
+  constexpr std::int64_t kBlock = 1024;
+  alignas(kVectorBytes) float means[kBlock];
+  float before = kNothing;
+  Vector sum = {};
+  for (std::int64_t first = 0; first < count; first += kBlock) {
+    const std::int64_t here = count - first < kBlock ? count - first : kBlock;
+    Vector most = broadcast(before);
     std::int64_t c = 0;
-    for (; c + kStep <= count; c += kStep) {
-      visit(load(logits + c) - weight * load(radius + c), 0);
-      visit(load(logits + c + kLanes) - weight * load(radius + c + kLanes), 1);
+    for (; c + kLanes <= here; c += kLanes) {
+      const Vector mean = load(logits + first + c) - weight * load(radius + first + c);
+      store(means + c, mean);
+      most = largest(mean, most);
     }
-    for (; c < count; c += kLanes) {
-      float last[kLanes];
+    for (; c < here; c += kLanes) {
       for (int i = 0; i < kLanes; ++i) {
-        last[i] = c + i < count ? logits[c + i] - weight * radius[c + i] : kNothing;
+        const std::int64_t at = first + c + i;
+        means[c + i] = at < count ? logits[at] - weight * radius[at] : kNothing;
       }
-      visit(load(last), 0);
+      most = largest(load(means + c), most);
     }
-  };
-  Vector most[2] = {broadcast(kNothing), broadcast(kNothing)};
-  over_means([&](Vector x, int i) { most[i] = largest(x, most[i]); });
-  const float at_most = largest_of(largest(most[0], most[1]));
-  const float base = at_most == kNothing ? 0.0F : at_most;
-  Vector sum[2] = {};
-  over_means([&](Vector x, int i) { sum[i] += exponential(x - base); });
-  *largest_out = at_most;
-  *sum_out = sum_of(sum[0] + sum[1]);
+    const float now = largest_of(most), base = now == kNothing ? 0.0F : now;
+    if (now > before) {
+      sum *= before == kNothing ? 0.0F : exponential(broadcast(before - now))[0];
+      before = now;
+    }
+    // Two sums: an exponential is a chain of operations that wait for each other.
+    Vector other = {};
+    for (c = 0; c + kLanes < here; c += 2 * kLanes) {
+      sum += exponential(load(means + c) - base);
+      other += exponential(load(means + c + kLanes) - base);
+    }
+    if (c < here) {
+      sum += exponential(load(means + c) - base);
+    }
+    sum += other;
+  }
+  *largest_out = before;
+  *sum_out = sum_of(sum);
 }
 
 // --- One type's table -------------------------------------------------------------------------
@@ -368,6 +376,34 @@ void attend(const float* queries, int group, const void* keys, const void* value
 }
 
 template <class T>
+void score_chunks(const float* queries, int group, const void* const* rows, std::int64_t chunks, int chunk, int dim,
+                  float* scores, std::int64_t score_stride) {
+  for (std::int64_t i = 0; i < chunks; ++i) {
+    score_ahead<T>(queries, group, rows[i], chunk, dim, scores + i * chunk, score_stride,
+                   i + 1 < chunks ? rows[i + 1] : nullptr);
+  }
+}
+
+template <class T>
+void attend_chunks(const float* queries, int group, const void* const* keys, const void* const* values,
+                   std::int64_t chunks, int chunk, int dim, const RunningSoftmax& softmax, float* sums) {
+  alignas(64) float scores[SKV_MAX_GROUP * kBlockTokens];
+  const std::int64_t block = kBlockTokens / chunk;
+  for (std::int64_t first = 0; first < chunks; first += block) {
+    const std::int64_t here = chunks - first < block ? chunks - first : block;
+    for (std::int64_t i = 0; i < here; ++i) {
+      score_ahead<T>(queries, group, keys[first + i], chunk, dim, scores + i * chunk, kBlockTokens, values[first + i]);
+    }
+    soften(scores, kBlockTokens, group, here * chunk, softmax, sums, dim);
+    for (std::int64_t i = 0; i < here; ++i) {
+      const std::int64_t next = first + block + i;
+      accumulate_ahead<T>(scores + i * chunk, kBlockTokens, group, values[first + i], chunk, dim, sums,
+                          next < chunks ? keys[next] : nullptr);
+    }
+  }
+}
+
+template <class T>
 void landmarks(const float* queries, int group, const float* weights, const void* rows, const float* scales,
                const float* radius, std::int64_t count, int dim, float* logits, std::int64_t logit_stride,
                float* largest, float* sum) {
@@ -390,7 +426,7 @@ void landmarks(const float* queries, int group, const float* weights, const void
 
 template <class T>
 constexpr RowKernels row_kernels() {
-  return {score<T>, landmarks<T>, accumulate<T>, attend<T>};
+  return {score<T>, landmarks<T>, accumulate<T>, score_chunks<T>, attend<T>, attend_chunks<T>};
 }
 
 void order_chunks(const float* logits, std::int64_t logit_stride, int group, const float* log_sum_exp,

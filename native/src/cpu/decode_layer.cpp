@@ -6,6 +6,7 @@
 #include "cpu/landmark_topk.h"
 #include "cpu/new_tokens.h"
 #include "cpu/rerank.h"
+#include "cpu/slot_keys.h"
 #include "cpu/sparse_attention.h"
 #include "cpu/value_gather.h"
 
@@ -17,18 +18,38 @@ struct Between {
   float* queries;                 // [B][H][D] rotated
   std::int32_t* shortlist;        // [B][K][shortlist], with rerank
   std::int32_t* shortlist_count;  // [B][K]
-  std::int32_t* selected;         // [B][K][S], and the same of the following
-  std::int32_t* slot;
+  std::int32_t* selected;         // [B][K][S]
+  std::int32_t* selected_count;   // [B][K]
+  std::int32_t* slot;             // [B][K][places], and the same of the following
   std::int32_t* fetch_chunk;
   std::int32_t* fetch_slot;
-  std::int32_t* selected_count;  // [B][K]
-  std::int32_t* fetch_count;     // [B][K]
-  float* mass;                   // [B][K]
-  float* tail;                   // [B][H], where the tokens left out take part
+  std::int32_t* fetch_count;  // [B][K]
+  float* mass;                // [B][K]
+  float* tail;                // [B][H], where the tokens left out take part
 };
 
 bool reranks(const skv_decode_layer_params& p) {
   return p.shortlist > p.select;
+}
+
+// The longest list that slots are planned for: slots of keys hold what is scored, others what is selected.
+std::int32_t most_places(const skv_decode_layer_params& p) {
+  return reranks(p) && p.geometry.slots != 0 ? p.shortlist : p.select;
+}
+
+// Whether slots hold keys: the same for all sessions, or the step is refused.
+bool keeps_keys(const skv_decode_layer_params& p) {
+  std::int32_t with = 0, without = 0;
+  for (std::int32_t session = 0; session < p.batch && p.geometry.slots != 0; ++session) {
+    if (p.states[session].length > 0) {
+      ++(rounds_keys(p.layers[session]) ? with : without);
+    }
+  }
+  if (with != 0 && without != 0) {
+    throw Error(SKV_INVALID_ARGUMENT, "decode_layer: " + std::to_string(with) + " sessions have slot_keys, " +
+                                          std::to_string(without) + " have not; with slots, all of a batch or none");
+  }
+  return with != 0;
 }
 
 std::uint64_t query_count(const skv_decode_layer_params& p) {
@@ -45,26 +66,27 @@ std::uint64_t tail_bytes(const skv_decode_layer_params& p) {
 std::uint64_t between_bytes(const skv_decode_layer_params& p) {
   const std::uint64_t pairs = static_cast<std::uint64_t>(head_pairs(p.geometry, p.batch));
   const std::uint64_t list = Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(p.select));
+  const std::uint64_t places = Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(most_places(p)));
   const std::uint64_t counts = Workspace::bytes_of<std::int32_t>(pairs);
   return Workspace::bytes_of<float>(query_count(p)) +
          (reranks(p) ? Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(p.shortlist)) + counts
                      : 0) +
-         4 * list + 2 * counts + Workspace::bytes_of<float>(pairs) + tail_bytes(p);
+         list + 3 * places + 2 * counts + Workspace::bytes_of<float>(pairs) + tail_bytes(p);
 }
 
 Between take_between(const skv_decode_layer_params& p, Workspace& workspace) {
   const std::uint64_t pairs = static_cast<std::uint64_t>(head_pairs(p.geometry, p.batch));
-  const std::uint64_t list = pairs * static_cast<std::uint64_t>(p.select);
+  const std::uint64_t places = pairs * static_cast<std::uint64_t>(most_places(p));
   Between b{};
   b.queries = workspace.take<float>(query_count(p));
   if (reranks(p)) {
     b.shortlist = workspace.take<std::int32_t>(pairs * static_cast<std::uint64_t>(p.shortlist));
     b.shortlist_count = workspace.take<std::int32_t>(pairs);
   }
-  b.selected = workspace.take<std::int32_t>(list);
-  b.slot = workspace.take<std::int32_t>(list);
-  b.fetch_chunk = workspace.take<std::int32_t>(list);
-  b.fetch_slot = workspace.take<std::int32_t>(list);
+  b.selected = workspace.take<std::int32_t>(pairs * static_cast<std::uint64_t>(p.select));
+  b.slot = workspace.take<std::int32_t>(places);
+  b.fetch_chunk = workspace.take<std::int32_t>(places);
+  b.fetch_slot = workspace.take<std::int32_t>(places);
   b.selected_count = workspace.take<std::int32_t>(pairs);
   b.fetch_count = workspace.take<std::int32_t>(pairs);
   b.mass = workspace.take<float>(pairs);
@@ -111,16 +133,18 @@ skv_rerank_params rerank_of(const skv_decode_layer_params& p, const Between& b) 
   return rerank;
 }
 
-skv_cache_plan_params plan_of(const skv_decode_layer_params& p, const Between& b) {
+// kept: slots hold keys.
+skv_cache_plan_params plan_of(const skv_decode_layer_params& p, const Between& b, bool kept) {
+  const bool of_shortlist = kept && reranks(p);
   skv_cache_plan_params plan{};
   plan.struct_size = sizeof(plan);
   plan.geometry = p.geometry;
   plan.batch = p.batch;
   plan.layers = p.layers;
   plan.states = p.states;
-  plan.select = p.select;
-  plan.selected = b.selected;
-  plan.selected_count = b.selected_count;
+  plan.select = of_shortlist ? p.shortlist : p.select;
+  plan.selected = of_shortlist ? b.shortlist : b.selected;
+  plan.selected_count = of_shortlist ? b.shortlist_count : b.selected_count;
   plan.selected_slot = b.slot;
   plan.fetch_chunk = b.fetch_chunk;
   plan.fetch_slot = b.fetch_slot;
@@ -179,7 +203,9 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Exe
   const Between none{};
   return between_bytes(p) + landmark_topk_workspace(topk_of(p, none), traits) +
          (reranks(p) ? rerank_workspace(rerank_of(p, none), traits) : 0) +
-         cache_plan_workspace(plan_of(p, none), traits) + sparse_attention_workspace(attention_of(p, none), traits);
+         cache_plan_workspace(plan_of(p, none, false), traits) +
+         (p.geometry.slots == 0 ? 0 : SlotKeys::bytes(p.geometry, traits)) +
+         sparse_attention_workspace(attention_of(p, none), traits);
 }
 
 // One layer of a decode step, stage by stage over the whole batch; each stage spreads over all threads. Floor: the
@@ -208,23 +234,28 @@ void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
                 (step.states[session].length - 1) % step.geometry.window};
       },
       &p);
+  const bool kept = keeps_keys(p);
   const skv_landmark_topk_params topk_params = topk_of(p, between);
   const skv_rerank_params rerank_params = rerank_of(p, between);
-  const skv_cache_plan_params plan_params = plan_of(p, between);
+  const skv_cache_plan_params plan_params = plan_of(p, between, kept);
   const skv_value_gather_params gather_params = gather_of(p, between);
   const skv_sparse_attention_params attention_params = attention_of(p, between);
   const LandmarkTopk topk(topk_params, execution);
   std::optional<Rerank> rerank;
   if (reranks(p)) {
-    rerank.emplace(rerank_params, execution);
+    rerank.emplace(rerank_params, execution, kept ? between.slot : nullptr);
   }
   const CachePlan plan(plan_params, execution);
+  std::optional<SlotKeys> keys;
+  if (kept) {
+    keys.emplace(plan_params, p.rope, execution);
+  }
   const ValueGather gather(gather_params);
-  const SparseAttention attention(attention_params, execution, rerank ? &*rerank : nullptr);
+  const SparseAttention attention(attention_params, execution, rerank ? &*rerank : nullptr, kept);
   ThreadPool& pool = execution.pool;
   const auto fetch = [&](std::int64_t pair, int thread) {
     plan.place(pair, thread);
-    if (p.geometry.slots != 0) {
+    if (p.geometry.slots != 0 && !kept) {
       gather.fetch(pair);
     }
   };
@@ -232,17 +263,24 @@ void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
                     [&](std::int64_t i) { topk.score(i / topk.units(), i % topk.units()); });
   pool.parallel_for(topk.pairs(), [&](std::int64_t pair, int thread) {
     topk.choose(pair, thread);
-    if (!rerank) {
+    if (kept || !rerank) {
       fetch(pair, thread);
     }
   });
+  if (keys) {
+    const std::int64_t units = keys->units();
+    pool.parallel_for(keys->pairs() * units,
+                      [&](std::int64_t i, int thread) { keys->rebuild(i / units, i % units, thread); });
+  }
   if (rerank) {
     const std::int64_t units = rerank->units();
     pool.parallel_for(rerank->pairs() * units,
                       [&](std::int64_t i, int thread) { rerank->score(i / units, i % units, thread); });
     pool.parallel_for(rerank->pairs(), [&](std::int64_t pair, int thread) {
       rerank->choose(pair, thread);
-      fetch(pair, thread);
+      if (!kept) {
+        fetch(pair, thread);
+      }
     });
   }
   const std::int64_t parts = attention.parts();

@@ -8,6 +8,7 @@
 #include "cpu/attention.h"
 #include "cpu/elements.h"
 #include "cpu/select_best.h"
+#include "cpu/sums.h"
 
 namespace skv::cpu {
 namespace {
@@ -40,6 +41,7 @@ std::uint64_t landmark_topk_workspace(const skv_landmark_topk_params& p, const E
   return prepared_query_bytes(p.geometry, p.batch) +
          Workspace::bytes_of<float>(static_cast<std::uint64_t>(s.pairs * s.group * s.stride)) +
          2 * Workspace::bytes_of<float>(static_cast<std::uint64_t>(s.pairs * s.units * s.group)) +
+         Workspace::bytes_of<float>(static_cast<std::uint64_t>(s.pairs * s.group)) +
          static_cast<std::uint64_t>(traits.threads) * scratch_bytes(p, s.stride);
 }
 
@@ -67,6 +69,10 @@ LandmarkTopk::LandmarkTopk(const skv_landmark_topk_params& p, Execution& executi
   Workspace& workspace = execution.workspace;
   logits_ = workspace.take<float>(static_cast<std::uint64_t>(s.pairs * s.group * s.stride));
   largest_ = workspace.take<float>(static_cast<std::uint64_t>(s.pairs * s.units * s.group));
+  weights_ = workspace.take<float>(static_cast<std::uint64_t>(s.pairs * s.group));
+  for (std::int64_t row = 0; row < s.pairs * s.group; ++row) {
+    weights_[row] = weight_of_radius(queries_ + row * padded_dim(g.head_dim));
+  }
   sum_ = workspace.take<float>(static_cast<std::uint64_t>(s.pairs * s.units * s.group));
   thread_bytes_ = scratch_bytes(p, s.stride);
   thread_memory_ = workspace.take<std::byte>(thread_bytes_ * static_cast<std::uint64_t>(traits.threads));
@@ -89,22 +95,18 @@ void LandmarkTopk::score(std::int64_t pair, std::int64_t unit) const {
   const std::int64_t at = head * layer.chunk_capacity + first;
   const float* const query = queries_ + pair * group_ * width;
   float* const rows = logits_ + pair * group_ * stride_ + first;
-  float weights[SKV_MAX_GROUP];
-  for (std::int64_t q = 0; q < group_; ++q) {
-    weights[q] = weight_of_radius(query + q * width);
-  }
   const std::int64_t to = (pair * units_ + unit) * group_;
   kernels_.rows[g.landmark_type].landmarks(
-      query, group_, weights, element_at(static_cast<const void*>(layer.landmarks), g.landmark_type, at * g.head_dim),
+      query, group_, weights_ + pair * group_,
+      element_at(static_cast<const void*>(layer.landmarks), g.landmark_type, at * g.head_dim),
       g.landmark_type == SKV_I8 ? layer.landmark_scales + at : nullptr, layer.radius + at, count, g.head_dim, rows,
       stride_, largest_ + to, sum_ + to);
 }
 
 float LandmarkTopk::weight_of_radius(const float* query) const {
-  double squares = 0;
-  for (std::int64_t d = 0; d < p_.geometry.head_dim; ++d) {
-    squares += static_cast<double>(query[d]) * static_cast<double>(query[d]);
-  }
+  const double squares = sum_in_lanes<double>(p_.geometry.head_dim, [=](std::int64_t d) {
+    return static_cast<double>(query[d]) * static_cast<double>(query[d]);
+  });
   return static_cast<float>(static_cast<double>(p_.radius_weight) * std::sqrt(squares));
 }
 
@@ -156,7 +158,7 @@ void LandmarkTopk::choose(std::int64_t pair, int thread) const {
 // Sums over what is left are taken anew rather than as a difference: what the selection holds may be almost all. An
 // exponential a chunk and query; the logits of the selected are spent for it.
 void LandmarkTopk::leave(std::int64_t pair, float* rows, const std::int32_t* selected, std::int32_t taken) const {
-  const std::int64_t heads = p_.geometry.key_value_heads, width = padded_dim(p_.geometry.head_dim);
+  const std::int64_t heads = p_.geometry.key_value_heads;
   const skv_shadow_layer& layer = p_.layers[pair / heads];
   const float* const radius = layer.radius + pair % heads * layer.chunk_capacity;
   for (std::int64_t q = 0; q < group_; ++q) {
@@ -165,8 +167,7 @@ void LandmarkTopk::leave(std::int64_t pair, float* rows, const std::int32_t* sel
       row[selected[i]] = kNothing;
     }
     float most, total;
-    kernels_.log_sum_of_means(row, radius, weight_of_radius(queries_ + (pair * group_ + q) * width), indexed(pair),
-                              &most, &total);
+    kernels_.log_sum_of_means(row, radius, weights_[pair * group_ + q], indexed(pair), &most, &total);
     p_.tail[pair * group_ + q] =
         log_of_sum(most, total) + static_cast<float>(std::log(static_cast<double>(p_.geometry.chunk)));
   }

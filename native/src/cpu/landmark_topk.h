@@ -33,6 +33,7 @@ class LandmarkTopk {
   std::int64_t pairs_, units_, stride_;
   std::int32_t group_;
   const float* queries_;
+  float* weights_;  // of the radius: [pairs][G]
   float* logits_;   // [pairs][G][stride]
   float* largest_;  // [pairs][units][G]
   float* sum_;      // [pairs][units][G]

@@ -15,9 +15,13 @@ std::uint64_t RebuiltKeys::bytes(const skv_geometry& g, const ExecutionTraits& t
          Workspace::bytes_of<const void*>(kMostLines);
 }
 
-RebuiltKeys::RebuiltKeys(const skv_geometry& g, const AttentionKernels& kernels, const ExecutionTraits&,
+RebuiltKeys::RebuiltKeys(const skv_geometry& g, const AttentionKernels& kernels, const ExecutionTraits& traits,
                          Workspace& workspace)
-    : geometry_(g), kernels_(&kernels) {
+    : geometry_(g),
+      kernels_(&kernels),
+      narrow_(g.storage_type == SKV_BF16 && kernels.round_bf16 != nullptr
+                  ? kernels.round_bf16
+                  : narrow_function(g.storage_type, traits.set)) {
   basis_ = workspace.take<std::byte>(kernels.packed_basis_bytes(g.storage_type, g.rank, g.head_dim));
   coefficients_ = workspace.take<std::byte>(kernels.packed_coefficients_bytes(g.storage_type, g.rank, kTokens));
   keys_ = workspace.take<float>(static_cast<std::uint64_t>(kTokens * padded_dim(g.head_dim)));
@@ -55,6 +59,22 @@ const float* RebuiltKeys::rebuild(const skv_shadow_layer& layer, const skv_rope&
     kernels_->rotate(rope, chunks[i] * chunk, chunk, g.head_dim, keys_ + i * chunk * width);
   }
   return keys_;
+}
+
+void RebuiltKeys::rebuild_to(const skv_shadow_layer& layer, const skv_rope& rope, std::int64_t pair, std::int64_t head,
+                             const std::int32_t* chunks, std::int64_t count, void* const* targets) {
+  const std::int64_t chunk = geometry_.chunk, dim = geometry_.head_dim, width = padded_dim(dim);
+  const float* const keys = rebuild(layer, rope, pair, head, chunks, count);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float* const from = keys + i * chunk * width;
+    if (width == dim) {
+      narrow_(from, targets[i], chunk * dim);
+      continue;
+    }
+    for (std::int64_t t = 0; t < chunk; ++t) {
+      narrow_(from + t * width, element_at(targets[i], geometry_.storage_type, t * dim), dim);
+    }
+  }
 }
 
 void RebuiltKeys::expect(const void* address, std::int64_t bytes) {

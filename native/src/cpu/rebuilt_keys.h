@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/attention_kernels.h"
+#include "cpu/elements.h"
 #include "cpu/execution.h"
 #include "shadowkv_types.h"
 
@@ -31,11 +32,16 @@ class RebuiltKeys {
   const float* rebuild(const skv_shadow_layer& layer, const skv_rope& rope, std::int64_t pair, std::int64_t head,
                        const std::int32_t* chunks, std::int64_t count);
 
+  // The same keys rounded to the storage type, chunk i to targets[i] [C][D].
+  void rebuild_to(const skv_shadow_layer& layer, const skv_rope& rope, std::int64_t pair, std::int64_t head,
+                  const std::int32_t* chunks, std::int64_t count, void* const* targets);
+
  private:
   static constexpr std::int64_t kMostLines = 1024;
 
   skv_geometry geometry_;
   const AttentionKernels* kernels_;
+  Narrow narrow_;
   std::byte* basis_;
   std::byte* coefficients_;
   float* keys_;

@@ -8,6 +8,7 @@
 #include "cpu/attention.h"
 #include "cpu/elements.h"
 #include "cpu/select_best.h"
+#include "cpu/slot_keys.h"
 
 namespace skv::cpu {
 namespace {
@@ -20,6 +21,15 @@ std::int64_t order_elements(std::int64_t stride) {
   return stride + select_best_scratch(stride);
 }
 
+std::int64_t key_bytes(const skv_geometry& g) {
+  return static_cast<std::int64_t>(g.chunk) * g.head_dim * element_bytes(g.storage_type);
+}
+
+// Keys of a block of chunks, where they are rounded but not kept.
+std::uint64_t block_bytes(const skv_geometry& g) {
+  return Workspace::align(static_cast<std::uint64_t>(RebuiltKeys::chunks_of_block(g) * key_bytes(g)));
+}
+
 }  // namespace
 
 std::uint64_t rerank_workspace(const skv_rerank_params& p, const ExecutionTraits& traits) {
@@ -29,11 +39,12 @@ std::uint64_t rerank_workspace(const skv_rerank_params& p, const ExecutionTraits
   return prepared_query_bytes(g, p.batch) + Workspace::bytes_of<float>(static_cast<std::uint64_t>(rows * stride)) +
          Workspace::bytes_of<float>(static_cast<std::uint64_t>(rows * stride * g.chunk)) +
          Workspace::bytes_of<std::int32_t>(static_cast<std::uint64_t>(head_pairs(g, p.batch) * p.select)) +
-         Workspace::bytes_of<RebuiltKeys>(threads) + threads * RebuiltKeys::bytes(g, traits) +
+         Workspace::bytes_of<RebuiltKeys>(threads) + threads * (RebuiltKeys::bytes(g, traits) + block_bytes(g)) +
          Workspace::bytes_of<std::uint32_t>(threads * static_cast<std::uint64_t>(order_elements(stride)));
 }
 
-Rerank::Rerank(const skv_rerank_params& p, Execution& execution) : p_(p), kernels_(attention_kernels(execution.set)) {
+Rerank::Rerank(const skv_rerank_params& p, Execution& execution, const std::int32_t* key_slot)
+    : p_(p), kernels_(attention_kernels(execution.set)), key_slot_(key_slot) {
   const skv_geometry& g = p.geometry;
   check_shadow_geometry(g, p.query_type, "rerank");
   const ExecutionTraits traits = execution.traits();
@@ -54,6 +65,7 @@ Rerank::Rerank(const skv_rerank_params& p, Execution& execution) : p_(p), kernel
   for (int thread = 0; thread < traits.threads; ++thread) {
     new (keys_ + thread) RebuiltKeys(g, kernels_, traits, workspace);
   }
+  rounded_ = workspace.take<std::byte>(threads * block_bytes(g));
   order_ = workspace.take<std::uint32_t>(threads * static_cast<std::uint64_t>(order_stride_));
 }
 
@@ -72,12 +84,24 @@ void Rerank::score(std::int64_t pair, std::int64_t unit, int thread) const {
   for (std::int64_t at = first; at < end; at += block) {
     const std::int64_t count = std::min(block, end - at);
     for (std::int64_t i = at + count; i < std::min(at + count + block, end); ++i) {
-      keys_[thread].expect(layer, chunks[i]);
+      if (key_slot_ != nullptr) {
+        fetch_ahead(slot_keys(g, layer, pair % heads, key_slot_[pair * p_.shortlist_stride + i]), key_bytes(g));
+      } else {
+        keys_[thread].expect(layer, chunks[i]);
+      }
     }
-    const float* const rebuilt = keys_[thread].rebuild(layer, p_.rope, pair, pair % heads, chunks + at, count);
     float* const scores = scores_ + pair * group_ * token_stride_ + at * chunk;
-    kernels_.rows[SKV_F32].score(queries_ + pair * group_ * width, group_, rebuilt, count * chunk,
-                                 static_cast<std::int32_t>(width), scores, token_stride_);
+    const float* const queries = queries_ + pair * group_ * width;
+    if (rounds_keys(layer)) {
+      void* keys[RebuiltKeys::kTokens / kRebuiltGroup];
+      rounded(pair, at, count, thread, keys);
+      kernels_.rows[g.storage_type].score_chunks(queries, group_, keys, count, g.chunk, g.head_dim, scores,
+                                                 token_stride_);
+    } else {
+      const float* const rebuilt = keys_[thread].rebuild(layer, p_.rope, pair, pair % heads, chunks + at, count);
+      kernels_.rows[SKV_F32].score(queries, group_, rebuilt, count * chunk, static_cast<std::int32_t>(width), scores,
+                                   token_stride_);
+    }
     for (std::int64_t q = 0; q < group_; ++q) {
       for (std::int64_t i = 0; i < count; ++i) {
         float largest, sum;
@@ -85,6 +109,21 @@ void Rerank::score(std::int64_t pair, std::int64_t unit, int thread) const {
         chunk_mass_[(pair * group_ + q) * stride_ + at + i] = largest + std::log(sum);
       }
     }
+  }
+}
+
+// Keys of a block of the shortlist, of the storage type: out of their slots, or made here.
+void Rerank::rounded(std::int64_t pair, std::int64_t first, std::int64_t count, int thread, void** keys) const {
+  const skv_geometry& g = p_.geometry;
+  const std::int64_t heads = g.key_value_heads, at = pair * p_.shortlist_stride + first;
+  const skv_shadow_layer& layer = p_.layers[pair / heads];
+  for (std::int64_t i = 0; i < count; ++i) {
+    keys[i] = key_slot_ != nullptr ? slot_keys(g, layer, pair % heads, key_slot_[at + i])
+                                   : rounded_ + (static_cast<std::uint64_t>(thread) * block_bytes(g) +
+                                                 static_cast<std::uint64_t>(i * key_bytes(g)));
+  }
+  if (key_slot_ == nullptr) {
+    keys_[thread].rebuild_to(layer, p_.rope, pair, pair % heads, p_.shortlist + at, count, keys);
   }
 }
 
@@ -135,7 +174,7 @@ void Rerank::leave(std::int64_t pair, float* rows, const std::int32_t* places, s
 }
 
 void rerank(const skv_rerank_params& p, Execution& execution) {
-  const Rerank work(p, execution);
+  const Rerank work(p, execution, nullptr);
   execution.pool.parallel_for(work.pairs() * work.units(), [&](std::int64_t i, int thread) {
     work.score(i / work.units(), i % work.units(), thread);
   });

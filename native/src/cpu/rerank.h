@@ -12,8 +12,9 @@ namespace skv::cpu {
 
 class Rerank {
  public:
-  // Checks, takes workspace and makes the queries ready. The parameters must outlive it.
-  Rerank(const skv_rerank_params& p, Execution& execution);
+  // Checks, takes workspace and makes the queries ready. The parameters must outlive it. key_slot [B][K][shortlist]:
+  // where the keys of the shortlist are when it is scored, or null: they are rebuilt.
+  Rerank(const skv_rerank_params& p, Execution& execution, const std::int32_t* key_slot);
 
   std::int64_t pairs() const { return pairs_; }  // (session, key/value head)
   std::int64_t units() const { return units_; }  // of a pair; each may be scored on its own
@@ -29,11 +30,13 @@ class Rerank {
 
  private:
   std::int64_t listed(std::int64_t pair) const;
+  void rounded(std::int64_t pair, std::int64_t first, std::int64_t count, int thread, void** keys) const;
   // Adds what is not selected to the tail of a pair; the masses `rows` of the selected are lost.
   void leave(std::int64_t pair, float* rows, const std::int32_t* places, std::int32_t taken) const;
 
   const skv_rerank_params& p_;
   const AttentionKernels& kernels_;
+  const std::int32_t* key_slot_;
   std::int64_t pairs_, units_, stride_, token_stride_;
   std::int32_t group_;
   const float* queries_;
@@ -41,6 +44,7 @@ class Rerank {
   float* chunk_mass_;     // log of the summed exponentials of a chunk: [pairs][G][stride]
   std::int32_t* places_;  // in the shortlist, of the selected: [pairs][S]
   RebuiltKeys* keys_;     // [threads]
+  std::byte* rounded_;    // [threads][block][D] of the storage type
   std::uint32_t* order_;  // [threads][order_stride]
   std::int64_t order_stride_;
 };

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "cpu/elements.h"
+#include "cpu/slot_keys.h"
 #include "moments.h"
 
 namespace skv::cpu {
@@ -13,6 +14,8 @@ namespace {
 // How the attention of one pair is cut, in this order of parts: selected, outliers, recent, tail.
 constexpr std::int64_t kSelectedPartTokens = 256;
 constexpr std::int64_t kRecentPartTokens = 256;
+// Scores of a block of tokens, query by query.
+constexpr std::int64_t kStride = RebuiltKeys::kTokens;
 
 std::int64_t selected_parts(const skv_sparse_attention_params& p) {
   return divide_up(static_cast<std::int64_t>(p.select) * p.geometry.chunk, kSelectedPartTokens);
@@ -22,6 +25,12 @@ std::int64_t recent_parts(const skv_geometry& g) {
 }
 std::int64_t tail_parts(const skv_sparse_attention_params& p) {
   return p.tail == nullptr ? 0 : 1;
+}
+
+// Keys of a part of each thread, where they are rounded but not kept.
+std::uint64_t rounded_bytes(const skv_geometry& g, const ExecutionTraits& traits) {
+  return Workspace::align(
+      static_cast<std::uint64_t>(traits.threads * kSelectedPartTokens * g.head_dim * element_bytes(g.storage_type)));
 }
 
 }  // namespace
@@ -34,13 +43,15 @@ std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, c
          AttentionParts::bytes(head_pairs(g, p.batch), selected_parts(p) + kOutlierParts + recent_parts(g) + kTailParts,
                                group_size(g), g.head_dim) +
          Workspace::bytes_of<RebuiltKeys>(static_cast<std::uint64_t>(traits.threads)) +
-         static_cast<std::uint64_t>(traits.threads) * RebuiltKeys::bytes(g, traits);
+         static_cast<std::uint64_t>(traits.threads) * RebuiltKeys::bytes(g, traits) + rounded_bytes(g, traits);
 }
 
-SparseAttention::SparseAttention(const skv_sparse_attention_params& p, Execution& execution, const Rerank* reranked)
+SparseAttention::SparseAttention(const skv_sparse_attention_params& p, Execution& execution, const Rerank* reranked,
+                                 bool kept)
     : p_(p),
       kernels_(attention_kernels(execution.set)),
       reranked_(reranked),
+      kept_(kept),
       traits_(execution.traits()),
       pairs_(head_pairs(p.geometry, p.batch)),
       selected_parts_(selected_parts(p)),
@@ -58,6 +69,7 @@ SparseAttention::SparseAttention(const skv_sparse_attention_params& p, Execution
   for (int thread = 0; thread < traits_.threads; ++thread) {
     new (keys_ + thread) RebuiltKeys(g, kernels_, traits_, workspace);
   }
+  rounded_ = workspace.take<std::byte>(rounded_bytes(g, traits_));
 }
 
 // Attention of one token over selected chunks (keys rebuilt), outliers and the recent window.
@@ -82,7 +94,7 @@ void SparseAttention::attend(std::int64_t pair, std::int64_t number, int thread)
   if (number < selected_parts_) {
     const std::int64_t chunks = kSelectedPartTokens / g.chunk;
     const std::int64_t end = std::min<std::int64_t>((number + 1) * chunks, p_.selected_count[pair]);
-    selected(part, number * chunks, end, keys_[thread]);
+    selected(part, number * chunks, end, thread);
   } else if (number < selected_parts_ + kOutlierParts) {
     const std::int64_t each = divide_up(state.outliers, kOutlierParts), first = (number - selected_parts_) * each;
     const std::int64_t end = std::min<std::int64_t>(first + each, state.outliers);
@@ -105,50 +117,110 @@ void SparseAttention::combine(std::int64_t pair) const {
                 p_.log_sum_exp == nullptr ? nullptr : p_.log_sum_exp + pair * group_, traits_);
 }
 
-void SparseAttention::selected(const Part& part, std::int64_t first, std::int64_t end, RebuiltKeys& keys) const {
+void SparseAttention::selected(const Part& part, std::int64_t first, std::int64_t end, int thread) const {
+  if (reranked_ != nullptr) {
+    scored(part, first, end);
+  } else if (rounds_keys(part.layer)) {
+    rounded(part, first, end, thread);
+  } else {
+    rebuilt(part, first, end, keys_[thread]);
+  }
+}
+
+void SparseAttention::scored(const Part& part, std::int64_t first, std::int64_t end) const {
   const skv_geometry& g = p_.geometry;
-  const std::int32_t* const chunks = p_.selected + part.pair * p_.select;
-  const std::int32_t* const slots = p_.selected_slot + part.pair * p_.select;
-  const std::int64_t block = RebuiltKeys::chunks_of_block(g);
-  const std::int64_t value_bytes = static_cast<std::int64_t>(g.chunk) * g.head_dim * element_bytes(g.value_type);
-  constexpr std::int64_t kStride = RebuiltKeys::kTokens;
+  const std::int64_t block = kStride / g.chunk;
   alignas(64) float scores[SKV_MAX_GROUP * kStride];
   for (std::int64_t at = first; at < end; at += block) {
     const std::int64_t count = std::min(block, end - at);
-    if (reranked_ != nullptr) {
-      for (std::int64_t i = at == first ? at : at + count; i < std::min(at + count + block, end); ++i) {
-        fetch_ahead(values(part, slots[i]), value_bytes);
-      }
-      for (std::int64_t i = 0; i < count; ++i) {
-        for (std::int64_t q = 0; q < group_; ++q) {
-          std::copy_n(reranked_->scores(part.pair, at + i, q), g.chunk, scores + q * kStride + i * g.chunk);
-        }
-      }
-    } else {
-      for (std::int64_t i = 0; i < count; ++i) {
-        keys.expect(values(part, slots[at + i]), value_bytes);
-      }
-      for (std::int64_t i = at + count; i < std::min(at + count + block, end); ++i) {
-        keys.expect(part.layer, chunks[i]);
-      }
-      const float* const rebuilt = keys.rebuild(part.layer, p_.rope, part.pair, part.head, chunks + at, count);
-      kernels_.rows[SKV_F32].score(part.queries, group_, rebuilt, count * g.chunk,
-                                   static_cast<std::int32_t>(padded_dim(g.head_dim)), scores, kStride);
+    for (std::int64_t i = at == first ? at : at + count; i < std::min(at + count + block, end); ++i) {
+      fetch_ahead(values(part, i), value_bytes());
     }
-    kernels_.soften(scores, kStride, group_, count * g.chunk, part.softmax, part.sums, g.head_dim);
     for (std::int64_t i = 0; i < count; ++i) {
-      float* const weights = scores + i * g.chunk;
-      if (g.value_type == SKV_F8_E4M3) {
-        const float scale = part.layer.value_scales[part.head * part.layer.chunk_capacity + chunks[at + i]];
-        for (std::int64_t row = 0; row < group_; ++row) {
-          for (std::int64_t t = 0; t < g.chunk; ++t) {
-            weights[row * kStride + t] *= scale;
-          }
+      for (std::int64_t q = 0; q < group_; ++q) {
+        std::copy_n(reranked_->scores(part.pair, at + i, q), g.chunk, scores + q * kStride + i * g.chunk);
+      }
+    }
+    weigh(part, at, count, scores);
+  }
+}
+
+void SparseAttention::rebuilt(const Part& part, std::int64_t first, std::int64_t end, RebuiltKeys& keys) const {
+  const skv_geometry& g = p_.geometry;
+  const std::int32_t* const chunks = p_.selected + part.pair * p_.select;
+  const std::int64_t block = RebuiltKeys::chunks_of_block(g);
+  alignas(64) float scores[SKV_MAX_GROUP * kStride];
+  for (std::int64_t at = first; at < end; at += block) {
+    const std::int64_t count = std::min(block, end - at);
+    for (std::int64_t i = 0; i < count; ++i) {
+      keys.expect(values(part, at + i), value_bytes());
+    }
+    for (std::int64_t i = at + count; i < std::min(at + count + block, end); ++i) {
+      keys.expect(part.layer, chunks[i]);
+    }
+    const float* const rows = keys.rebuild(part.layer, p_.rope, part.pair, part.head, chunks + at, count);
+    kernels_.rows[SKV_F32].score(part.queries, group_, rows, count * g.chunk,
+                                 static_cast<std::int32_t>(padded_dim(g.head_dim)), scores, kStride);
+    weigh(part, at, count, scores);
+  }
+}
+
+// Keys of the storage type, out of their slots or made for this part alone: from there on it is the same.
+void SparseAttention::rounded(const Part& part, std::int64_t first, std::int64_t end, int thread) const {
+  const skv_geometry& g = p_.geometry;
+  const std::int32_t* const chunks = p_.selected + part.pair * p_.select;
+  const std::int32_t* const slots = p_.selected_slot + part.pair * p_.select;
+  constexpr std::int64_t kMostChunks = kSelectedPartTokens / kRebuiltGroup;
+  void* keys[kMostChunks];
+  const void* rows[kMostChunks];
+  for (std::int64_t i = 0; i < end - first; ++i) {
+    keys[i] = kept_ ? slot_keys(g, part.layer, part.head, slots[first + i])
+                    : element_at(rounded_, g.storage_type,
+                                 (thread * kSelectedPartTokens + i * g.chunk) * static_cast<std::int64_t>(g.head_dim));
+    rows[i] = values(part, first + i);
+  }
+  const std::int64_t block = RebuiltKeys::chunks_of_block(g);
+  for (std::int64_t at = first; at < end && !kept_; at += block) {
+    const std::int64_t count = std::min(block, end - at);
+    for (std::int64_t i = at + count; i < std::min(at + count + block, end); ++i) {
+      keys_[thread].expect(part.layer, chunks[i]);
+    }
+    keys_[thread].rebuild_to(part.layer, p_.rope, part.pair, part.head, chunks + at, count, keys + (at - first));
+  }
+  if (g.value_type == g.storage_type) {
+    kernels_.rows[g.storage_type].attend_chunks(part.queries, group_, keys, rows, end - first, g.chunk, g.head_dim,
+                                                part.softmax, part.sums);
+    return;
+  }
+  alignas(64) float scores[SKV_MAX_GROUP * kStride];
+  for (std::int64_t at = first; at < end; at += block) {
+    const std::int64_t count = std::min(block, end - at);
+    for (std::int64_t i = at == first ? at : at + count; i < std::min(at + count + block, end); ++i) {
+      fetch_ahead(rows[i - first], value_bytes());
+    }
+    kernels_.rows[g.storage_type].score_chunks(part.queries, group_, keys + (at - first), count, g.chunk, g.head_dim,
+                                               scores, kStride);
+    weigh(part, at, count, scores);
+  }
+}
+
+// Adds the values of a block of chunks by the scores [G][kStride] of its tokens, which become their weights.
+void SparseAttention::weigh(const Part& part, std::int64_t first, std::int64_t count, float* scores) const {
+  const skv_geometry& g = p_.geometry;
+  kernels_.soften(scores, kStride, group_, count * g.chunk, part.softmax, part.sums, g.head_dim);
+  for (std::int64_t i = 0; i < count; ++i) {
+    float* const weights = scores + i * g.chunk;
+    if (g.value_type == SKV_F8_E4M3) {
+      const std::int32_t chunk = p_.selected[part.pair * p_.select + first + i];
+      const float scale = part.layer.value_scales[part.head * part.layer.chunk_capacity + chunk];
+      for (std::int64_t row = 0; row < group_; ++row) {
+        for (std::int64_t t = 0; t < g.chunk; ++t) {
+          weights[row * kStride + t] *= scale;
         }
       }
-      kernels_.rows[g.value_type].accumulate(weights, kStride, group_, values(part, slots[at + i]), g.chunk, g.head_dim,
-                                             part.sums);
     }
+    kernels_.rows[g.value_type].accumulate(weights, kStride, group_, values(part, first + i), g.chunk, g.head_dim,
+                                           part.sums);
   }
 }
 
@@ -194,12 +266,18 @@ void SparseAttention::tail(const Part& part) const {
   }
 }
 
-const void* SparseAttention::values(const Part& part, std::int32_t slot) const {
+const void* SparseAttention::values(const Part& part, std::int64_t number) const {
   const skv_geometry& g = p_.geometry;
-  const bool in_place = g.slots == 0;
+  const std::int64_t at = part.pair * p_.select + number;
+  const bool in_place = values_in_place(g, part.layer);
   const void* const base = in_place ? part.layer.values : part.layer.slot_values;
-  const std::int64_t places = in_place ? part.layer.chunk_capacity : g.slots;
-  return element_at(base, g.value_type, (part.head * places + slot) * g.chunk * g.head_dim);
+  const std::int64_t first = part.head * (in_place ? part.layer.chunk_capacity : g.slots);
+  return element_at(base, g.value_type,
+                    (first + (in_place ? p_.selected[at] : p_.selected_slot[at])) * g.chunk * g.head_dim);
+}
+
+std::int64_t SparseAttention::value_bytes() const {
+  return static_cast<std::int64_t>(p_.geometry.chunk) * p_.geometry.head_dim * element_bytes(p_.geometry.value_type);
 }
 
 void SparseAttention::rows(const Part& part, const void* keys, const void* values, std::int64_t first,
@@ -211,7 +289,7 @@ void SparseAttention::rows(const Part& part, const void* keys, const void* value
 }
 
 void sparse_attention(const skv_sparse_attention_params& p, Execution& execution) {
-  const SparseAttention attention(p, execution, nullptr);
+  const SparseAttention attention(p, execution, nullptr, false);
   execution.pool.parallel_for(attention.pairs() * attention.parts(), [&](std::int64_t i, int thread) {
     attention.attend(i / attention.parts(), i % attention.parts(), thread);
   });

@@ -14,8 +14,9 @@ namespace skv::cpu {
 class SparseAttention {
  public:
   // Checks, takes workspace and makes the queries ready. The parameters must outlive it. With `reranked`, the scores of
-  // selected chunks are those that it holds when a part runs: no key is rebuilt.
-  SparseAttention(const skv_sparse_attention_params& p, Execution& execution, const Rerank* reranked);
+  // selected chunks are those that it holds when a part runs: no key is rebuilt. With `kept`, their keys are in the
+  // slots that the selection names.
+  SparseAttention(const skv_sparse_attention_params& p, Execution& execution, const Rerank* reranked, bool kept);
 
   std::int64_t pairs() const { return pairs_; }  // (session, key/value head)
   std::int64_t parts() const { return selected_parts_ + kOutlierParts + recent_parts_ + tail_parts_; }
@@ -35,21 +36,30 @@ class SparseAttention {
     RunningSoftmax softmax;
     float* sums;
   };
-  void selected(const Part& part, std::int64_t first, std::int64_t end, RebuiltKeys& keys) const;
+  // Chunks [first, end) of a selection: by scores that are there, by keys rebuilt block by block, or by rounded keys.
+  void selected(const Part& part, std::int64_t first, std::int64_t end, int thread) const;
+  void scored(const Part& part, std::int64_t first, std::int64_t end) const;
+  void rebuilt(const Part& part, std::int64_t first, std::int64_t end, RebuiltKeys& keys) const;
+  void rounded(const Part& part, std::int64_t first, std::int64_t end, int thread) const;
+  void weigh(const Part& part, std::int64_t first, std::int64_t count, float* scores) const;
   void tail(const Part& part) const;
   void recent(const Part& part, std::int64_t first, std::int64_t end) const;
   void rows(const Part& part, const void* keys, const void* values, std::int64_t first, std::int64_t count) const;
-  const void* values(const Part& part, std::int32_t slot) const;
+  // Values of a selected chunk, by its number in the selection.
+  const void* values(const Part& part, std::int64_t number) const;
+  std::int64_t value_bytes() const;
 
   const skv_sparse_attention_params& p_;
   const AttentionKernels& kernels_;
   const Rerank* reranked_;
+  bool kept_;
   ExecutionTraits traits_;
   std::int64_t pairs_, selected_parts_, recent_parts_, tail_parts_;
   std::int32_t group_;
   const float* queries_;
   AttentionParts sums_;
-  RebuiltKeys* keys_;  // [threads]
+  RebuiltKeys* keys_;   // [threads]
+  std::byte* rounded_;  // [threads][part][D] of the storage type
 };
 
 }  // namespace skv::cpu

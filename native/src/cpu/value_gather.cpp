@@ -5,6 +5,7 @@
 
 #include "cpu/attention.h"
 #include "cpu/elements.h"
+#include "cpu/slot_keys.h"
 
 namespace skv::cpu {
 namespace {
@@ -23,6 +24,9 @@ void ValueGather::fetch(std::int64_t pair, std::int64_t first, std::int64_t end)
   const std::int64_t heads = g.key_value_heads, head = pair % heads;
   const std::int64_t bytes = static_cast<std::int64_t>(g.chunk) * g.head_dim * element_bytes(g.value_type);
   const skv_shadow_layer& layer = p_.layers[pair / heads];
+  if (values_in_place(g, layer)) {
+    return;
+  }
   end = std::min<std::int64_t>(end, p_.fetch_count[pair]);
   for (std::int64_t i = first; i < end; ++i) {
     const std::int64_t from = head * layer.chunk_capacity + p_.fetch_chunk[pair * p_.select + i];

@@ -55,6 +55,13 @@ inline void ask_for_line(const void* address) {
   __builtin_prefetch(address, kRead, kSecondCache);
 }
 
+inline void ask_for(const void* begin, std::int64_t offset, std::int64_t bytes) {
+  constexpr std::int64_t kCacheLine = 64;
+  for (std::int64_t at = 0; at < bytes; at += kCacheLine) {
+    ask_for_line(static_cast<const char*>(begin) + offset + at);
+  }
+}
+
 // --- Elements, widened ------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
