@@ -70,7 +70,7 @@ final class ShadowLayout {
         end = 0;
         recentKeys = place(heads * g.window() * d * e);
         recentValues = place(heads * g.window() * d * e);
-        slotValues = place(heads * g.slots() * c * d * g.valueType().bytes());
+        slotValues = place(options.keepKeys() ? 0 : heads * g.slots() * c * d * g.valueType().bytes());
         slotChunk = place(heads * g.slots() * 4);
         slotStamp = place(heads * g.slots() * 4);
         slotKeys = place(options.keepKeys() ? heads * g.slots() * c * d * e : 0);

@@ -6,6 +6,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.List;
 import java.util.Random;
 
+import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -186,6 +187,37 @@ class ShadowKvCacheTest extends ShadowTest {
         }
         // e4m3 rounds each value by up to 1/16 of itself; int8 landmarks only change near ties.
         assertThat(error[1]).isLessThan(error[0] + 2 * TestDevice.epsilon(ElementType.F8_E4M3));
+    }
+
+    /** What stays in the slots from step to step is what would be rebuilt. */
+    @ParameterizedTest
+    @CsvSource({"F32, 0", "BF16, 0", "BF16, 2"})
+    void keptKeysAreWhatIsRebuilt(ElementType storage, double rerank) {
+        Assumptions.assumeTrue(device.isCpu(), "keys are kept on a CPU");
+        storageType = storage;
+        Tokens tokens = CacheRunner.tokens(random, 1700, 24);
+        try (ShadowKvCache cache = builder(2, 2, 2000).rerank(rerank).keepKeys(true).build(); KvSession kept = cache.open(2000)) {
+            CacheRunner.append(kept, tokens, 0, 1500, random);
+            kept.seal();
+            KvSession fresh = kept.fork();
+            try (KvBatch one = cache.batch(List.of(kept)); KvBatch other = cache.batch(List.of(fresh))) {
+                for (int t = 1500; t < 1700; t++) {
+                    for (OwnLayer layer : ((ShadowSession) fresh).own) {
+                        cache.index.resetSlots(layer);
+                    }
+                    Compare.same(CacheRunner.step(other, tokens, t), CacheRunner.step(one, tokens, t), "token " + t);
+                    if (t == 1600) {
+                        kept.truncate(1480);
+                        fresh.truncate(1480);
+                        CacheRunner.append(kept, tokens, 1480, 1601, null);
+                        CacheRunner.append(fresh, tokens, 1480, 1601, null);
+                    }
+                }
+                KvBatch.Statistics now = one.statistics();
+                assertThat(now.fetchedChunks()).isLessThan(other.statistics().fetchedChunks());
+                assertThat(now.fetchedChunks()).isPositive();
+            }
+        }
     }
 
     @Test

@@ -53,7 +53,7 @@ public final class ShadowLayers extends Table {
                 ? buffer("valueScales", layer.valueScales(), 4 * heads * chunks) : MemorySegment.NULL);
         boolean slots = g.slots() > 0;
         long slotEntries = heads * g.slots();
-        skv_shadow_layer.slot_values(at, slots
+        skv_shadow_layer.slot_values(at, slots && layer.slotKeys() == null
                 ? buffer("slotValues", layer.slotValues(), Params.bytes(g.valueType(), slotEntries, chunkElements))
                 : MemorySegment.NULL);
         skv_shadow_layer.slot_chunk(at, slots ? buffer("slotChunk", layer.slotChunk(),
