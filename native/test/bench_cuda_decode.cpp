@@ -21,6 +21,7 @@
 #include "backend.h"
 #include "cuda/cublas.h"
 #include "cuda/decode.h"
+#include "moments.h"
 #include "shadowkv_types.h"
 
 namespace {
@@ -154,8 +155,9 @@ class StageTimes {
     };
     std::printf("%s: new tokens %.1f us, all %.1f us\n", title, median(0, "new tokens"), median(0, "combine"));
     for (int group = 0; times.count({group, "gather"}); ++group) {
-      std::printf("    group %2d done: select %6.1f  gather %6.1f  attention %6.1f\n", group, median(group, "select"),
+      std::printf("    group %2d done: select %6.1f  gather %6.1f  attention %6.1f", group, median(group, "select"),
                   median(group, "gather"), median(group, "attention"));
+      std::printf(times.count({group, "tail"}) ? "  tail %6.1f\n" : "\n", median(group, "tail"));
     }
     std::fflush(stdout);
   }
@@ -180,6 +182,16 @@ void line(const char* name, double microseconds, double bytes, double rate) {
   std::fflush(stdout);
 }
 
+// How a whole layer is run.
+struct Variant {
+  int landmark_type, groups, shortlist, tail;
+};
+
+constexpr Variant kVariants[] = {
+    {SKV_BF16, 0, 0, 0}, {SKV_BF16, 0, 0, 1}, {SKV_BF16, 0, 4 * kSelect, 0}, {SKV_BF16, 0, 4 * kSelect, 1},
+    {SKV_BF16, 1, 0, 0}, {SKV_BF16, 2, 0, 0}, {SKV_BF16, 4, 0, 0},           {SKV_BF16, 8, 0, 0},
+    {SKV_I8, 0, 0, 0},   {SKV_I8, 0, 0, 1},   {SKV_I8, 0, 4 * kSelect, 0},   {SKV_I8, 0, 4 * kSelect, 1}};
+
 bool wanted(const char* name) {
   return only.empty() || std::strstr(name, only.c_str());
 }
@@ -203,6 +215,21 @@ struct Layer {
   std::int32_t *saved_chunk, *saved_stamp;  // the state that timed runs begin with
   std::vector<skv_shadow_layer> rows;
 };
+
+// Of so many tokens: sums of independent keys and values.
+float* make_moments(std::int64_t tokens) {
+  const skv::MomentLayout layout(kDim);
+  std::mt19937 random(std::random_device{}());
+  std::normal_distribution<float> normal(0.0F, std::sqrt(static_cast<float>(tokens)));
+  std::vector<float> moments(static_cast<std::size_t>(kHeads * layout.floats));
+  for (float& x : moments) {
+    x = normal(random);
+  }
+  for (std::int64_t head = 0; head < kHeads; ++head) {
+    moments[static_cast<std::size_t>(head * layout.floats + layout.count)] = static_cast<float>(tokens);
+  }
+  return upload(moments);
+}
 
 Layer make_layer(const Setup& s, const std::vector<std::uint8_t>& noise) {
   Layer layer;
@@ -242,6 +269,7 @@ Layer make_layer(const Setup& s, const std::vector<std::uint8_t>& noise) {
                   static_cast<std::uint64_t>(kHeads) * kSlots * static_cast<std::uint64_t>(s.value_bytes()));
     row.slot_chunk = layer.slot_chunk + static_cast<std::ptrdiff_t>(i) * kHeads * kSlots;
     row.slot_stamp = layer.slot_stamp + static_cast<std::ptrdiff_t>(i) * kHeads * kSlots;
+    row.moments = make_moments(s.tokens);
     row.chunk_capacity = static_cast<std::int64_t>(capacity);
     row.outlier_capacity = kOutliers;
     layer.rows.push_back(row);
@@ -437,12 +465,25 @@ int main(int argc, char** argv) {
       t.selected = selected;
       t.selected_count = counts;
       reserve(SKV_OP_LANDMARK_TOPK, &t);
+      auto* const tail = device<float>(static_cast<std::uint64_t>(sessions) * kQueryHeads);
       if (value_type == SKV_BF16 && wanted("landmark_topk")) {
-        line("landmark_topk bf16", timer.median(flush, [&] { backend->landmark_topk(t); }), landmark_bytes,
-             ceiling.memory);
-        t.geometry.landmark_type = SKV_I8;
-        line("landmark_topk i8", timer.median(flush, [&] { backend->landmark_topk(t); }), landmark_bytes / 2,
-             ceiling.memory);
+        for (const int select : {kSelect, 4 * kSelect}) {
+          for (const int landmark_type : {SKV_BF16, SKV_I8}) {
+            const bool int8 = landmark_type == SKV_I8;
+            t.select = select;
+            t.geometry.landmark_type = landmark_type;
+            for (float* const wish : {static_cast<float*>(nullptr), tail}) {
+              t.tail = wish;
+              reserve(SKV_OP_LANDMARK_TOPK, &t);
+              std::snprintf(name, sizeof(name), "landmark_topk %s, %d chunks%s", int8 ? "i8" : "bf16", select,
+                            wish ? ", tail" : "");
+              line(name, timer.median(flush, [&] { backend->landmark_topk(t); }),
+                   int8 ? landmark_bytes / 2 : landmark_bytes, ceiling.memory);
+            }
+          }
+        }
+        t.tail = nullptr;
+        t.select = kSelect;
         t.geometry.landmark_type = SKV_BF16;
       }
       backend->landmark_topk(t);
@@ -516,9 +557,14 @@ int main(int argc, char** argv) {
       const double sparse_bytes =
           static_cast<double>(pairs) * (kSelect * (kChunk * kRank * 2.0 + static_cast<double>(s.value_bytes())) +
                                         dense_tokens * kDim * 4 + kRank * kDim * 2.0);
+      const double tail_bytes = static_cast<double>(pairs * skv::MomentLayout(kDim).floats) * 4;
       if (wanted("sparse_attention")) {
         std::snprintf(name, sizeof(name), "sparse_attention %s", type_name);
         line(name, timer.median(flush, [&] { backend->sparse_attention(a); }), sparse_bytes, ceiling.memory);
+        a.tail = upload(std::vector<float>(static_cast<std::size_t>(sessions) * kQueryHeads, 5.0F));
+        std::snprintf(name, sizeof(name), "sparse_attention %s, tail", type_name);
+        line(name, timer.median(flush, [&] { backend->sparse_attention(a); }), sparse_bytes + tail_bytes,
+             ceiling.memory);
       }
       if (value_type == SKV_BF16 && wanted("rerank")) {
         t.select = 4 * kSelect;
@@ -540,76 +586,91 @@ int main(int argc, char** argv) {
         r.selected = selected_slot;
         r.selected_count = counts + pairs;
         reserve(SKV_OP_RERANK, &r);
-        line("rerank of 4 times the budget", timer.median(flush, [&] { backend->rerank(r); }),
-             static_cast<double>(pairs) * 4 * kSelect * kChunk * kRank * 2, ceiling.memory);
+        const double shortlist_bytes = static_cast<double>(pairs) * 4 * kSelect * kChunk * kRank * 2;
+        line("rerank of 4 times the budget", timer.median(flush, [&] { backend->rerank(r); }), shortlist_bytes,
+             ceiling.memory);
+        // Each run adds what the last one left; the time does not depend on the weights.
+        backend->fill(tail, 0, static_cast<std::uint64_t>(sessions) * kQueryHeads * 4);
+        r.tail = tail;
+        line("rerank of 4 times the budget, tail", timer.median(flush, [&] { backend->rerank(r); }), shortlist_bytes,
+             ceiling.memory);
       }
 
       if (wanted("stages")) {
-        StageTimes stages(backend->workspace_bytes(SKV_OP_DECODE_LAYER, &d));
-        d.layers = layers[0].table;
-        for (const double resident : {0.6, 0.83}) {
-          step += 2;
-          write_states(s);
-          d.groups = 1;
-          backend->decode_layer(d);
-          drop(s, layers[0], resident, step);
-          for (const int groups : {1, 0, 8}) {
-            if (groups == 8 && sessions == 1) {
-              continue;
-            }
-            d.groups = groups;
-            std::snprintf(name, sizeof(name), "stages %s, %.0f %% resident, groups %d", type_name, 100 * resident,
-                          groups);
-            stages.print(name, d, before_plan);
-          }
-        }
-      }
-      if (wanted("decode_layer")) {
-        for (const int landmark_type : {SKV_BF16, SKV_I8}) {
-          d.geometry.landmark_type = landmark_type;
+        for (const auto& [shortlist, with_tail] :
+             {std::pair{0, 0}, std::pair{4 * kSelect, 0}, std::pair{4 * kSelect, 1}}) {
+          d.shortlist = shortlist;
+          d.tail = with_tail;
+          reserve(SKV_OP_DECODE_LAYER, &d);
+          StageTimes stages(backend->workspace_bytes(SKV_OP_DECODE_LAYER, &d));
+          d.layers = layers[0].table;
           for (const double resident : {0.6, 0.83}) {
-            for (const int groups : {0, 1, 2, 4, 8}) {
-              if (landmark_type == SKV_I8 && groups != 0) {
+            step += 2;
+            write_states(s);
+            d.groups = 1;
+            backend->decode_layer(d);
+            drop(s, layers[0], resident, step);
+            for (const int groups : {1, 0, 8}) {
+              if ((groups == 8 && sessions == 1) || (groups != 0 && shortlist > 0)) {
                 continue;
               }
               d.groups = groups;
-              step += 2;
-              write_states(s);
-              decode_all();
-              std::int64_t missed = 0;
-              for (Layer& layer : layers) {
-                missed += drop(s, layer, resident, step);
-              }
-              const auto prepare = [&] {
-                for (const Layer& layer : layers) {
-                  restore(s, layer);
-                }
-                flush();
-              };
-              const double link_bytes = static_cast<double>(missed * s.value_bytes()) / layer_count;
-              const double floor =
-                  std::max(link_bytes / ceiling.link,
-                           (landmark_bytes / (landmark_type == SKV_I8 ? 2 : 1) + sparse_bytes) / ceiling.memory);
-              const double direct = timer.median(prepare, decode_all) / layer_count;
-              backend->begin_graph();
-              decode_all();
-              const auto graph = backend->end_graph();
-              const double replayed = timer.median(prepare, [&] { backend->launch_graph(*graph); }) / layer_count;
-              std::printf(
-                  "decode_layer %-4s %.0f %% resident, %-4s landmarks, groups %2d: direct %7.1f us, graph %7.1f us, "
-                  "link %6.1f us, floor %6.1f us, %5.1f %%\n",
-                  type_name, 100 * resident, landmark_type == SKV_I8 ? "i8" : "bf16", groups, direct, replayed,
-                  link_bytes / ceiling.link, floor, 100 * floor / replayed);
-              std::fflush(stdout);
+              std::snprintf(name, sizeof(name), "stages %s, %.0f %% resident, groups %d, shortlist %d%s", type_name,
+                            100 * resident, groups, shortlist, with_tail ? ", tail" : "");
+              stages.print(name, d, before_plan);
             }
           }
         }
+        d.shortlist = d.tail = 0;
+      }
+      if (wanted("decode_layer")) {
+        for (const Variant& v : kVariants) {
+          d.geometry.landmark_type = v.landmark_type;
+          d.groups = v.groups;
+          d.shortlist = v.shortlist;
+          d.tail = v.tail;
+          d.layers = layers[0].table;
+          reserve(SKV_OP_DECODE_LAYER, &d);
+          for (const double resident : {0.6, 0.83}) {
+            step += 2;
+            write_states(s);
+            decode_all();
+            std::int64_t missed = 0;
+            for (Layer& layer : layers) {
+              missed += drop(s, layer, resident, step);
+            }
+            const auto prepare = [&] {
+              for (const Layer& layer : layers) {
+                restore(s, layer);
+              }
+              flush();
+            };
+            const double link_bytes = static_cast<double>(missed * s.value_bytes()) / layer_count;
+            const double floor =
+                std::max(link_bytes / ceiling.link,
+                         (landmark_bytes / (v.landmark_type == SKV_I8 ? 2 : 1) + sparse_bytes +
+                          static_cast<double>(pairs) * v.shortlist * kChunk * kRank * 2 + v.tail * tail_bytes) /
+                             ceiling.memory);
+            const double direct = timer.median(prepare, decode_all) / layer_count;
+            backend->begin_graph();
+            decode_all();
+            const auto graph = backend->end_graph();
+            const double replayed = timer.median(prepare, [&] { backend->launch_graph(*graph); }) / layer_count;
+            std::printf(
+                "decode_layer %-4s %.0f %% resident, %-4s landmarks, groups %2d, shortlist %4d, tail %d: direct "
+                "%7.1f us, graph %7.1f us, link %6.1f us, floor %6.1f us, %5.1f %%\n",
+                type_name, 100 * resident, v.landmark_type == SKV_I8 ? "i8" : "bf16", v.groups, v.shortlist, v.tail,
+                direct, replayed, link_bytes / ceiling.link, floor, 100 * floor / replayed);
+            std::fflush(stdout);
+          }
+        }
         d.geometry.landmark_type = SKV_BF16;
+        d.shortlist = d.tail = 0;
       }
       for (Layer& layer : layers) {
         for (const skv_shadow_layer& row : layer.rows) {
           for (void* address : {row.coefficients, row.basis, row.landmarks, row.outlier_keys, row.outlier_values,
-                                row.recent_keys, row.recent_values, row.slot_values}) {
+                                row.recent_keys, row.recent_values, row.slot_values, static_cast<void*>(row.moments)}) {
             backend->free_device(address);
           }
           backend->free_host(row.values);

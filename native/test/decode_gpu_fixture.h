@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -150,10 +151,12 @@ inline std::vector<fixture::OracleToken> attended(const Batch& b, int session, i
   return tokens;
 }
 
-// Compares outputs [B][H][D] with the oracle for given selections [B][K].
+// Compares outputs [B][H][D] with the oracle for given selections [B][K]. rests: empty, or [B][H] of what takes part
+// for tokens left out.
 inline void check_attention(const Batch& b, const std::vector<std::vector<std::int32_t>>& selections,
                             const std::vector<std::vector<double>>& queries, const std::vector<float>& output,
-                            const std::vector<float>& log_sums, double query_unit, double output_unit) {
+                            const std::vector<float>& log_sums, double query_unit, double output_unit,
+                            const std::vector<std::optional<fixture::OracleRest>>& rests = {}) {
   const Shape& s = b.shape;
   const double weight_unit = s.group() > 8 ? fixture::kBf16Unit : fixture::kSplitUnit;
   const auto d = static_cast<std::size_t>(s.head_dim);
@@ -165,7 +168,9 @@ inline void check_attention(const Batch& b, const std::vector<std::vector<std::i
       for (int g = 0; g < s.group(); ++g) {
         const auto at =
             static_cast<std::size_t>(session) * s.query_heads + static_cast<std::size_t>(head * s.group() + g);
-        const auto expected = fixture::oracle_attention(queries[at], tokens, query_unit, weight_unit, output_unit);
+        const fixture::OracleRest* const rest = !rests.empty() && rests[at] ? &*rests[at] : nullptr;
+        const auto expected =
+            fixture::oracle_attention(queries[at], tokens, query_unit, weight_unit, output_unit, rest);
         for (std::size_t e = 0; e < d; ++e) {
           const double error = std::fabs(output[at * d + e] - expected.output[e]);
           if (!(error <= expected.tolerance[e])) {
@@ -177,7 +182,7 @@ inline void check_attention(const Batch& b, const std::vector<std::vector<std::i
           }
         }
         if (!log_sums.empty()) {
-          if (tokens.empty()) {
+          if (tokens.empty() && !rest) {
             CHECK(log_sums[at] == -INFINITY);
           } else {
             CHECK_NEAR(log_sums[at], expected.log_sum_exp, expected.log_sum_exp_tolerance);
@@ -224,8 +229,29 @@ struct StepInput {
   }
 };
 
+// The queries of a step [B][H], rotated.
+inline std::vector<std::vector<double>> rotated_queries(const Batch& b, const StepInput& in) {
+  const auto d = static_cast<std::size_t>(b.shape.head_dim);
+  std::vector<std::vector<double>> queries;
+  for (int session = 0; session < b.size(); ++session) {
+    for (int head = 0; head < b.shape.query_heads; ++head) {
+      std::vector<double> query(d);
+      for (std::size_t e = 0; e < d; ++e) {
+        query[e] =
+            fixture::from_bf16(in.queries[static_cast<std::size_t>(session * b.shape.query_heads + head) * d + e]);
+      }
+      const std::int64_t length = b.states[static_cast<std::size_t>(session)].length;
+      if (length) {
+        b.tables->rotate(query.data(), length - 1);
+      }
+      queries.push_back(query);
+    }
+  }
+  return queries;
+}
+
 inline skv_decode_layer_params decode_params(const Batch& b, const StepInput& in, Memory& output, int groups,
-                                             int shortlist) {
+                                             int shortlist, int tail = 0) {
   skv_decode_layer_params p = {};
   p.struct_size = sizeof(p);
   p.input_type = SKV_BF16;
@@ -242,6 +268,7 @@ inline skv_decode_layer_params decode_params(const Batch& b, const StepInput& in
   p.shortlist = shortlist;
   p.max_chunks = b.max_chunks;
   p.groups = groups;
+  p.tail = tail;
   p.output = output.as<void>();
   return p;
 }

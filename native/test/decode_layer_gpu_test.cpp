@@ -65,20 +65,7 @@ void test_generation() {
     for (const auto x : bits) {
       actual.push_back(static_cast<float>(fixture::from_bf16(x)));
     }
-    std::vector<std::vector<double>> queries;
-    for (int session = 0; session < b.size(); ++session) {
-      for (int head = 0; head < s.query_heads; ++head) {
-        std::vector<double> query(d);
-        for (std::size_t e = 0; e < d; ++e) {
-          query[e] = fixture::from_bf16(in.queries[(static_cast<std::size_t>(session * s.query_heads + head)) * d + e]);
-        }
-        const std::int64_t length = b.states[static_cast<std::size_t>(session)].length;
-        if (length) {
-          b.tables->rotate(query.data(), length - 1);
-        }
-        queries.push_back(query);
-      }
-    }
+    const auto queries = rotated_queries(b, in);
     std::vector<std::vector<std::int32_t>> lists;
     for (int session = 0; session < b.size(); ++session) {
       std::vector<std::int32_t> list;
@@ -107,8 +94,8 @@ void test_generation() {
 }
 
 // Bit for bit the same, whatever is resident, however the batch is cut, whoever else is in it, and from a graph.
-void test_independence(int value_type, int shortlist, int slots) {
-  std::printf("independence, value type %d, shortlist %d, %d slots\n", value_type, shortlist, slots);
+void test_independence(int value_type, int shortlist, int slots, int tail) {
+  std::printf("independence, value type %d, shortlist %d, %d slots, tail %d\n", value_type, shortlist, slots, tail);
   Shape s;
   s.key_value_heads = 4;
   s.query_heads = 16;
@@ -118,7 +105,7 @@ void test_independence(int value_type, int shortlist, int slots) {
   Batch b(s, {{501 * 8 + 5, 500 * 8, 3, 520}, {0, 0, 0, 9}, {77 * 8, 75 * 8, 0, 77}, {300 * 8 + 60, 300 * 8, 7, 520}});
   Memory output(*backend, b.queries.size() * 2);
   const StepInput in(b);
-  const auto reference = decode(decode_params(b, in, output, 1, shortlist), output);
+  const auto reference = decode(decode_params(b, in, output, 1, shortlist, tail), output);
   bool idle_is_zero = true;
   const std::size_t row = static_cast<std::size_t>(s.query_heads) * s.head_dim;
   for (std::size_t i = row; i < 2 * row; ++i) {
@@ -126,16 +113,16 @@ void test_independence(int value_type, int shortlist, int slots) {
   }
   CHECK(idle_is_zero);
   // All of it is resident now.
-  CHECK(decode(decode_params(b, in, output, 1, shortlist), output) == reference);
+  CHECK(decode(decode_params(b, in, output, 1, shortlist, tail), output) == reference);
   for (const int groups : check::cases({0, 2, 3, 5, 16})) {
     for (std::size_t i = 0; i < b.sessions.size(); ++i) {
       b.sessions[i]->fill_slots(generator, 0.4, std::max(1, b.states[i].indexed_chunks));
     }
-    CHECK(decode(decode_params(b, in, output, groups, shortlist), output) == reference);
+    CHECK(decode(decode_params(b, in, output, groups, shortlist, tail), output) == reference);
   }
   // Alone in its batch.
   for (std::size_t i = 0; i < b.sessions.size(); ++i) {
-    auto p = decode_params(b, in, output, 0, shortlist);
+    auto p = decode_params(b, in, output, 0, shortlist, tail);
     p.batch = 1;
     p.queries = in.query_memory->as<std::uint16_t>() + i * row;
     p.keys = in.key_memory->as<std::uint16_t>() + i * static_cast<std::size_t>(s.key_value_heads * s.head_dim);
@@ -149,7 +136,7 @@ void test_independence(int value_type, int shortlist, int slots) {
   // Counters.
   std::vector<skv_decode_counters> zero(4);
   auto counters = fixture::upload(*backend, zero);
-  auto p = decode_params(b, in, output, 0, shortlist);
+  auto p = decode_params(b, in, output, 0, shortlist, tail);
   p.counters = counters->as<skv_decode_counters>();
   CHECK(decode(p, output) == reference);
   const auto counted = counters->read<skv_decode_counters>();
@@ -158,7 +145,7 @@ void test_independence(int value_type, int shortlist, int slots) {
   CHECK(counted[0].fetched >= 0 && counted[0].fetched <= counted[0].selected);
   CHECK(counted[0].mass > 0 && counted[0].mass <= 4 * (1 + 1e-4));
   // A graph, replayed after the sessions have moved on and one has joined.
-  const auto captured = decode_params(b, in, output, 3, shortlist);
+  const auto captured = decode_params(b, in, output, 3, shortlist, tail);
   reserve(SKV_OP_DECODE_LAYER, &captured);
   backend->begin_graph();
   backend->decode_layer(captured);
@@ -185,10 +172,13 @@ void test_independence(int value_type, int shortlist, int slots) {
 int main() {
   return run([] {
     test_generation();
-    test_independence(SKV_BF16, 0, 50);
-    test_independence(SKV_BF16, 0, 0);
-    test_independence(SKV_F8_E4M3, 0, 50);
-    test_independence(SKV_BF16, 60, 50);
-    test_independence(SKV_F8_E4M3, 60, 0);
+    test_independence(SKV_BF16, 0, 50, 0);
+    test_independence(SKV_BF16, 0, 0, 0);
+    test_independence(SKV_F8_E4M3, 0, 50, 0);
+    test_independence(SKV_BF16, 60, 50, 0);
+    test_independence(SKV_F8_E4M3, 60, 0, 0);
+    test_independence(SKV_BF16, 0, 50, 1);
+    test_independence(SKV_F8_E4M3, 60, 50, 1);
+    test_independence(SKV_BF16, 60, 0, 1);
   });
 }

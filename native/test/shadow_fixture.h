@@ -11,11 +11,12 @@
 #include <vector>
 
 #include "backend.h"
+#include "moments.h"
 #include "shadowkv_types.h"
 
 namespace fixture {
 
-inline constexpr double kBf16Unit = 1.0 / 256;     // largest relative error of rounding to bf16
+inline constexpr double kBf16Unit = 1.0 / 256;               // largest relative error of rounding to bf16
 inline constexpr double kSplitUnit = kBf16Unit * kBf16Unit;  // of a bf16 and the bf16 of what it left
 inline constexpr double kF32Unit = 1.0 / (1 << 24);
 
@@ -43,7 +44,9 @@ inline double from_e4m3(std::uint8_t b) {
 class Memory {
  public:
   Memory(skv::Backend& backend, std::uint64_t bytes, bool pinned = false)
-      : backend_(&backend), bytes_(bytes), pinned_(pinned),
+      : backend_(&backend),
+        bytes_(bytes),
+        pinned_(pinned),
         address_(pinned ? backend.allocate_host(std::max<std::uint64_t>(bytes, 256))
                         : backend.allocate_device(std::max<std::uint64_t>(bytes, 256))) {}
   Memory(const Memory&) = delete;
@@ -51,7 +54,9 @@ class Memory {
   ~Memory() { pinned_ ? backend_->free_host(address_) : backend_->free_device(address_); }
 
   template <class T>
-  T* as() const { return static_cast<T*>(address_); }
+  T* as() const {
+    return static_cast<T*>(address_);
+  }
   std::uint64_t bytes() const { return bytes_; }
 
   template <class T>
@@ -121,8 +126,13 @@ class Tables {
     }
     coarse_ = upload(backend, coarse);
     fine_ = upload(backend, fine);
-    rope_ = {coarse_->as<float>(), fine_->as<float>(), coarse_rows, shape.fine_rows,
-             shape.rotary_dim,     shape.pairing,      static_cast<float>(shape.rope_scale)};
+    rope_ = {coarse_->as<float>(),
+             fine_->as<float>(),
+             coarse_rows,
+             shape.fine_rows,
+             shape.rotary_dim,
+             shape.pairing,
+             static_cast<float>(shape.rope_scale)};
   }
 
   const skv_rope& rope() const { return rope_; }
@@ -220,6 +230,8 @@ class ShadowSession {
     }
     layer_.values = host_values->as<void>();
     layer_.value_scales = static_cast<float*>(keep(backend, value_scales));
+    fill_moments(random);
+    layer_.moments = static_cast<float*>(keep(backend, moments));
     slot_values = std::make_unique<Memory>(backend, chunk_bytes() * static_cast<std::size_t>(k * shape.slots));
     slot_chunk = std::make_unique<Memory>(backend, static_cast<std::uint64_t>(k * shape.slots) * 4);
     slot_stamp = std::make_unique<Memory>(backend, static_cast<std::uint64_t>(k * shape.slots) * 4);
@@ -276,8 +288,7 @@ class ShadowSession {
   double value(std::int64_t head, std::int64_t position, int d) const {
     const auto at = static_cast<std::size_t>((head * capacity_ * shape_.chunk + position) * shape_.head_dim + d);
     return shape_.value_type == SKV_F8_E4M3
-               ? from_e4m3(values8[at]) *
-                     value_scales[at / static_cast<std::size_t>(shape_.head_dim * shape_.chunk)]
+               ? from_e4m3(values8[at]) * value_scales[at / static_cast<std::size_t>(shape_.head_dim * shape_.chunk)]
                : from_bf16(values[at]);
   }
   std::vector<double> rebuilt_key(int head, std::int64_t position, const Tables& tables) const {
@@ -298,10 +309,41 @@ class ShadowSession {
       values;
   std::vector<std::int8_t> landmarks8;
   std::vector<std::uint8_t> values8;
-  std::vector<float> radius, landmark_scales, value_scales;
+  std::vector<float> radius, landmark_scales, value_scales, moments;
   std::unique_ptr<Memory> recent_keys_memory, recent_values_memory, host_values, slot_values, slot_chunk, slot_stamp;
 
  private:
+  // Of tokens that are not the session's own: keys around a mean, and values that follow them in part.
+  void fill_moments(std::mt19937_64& random) {
+    constexpr int kTokens = 40;
+    const auto dim = static_cast<std::size_t>(shape_.head_dim);
+    const skv::MomentLayout layout(shape_.head_dim);
+    std::normal_distribution<double> normal;
+    for (int head = 0; head < shape_.key_value_heads; ++head) {
+      std::vector<double> mean(dim), sums(static_cast<std::size_t>(layout.floats), 0.0);
+      for (double& x : mean) {
+        x = 0.5 * normal(random);
+      }
+      for (int t = 0; t < kTokens; ++t) {
+        const double strength = normal(random);
+        std::vector<double> key(dim), value(dim);
+        for (std::size_t i = 0; i < dim; ++i) {
+          key[i] = mean[i] * (1 + strength) + 0.5 * normal(random);
+          value[i] = 0.3 + 0.5 * normal(random) + strength * mean[dim - 1 - i];
+        }
+        for (std::size_t i = 0; i < dim; ++i) {
+          for (std::size_t j = 0; j < dim; ++j) {
+            sums[i * dim + j] += value[i] * key[j];
+          }
+          sums[static_cast<std::size_t>(layout.keys) + i] += key[i];
+          sums[static_cast<std::size_t>(layout.values) + i] += value[i];
+        }
+        sums[static_cast<std::size_t>(layout.count)] += 1;
+      }
+      moments.insert(moments.end(), sums.begin(), sums.end());
+    }
+  }
+
   template <class T>
   void* keep(skv::Backend& backend, const std::vector<T>& data) {
     kept_.push_back(upload(backend, data));
@@ -321,24 +363,63 @@ struct OracleToken {
   bool rounded_key;  // the kernel rounds it to bf16
 };
 
+// What stands for tokens left out, as attention sees it. Tolerances are bounds.
+struct OracleRest {
+  double log_weight, log_weight_tolerance;
+  std::vector<double> value, tolerance;
+};
+
+// moments: of one head, with tokens in them. query_unit: as below.
+inline OracleRest oracle_rest(const std::vector<double>& query, const float* moments, double log_weight,
+                              double log_weight_tolerance, double query_unit) {
+  const std::size_t dim = query.size();
+  const skv::MomentLayout layout(static_cast<std::int64_t>(dim));
+  const double count = moments[layout.count], root = std::sqrt(static_cast<double>(dim));
+  OracleRest rest = {log_weight, log_weight_tolerance, {}, {}};
+  double along = 0, along_size = 0;  // mean(k) . q / sqrt(D)
+  for (std::size_t j = 0; j < dim; ++j) {
+    const double term = moments[static_cast<std::size_t>(layout.keys) + j] / count * query[j] / root;
+    along += term;
+    along_size += std::fabs(term);
+  }
+  for (std::size_t i = 0; i < dim; ++i) {
+    const double mean = moments[static_cast<std::size_t>(layout.values) + i] / count;
+    double sum = 0, size = 0;
+    for (std::size_t j = 0; j < dim; ++j) {
+      const double term = moments[i * dim + j] / count * query[j] / root;
+      sum += term;
+      size += std::fabs(term);
+    }
+    rest.value.push_back(mean + (sum - mean * along));
+    // Each term is rounded a few times, and once for each that is added after it.
+    const double roundings = (static_cast<double>(dim) + 8) * kF32Unit + query_unit;
+    rest.tolerance.push_back(roundings * (size + std::fabs(mean) * (along_size + 1)));
+  }
+  return rest;
+}
+
 // Attention of one query head and the error that its number formats may bring (6 standard deviations).
 struct OracleHead {
   std::vector<double> output, tolerance;
   double log_sum_exp = -INFINITY, log_sum_exp_tolerance = 0;
 };
 
-// query_unit: relative rounding error of queries; weight_unit: of softmax weights; output_unit: of the output.
+// query_unit: relative rounding error of queries; weight_unit: of softmax weights; output_unit: of the output. rest:
+// null, or one more part.
 inline OracleHead oracle_attention(const std::vector<double>& query, const std::vector<OracleToken>& tokens,
-                                   double query_unit, double weight_unit, double output_unit) {
+                                   double query_unit, double weight_unit, double output_unit,
+                                   const OracleRest* rest = nullptr) {
   const std::size_t d = query.size();
   OracleHead head;
   head.output.assign(d, 0.0);
   head.tolerance.assign(d, 0.0);
-  if (tokens.empty()) {
+  if (tokens.empty() && !rest) {
     return head;
   }
   const double root = std::sqrt(static_cast<double>(d));
+  // Of the tokens, and behind them of the rest.
   std::vector<double> scores, errors;
+  std::vector<const std::vector<double>*> values;
   double largest = -INFINITY;
   for (const auto& token : tokens) {
     double dot = 0, squares = 0;
@@ -352,6 +433,13 @@ inline OracleHead oracle_attention(const std::vector<double>& query, const std::
                              4 * kF32Unit * std::sqrt(static_cast<double>(d) * squares) + 4 * kF32Unit * std::fabs(dot);
     scores.push_back(dot / root);
     errors.push_back(deviation / root);
+    values.push_back(&token.value);
+    largest = std::max(largest, scores.back());
+  }
+  if (rest) {
+    scores.push_back(rest->log_weight);
+    errors.push_back((rest->log_weight_tolerance + 4 * kF32Unit * (1 + std::fabs(rest->log_weight))) / 6);
+    values.push_back(&rest->value);
     largest = std::max(largest, scores.back());
   }
   double sum = 0;
@@ -359,26 +447,28 @@ inline OracleHead oracle_attention(const std::vector<double>& query, const std::
     score = std::exp(score - largest);
     sum += score;
   }
-  for (std::size_t t = 0; t < tokens.size(); ++t) {
+  for (std::size_t t = 0; t < scores.size(); ++t) {
     scores[t] /= sum;
     for (std::size_t i = 0; i < d; ++i) {
-      head.output[i] += scores[t] * tokens[t].value[i];
+      head.output[i] += scores[t] * (*values[t])[i];
     }
   }
   double lse_variance = 0;
-  for (std::size_t t = 0; t < tokens.size(); ++t) {
+  for (std::size_t t = 0; t < scores.size(); ++t) {
     lse_variance += scores[t] * scores[t] * errors[t] * errors[t];
   }
   for (std::size_t i = 0; i < d; ++i) {
     double variance = 0, magnitude = 0;
-    for (std::size_t t = 0; t < tokens.size(); ++t) {
-      const double away = scores[t] * (tokens[t].value[i] - head.output[i]);
-      const double weight = scores[t] * tokens[t].value[i] * weight_unit;
+    for (std::size_t t = 0; t < scores.size(); ++t) {
+      const double value = (*values[t])[i], away = scores[t] * (value - head.output[i]);
+      // The weight of the rest stays in f32.
+      const double weight = t < tokens.size() ? scores[t] * value * weight_unit : 0.0;
       variance += away * away * errors[t] * errors[t] + weight * weight / 3;
-      magnitude += scores[t] * std::fabs(tokens[t].value[i]);
+      magnitude += scores[t] * std::fabs(value);
     }
     // exp2 and the running rescaling are good to a few f32 units, relative.
-    head.tolerance[i] = 6 * std::sqrt(variance) + output_unit * std::fabs(head.output[i]) + 32 * kF32Unit * magnitude;
+    head.tolerance[i] = 6 * std::sqrt(variance) + output_unit * std::fabs(head.output[i]) + 32 * kF32Unit * magnitude +
+                        (rest ? scores.back() * rest->tolerance[i] : 0.0);
   }
   head.log_sum_exp = largest + std::log(sum);
   head.log_sum_exp_tolerance =
