@@ -3,6 +3,7 @@ package dev.shadowkv;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import java.nio.file.Path;
+import java.util.Comparator;
 import java.util.List;
 import java.util.Random;
 
@@ -103,6 +104,8 @@ class EventsTest {
     }
 
     private static List<RecordedEvent> named(List<RecordedEvent> events, String name) {
-        return events.stream().filter(e -> e.getEventType().getName().equals("dev.shadowkv." + name)).toList();
+        // A recording is in the order in which buffers were written.
+        return events.stream().filter(e -> e.getEventType().getName().equals("dev.shadowkv." + name))
+                .sorted(Comparator.comparing(RecordedEvent::getEndTime)).toList();
     }
 }

@@ -152,7 +152,8 @@ class IndexedLayerTest {
         Rope rope = Rope.standard(DIM, 10000);
         int sealed = TOKENS - steps;
         int different = 0;
-        try (Device device = device();
+        // When tokens fold does not depend on the device; F32 leaves few near ties.
+        try (Device device = Device.cpu(2);
                 IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, true), true);
                 ShadowKvCache cache = cache(device, rope, rerank, true);
                 KvSession session = cache.open(TOKENS)) {
