@@ -73,7 +73,7 @@ inline ClusterLayout cluster_layout(int share, int stages, int group, int dim, b
                                : sizeof(LandmarkQueries<128>));
   l.logits = take(std::int64_t{4} * rows * l.stride);
   l.partials = take(std::int64_t{8} * units * kWarps * group);
-  l.plain = take(std::int64_t{4} * units * kWarps * group);
+  l.plain = take(std::int64_t{8} * units * kWarps * group);
   at = (at + 127) / 128 * 128;
   l.ring = at;
   l.scores = take(std::int64_t{4} * share);
@@ -102,44 +102,46 @@ struct ClusterParams {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// A partial softmax: sums of exponentials relative to the largest logit, and of those without radius.
+// A partial softmax: the largest logit, and the sum of exponentials relative to it.
 struct Softmax {
-  float largest, sum, plain;
+  float largest = -INFINITY, sum = 0.0F;
 };
 
 __device__ inline Softmax merged(const Softmax& a, const Softmax& b) {
   const float largest = fmaxf(a.largest, b.largest);
   if (largest == -INFINITY) {
-    return {-INFINITY, 0.0F, 0.0F};
+    return {};
   }
-  const float x = exp2_fast((a.largest - largest) * kLog2E), y = exp2_fast((b.largest - largest) * kLog2E);
-  return {largest, a.sum * x + b.sum * y, a.plain * x + b.plain * y};
+  return {largest,
+          a.sum * exp2_fast((a.largest - largest) * kLog2E) + b.sum * exp2_fast((b.largest - largest) * kLog2E)};
 }
 
 __device__ inline Softmax of_other_lane(const Softmax& s, int step) {
-  return {__shfl_xor_sync(0xffffffffU, s.largest, step), __shfl_xor_sync(0xffffffffU, s.sum, step),
-          __shfl_xor_sync(0xffffffffU, s.plain, step)};
+  return {__shfl_xor_sync(0xffffffffU, s.largest, step), __shfl_xor_sync(0xffffffffU, s.sum, step)};
 }
 
-// Partial softmaxes in shared memory. `plain` is there only where the tail is asked for.
-struct Partials {
-  float2* sums;
-  float* plain;
-  __device__ Softmax load(int i) const {
-    const float2 x = sums[i];
-    return {x.x, x.y, plain ? plain[i] : 0.0F};
+// Adds logits, `kCount` of them.
+template <int kCount>
+__device__ inline void add_logits(const float (&x)[kCount], Softmax& softmax) {
+  float largest = softmax.largest;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    largest = fmaxf(largest, x[i]);
   }
-  __device__ void store(int i, const Softmax& s) const {
-    sums[i] = make_float2(s.largest, s.sum);
-    if (plain) {
-      plain[i] = s.plain;
+  if (largest > -INFINITY) {
+    softmax.sum *= exp2_fast((softmax.largest - largest) * kLog2E);
+    softmax.largest = largest;
+#pragma unroll
+    for (int i = 0; i < kCount; i += 2) {
+      softmax.sum += exp2_fast((x[i] - largest) * kLog2E) + exp2_fast((x[i + 1] - largest) * kLog2E);
     }
   }
-};
+}
 
-__device__ inline Partials partials_of(const ClusterParams& q, unsigned char* shared) {
-  return {reinterpret_cast<float2*>(shared + q.layout.partials),
-          q.p.tail ? reinterpret_cast<float*>(shared + q.layout.plain) : nullptr};
+// Partial softmaxes of a block's units in shared memory, [units][warps][G] each: of the logits, and of those without
+// what radii add, which are there when the tail is asked for.
+__device__ inline Softmax* partials_of(const ClusterLayout& layout, bool plain, unsigned char* shared) {
+  return reinterpret_cast<Softmax*>(shared + (plain ? layout.plain : layout.partials));
 }
 
 // What a block of a cluster works on: chunks [first, first + count) of a pair that has `chunks`.
@@ -211,7 +213,8 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
   const int row = lane / 4, quad_lane = lane % 4;
   auto& memory = *reinterpret_cast<ClusterShared*>(shared);
   auto* const logits = reinterpret_cast<float*>(shared + layout.logits);
-  const Partials partials = partials_of(q, shared);
+  Softmax* const partials = partials_of(layout, false, shared);
+  Softmax* const plain_partials = partials_of(layout, true, shared);
   const bool tail = p.tail != nullptr;
   unsigned char* const ring = shared + layout.ring + warp * stages * kTileBytes;
   const skv_shadow_layer& layer = p.layers[session];
@@ -258,11 +261,7 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
   int tile = warp, stage = 0;
   unsigned phase = 0;
   for (int unit = 0; unit < share.units; ++unit) {
-    Softmax softmax[Scorer::kHalves];
-#pragma unroll
-    for (int half = 0; half < Scorer::kHalves; ++half) {
-      softmax[half] = {-INFINITY, 0.0F, 0.0F};
-    }
+    Softmax softmax[Scorer::kHalves], plain[Scorer::kHalves];
 #pragma unroll 1
     for (int i = 0; i < kTilesPerWarp && tile < tiles; i += kTogether) {
       uint4 data[kTogether][Scorer::kSpans];
@@ -301,31 +300,18 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
       scorer.tiles(data, radius, scale, x);
 #pragma unroll
       for (int half = 0; half < Scorer::kHalves; ++half) {
-        float largest = softmax[half].largest;
+        float logit[2 * kTogether];
 #pragma unroll
-        for (int t = 0; t < kTogether; ++t) {
-          largest = fmaxf(largest, fmaxf(x[t][2 * half], x[t][2 * half + 1]));
+        for (int i = 0; i < 2 * kTogether; ++i) {
+          logit[i] = x[i / 2][2 * half + i % 2];
         }
-        if (largest > -INFINITY) {
-          const float factor = exp2_fast((softmax[half].largest - largest) * kLog2E);
-          softmax[half].sum *= factor;
-          softmax[half].largest = largest;
+        add_logits(logit, softmax[half]);
+        if (tail) {
 #pragma unroll
-          for (int t = 0; t < kTogether; ++t) {
-            softmax[half].sum +=
-                exp2_fast((x[t][2 * half] - largest) * kLog2E) + exp2_fast((x[t][2 * half + 1] - largest) * kLog2E);
+          for (int i = 0; i < 2 * kTogether; ++i) {
+            logit[i] = scorer.without_radius(half, logit[i], radius[i / 2][i % 2]);
           }
-          if (tail) {
-            softmax[half].plain *= factor;
-#pragma unroll
-            for (int t = 0; t < kTogether; ++t) {
-#pragma unroll
-              for (int e = 0; e < 2; ++e) {
-                softmax[half].plain +=
-                    exp2_fast((scorer.without_radius(half, x[t][2 * half + e], radius[t][e]) - largest) * kLog2E);
-              }
-            }
-          }
+          add_logits(logit, plain[half]);
         }
         if (row + 8 * half < q.group) {
 #pragma unroll
@@ -349,9 +335,16 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
 #pragma unroll
       for (int step = 1; step < 4; step *= 2) {
         softmax[half] = merged(softmax[half], of_other_lane(softmax[half], step));
+        if (tail) {
+          plain[half] = merged(plain[half], of_other_lane(plain[half], step));
+        }
       }
       if (quad_lane == 0 && row + 8 * half < q.group) {
-        partials.store((unit * kWarps + warp) * q.group + row + 8 * half, softmax[half]);
+        const int at = (unit * kWarps + warp) * q.group + row + 8 * half;
+        partials[at] = softmax[half];
+        if (tail) {
+          plain_partials[at] = plain[half];
+        }
       }
     }
   }

@@ -11,34 +11,47 @@ namespace skv::cuda::cluster {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// Log sum of the exponentials of all logits of the pair for each head, and the largest, in a fixed order. The cluster's
-// first block tells the weight of all indexed tokens by their landmarks without radius when the tail is asked for.
+// The whole pair's softmax of one head out of the units', by a warp in a fixed order.
+__device__ inline Softmax whole_softmax(const ClusterParams& q, const Share& share, int head, bool plain,
+                                        unsigned char* shared) {
+  const cg::cluster_group cluster = cg::this_cluster();
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  Softmax* const own = partials_of(q.layout, plain, shared);
+  const int units = (share.chunks + kUnit - 1) / kUnit;
+  Softmax all;
+#pragma unroll 4
+  for (int unit = lane; unit < units; unit += 32) {
+    const int rank = unit / share.units_per_block, local = unit % share.units_per_block;
+    all = merged(all, cluster.map_shared_rank(own, rank)[local * kWarps * q.group + head]);
+  }
+#pragma unroll
+  for (int step = 16; step; step /= 2) {
+    all = merged(all, of_other_lane(all, step));
+  }
+  return all;
+}
+
+// Log sum of the exponentials of all logits of the pair for each head, and the largest. When the tail is asked for, the
+// cluster's first block also tells the weight of all indexed tokens by their landmarks without radius.
 __device__ inline void log_sums(const ClusterParams& q, const Share& share, int pair, unsigned char* shared) {
   const cg::cluster_group cluster = cg::this_cluster();
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   auto& memory = *reinterpret_cast<ClusterShared*>(shared);
-  const Partials own = partials_of(q, shared);
-  const int units = (share.chunks + kUnit - 1) / kUnit;
   for (int head = warp; head < q.group; head += kWarps) {
-    Softmax all = {-INFINITY, 0.0F, 0.0F};
-#pragma unroll 4
-    for (int unit = lane; unit < units; unit += 32) {
-      const int rank = unit / share.units_per_block, local = unit % share.units_per_block;
-      const Partials theirs = {cluster.map_shared_rank(own.sums, rank),
-                               own.plain ? cluster.map_shared_rank(own.plain, rank) : nullptr};
-      all = merged(all, theirs.load(local * kWarps * q.group + head));
-    }
-#pragma unroll
-    for (int step = 16; step; step /= 2) {
-      all = merged(all, of_other_lane(all, step));
-    }
+    const Softmax all = whole_softmax(q, share, head, false, shared);
     if (lane == 0) {
       const float log_sum = all.largest > -INFINITY ? all.largest + logf(all.sum) : 0.0F;
       memory.log_sums[head] = log_sum;
       memory.largest[head] = all.largest - log_sum;
-      if (own.plain && cluster.block_rank() == 0) {
+    }
+  }
+  if (q.p.tail && cluster.block_rank() == 0) {
+    // By the warps that are not needed above.
+    for (int head = kWarps - 1 - warp; head < q.group; head += kWarps) {
+      const Softmax all = whole_softmax(q, share, head, true, shared);
+      if (lane == 0) {
         q.p.tail[static_cast<std::int64_t>(pair) * q.group + head] =
-            all.plain == 0 ? -INFINITY : all.largest + logf(all.plain * static_cast<float>(q.p.geometry.chunk));
+            all.largest > -INFINITY ? all.largest + logf(all.sum * static_cast<float>(q.p.geometry.chunk)) : -INFINITY;
       }
     }
   }

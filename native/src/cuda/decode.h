@@ -103,7 +103,7 @@ constexpr int kSelectionUnit = 64;
 struct SelectionScratch {
   float* logits = nullptr;     // [B*K][G][chunk_stride]
   float2* partials = nullptr;  // [B*K][G][units]: largest logit and sum of exponentials of a unit of chunks
-  float* plain = nullptr;      // [B*K][G][units]: the same sum of logits without radius, relative to that largest logit
+  float2* plain = nullptr;     // [B*K][G][units]: the same of logits without what radii add
   float* scores = nullptr;     // [B*K][chunk_stride], only when a row does not fit in shared memory
   std::int64_t chunk_stride = 0;
   std::int64_t units = 0;
@@ -181,7 +181,6 @@ struct TailParams {
   const std::int32_t* listed = nullptr;        // [B*K][listed_stride], ascending
   const std::int32_t* listed_count = nullptr;  // [B*K]
   int listed_stride = 0;
-  int listed_wanted = 0;  // as many as would have been listed had there been enough
   // Given: the listed chunks that are not selected are to be added with their exact weight.
   const float* chunk_mass = nullptr;       // [B*K][G][listed_stride], log2
   const std::int32_t* selected = nullptr;  // [B*K][select], ascending

@@ -157,10 +157,6 @@ void check_decode(const skv_decode_layer_params& p) {
     throw Error(SKV_INVALID_ARGUMENT,
                 "decode_layer needs a recent window, not one of " + std::to_string(p.geometry.window) + " tokens");
   }
-  if (p.tail && p.radius_weight < 0) {
-    throw Error(SKV_UNSUPPORTED, "decode_layer on CUDA has a tail for a radius weight of at least 0, not " +
-                                     std::to_string(p.radius_weight));
-  }
 }
 
 }  // namespace
@@ -181,7 +177,8 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 // fetch.
 // Reached by graph, 8 sessions of 122880 tokens: 0.332 ms at 60 % resident (link 0.242 at the rate of the copy engine,
 // 0.268 at that of reads by kernels), 0.223 at 83 %; fp8 values 0.243 and 0.192; one session 0.082 and 0.068 (H200,
-// 2026-11-28, bench_cuda_decode). The first fetch begins after 0.06, the last attention ends 0.02 behind the last fetch.
+// 2026-11-28, bench_cuda_decode). The first fetch begins after 0.06, the last attention ends 0.02 behind the last
+// fetch.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   decode_in_stages(p, launch, [](const char*, int, cudaStream_t) {});
 }
@@ -237,7 +234,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   tail.subtract = 1;
   tail.listed = selection.selected;
   tail.listed_count = selection.selected_count;
-  tail.listed_stride = tail.listed_wanted = selection.select;
+  tail.listed_stride = selection.select;
   if (p.shortlist > 0) {
     tail.chunk_mass = s.rerank.chunk_mass;
     tail.selected = s.selected;

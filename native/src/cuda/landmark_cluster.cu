@@ -67,15 +67,20 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   stream_landmarks<kHeadDim, kInt8, kWide>(q, layout, share, session, head, shared);
   __syncthreads();
   // Of a unit's partial softmaxes, one a warp, to the first.
-  const Partials partials = partials_of(q, shared);
-  for (int i = thread; i < share.units * q.group; i += kThreads) {
-    const int of_unit = i / q.group * kWarps * q.group + i % q.group;
-    Softmax all = partials.load(of_unit);
+  const auto merge_warps = [&](Softmax* partials) {
+    for (int i = thread; i < share.units * q.group; i += kThreads) {
+      Softmax* const of_unit = partials + i / q.group * kWarps * q.group + i % q.group;
+      Softmax all = of_unit[0];
 #pragma unroll
-    for (int w = 1; w < kWarps; ++w) {
-      all = merged(all, partials.load(of_unit + w * q.group));
+      for (int w = 1; w < kWarps; ++w) {
+        all = merged(all, of_unit[w * q.group]);
+      }
+      of_unit[0] = all;
     }
-    partials.store(of_unit, all);
+  };
+  merge_warps(partials_of(layout, false, shared));
+  if (p.tail) {
+    merge_warps(partials_of(layout, true, shared));
   }
   for (int i = thread; i < kBins / 2; i += kThreads) {
     bins[i] = 0;

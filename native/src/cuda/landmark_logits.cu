@@ -132,21 +132,32 @@ __global__ void __launch_bounds__(kLogitThreads, kWide ? 2 : 4)
         }
       }
       if (p.tail) {
-        float plain = 0;
+        float plain[kUnit / kTileChunks][2];
+        float most = -INFINITY;
+#pragma unroll
         for (int t = 0; t < kUnit / kTileChunks; ++t) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const std::int64_t column = first_chunk + t * kTileChunks + 2 * quad_lane + e;
             const float radius = column < chunks ? __ldg(radii + column) : -1.0F;
-            if (radius >= 0) {
-              plain += exp2_fast((scorer.without_radius(half, logits[t][2 * half + e], radius) - largest) * kLog2E);
-            }
+            plain[t][e] = radius >= 0 ? scorer.without_radius(half, logits[t][2 * half + e], radius) : -INFINITY;
+            most = fmaxf(most, plain[t][e]);
           }
         }
-        plain += __shfl_xor_sync(0xffffffffU, plain, 1);
-        plain += __shfl_xor_sync(0xffffffffU, plain, 2);
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffU, most, 2));
+        float weight = 0;
+        if (most > -INFINITY) {
+#pragma unroll
+          for (int t = 0; t < kUnit / kTileChunks; ++t) {
+            weight += exp2_fast((plain[t][0] - most) * kLog2E) + exp2_fast((plain[t][1] - most) * kLog2E);
+          }
+        }
+        weight += __shfl_xor_sync(0xffffffffU, weight, 1);
+        weight += __shfl_xor_sync(0xffffffffU, weight, 2);
         if (quad_lane == 0 && group_head < q.group) {
-          q.scratch.plain[(static_cast<std::int64_t>(pair) * q.group + group_head) * q.scratch.units + unit] = plain;
+          q.scratch.plain[(static_cast<std::int64_t>(pair) * q.group + group_head) * q.scratch.units + unit] =
+              make_float2(most, weight);
         }
       }
     }
@@ -229,12 +240,14 @@ __global__ void __launch_bounds__(kAnyThreads) landmark_logits_any_kernel(const 
       const auto plain_of = [&](int c, float logit) {
         const float radius =
             first_chunk + c < chunks ? layer.radius[head * layer.chunk_capacity + first_chunk + c] : -1.0F;
-        return radius >= 0 ? exp2_fast((logit - p.radius_weight * norms[g] * radius * inverse_root - largest) * kLog2E)
-                           : 0.0F;
+        return radius >= 0 ? logit - p.radius_weight * norms[g] * radius * inverse_root : -INFINITY;
       };
-      const float plain = warp_sum(plain_of(lane, x) + plain_of(lane + 32, y));
+      const float plain_x = plain_of(lane, x), plain_y = plain_of(lane + 32, y);
+      const float most = warp_max(fmaxf(plain_x, plain_y));
+      const float weight = warp_sum(
+          most > -INFINITY ? exp2_fast((plain_x - most) * kLog2E) + exp2_fast((plain_y - most) * kLog2E) : 0.0F);
       if (lane == 0) {
-        q.scratch.plain[logit_row * q.scratch.units + unit] = plain;
+        q.scratch.plain[logit_row * q.scratch.units + unit] = make_float2(most, weight);
       }
     }
   }

@@ -90,22 +90,25 @@ __device__ void log_sums_of_units(const SelectParams& q, int pair, int units, Se
 }
 
 // Log of the weight of all indexed tokens of a pair by their landmarks without radius, for each head.
-__device__ void write_plain_weight(const SelectParams& q, int pair, int units, const SelectShared& memory) {
+__device__ void write_plain_weight(const SelectParams& q, int pair, int units) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = static_cast<int>(threadIdx.x) / 32;
   if (g >= q.group) {
     return;
   }
   const std::int64_t row = static_cast<std::int64_t>(pair) * q.group + g;
-  const float log_sum = memory.log_sums[g];
-  float sum = 0;
+  const float2* const plain = q.scratch.plain + row * q.scratch.units;
+  float largest = -INFINITY;
   for (int i = lane; i < units; i += 32) {
-    const std::int64_t at = row * q.scratch.units + i;
-    const float plain = q.scratch.plain[at];
-    sum += plain == 0 ? 0.0F : plain * exp2_fast((q.scratch.partials[at].x - log_sum) * kLog2E);
+    largest = fmaxf(largest, plain[i].x);
+  }
+  largest = warp_max(largest);
+  float sum = 0;
+  for (int i = lane; largest > -INFINITY && i < units; i += 32) {
+    sum += plain[i].y * exp2_fast((plain[i].x - largest) * kLog2E);
   }
   sum = warp_sum(sum);
   if (lane == 0) {
-    q.p.tail[row] = sum == 0 ? -INFINITY : log_sum + logf(sum) + logf(static_cast<float>(q.p.geometry.chunk));
+    q.p.tail[row] = sum == 0 ? -INFINITY : largest + logf(sum * static_cast<float>(q.p.geometry.chunk));
   }
 }
 
@@ -156,7 +159,7 @@ __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const _
   const float* const logits = q.scratch.logits + static_cast<std::int64_t>(pair) * q.group * q.scratch.chunk_stride;
   log_sums_of_units(q, pair, (chunks + kUnit - 1) / kUnit, memory);
   if (p.tail) {
-    write_plain_weight(q, pair, (chunks + kUnit - 1) / kUnit, memory);
+    write_plain_weight(q, pair, (chunks + kUnit - 1) / kUnit);
   }
   // Rows are as long as a whole number of units and hold -infinity behind the last chunk.
   const auto best_of_heads = [&](int i) {
@@ -236,11 +239,6 @@ void check_topk(const skv_landmark_topk_params& p) {
     throw Error(SKV_UNSUPPORTED, "landmark_topk on CUDA selects 1 to " + std::to_string(kMaxShortlist) +
                                      " chunks, not " + std::to_string(p.select));
   }
-  if (p.tail && p.radius_weight < 0) {
-    throw Error(SKV_UNSUPPORTED,
-                "landmark_topk on CUDA weighs what is left out for a radius weight of at least 0, not " +
-                    std::to_string(p.radius_weight));
-  }
 }
 
 }  // namespace
@@ -254,8 +252,7 @@ std::uint64_t selection_scratch_bytes(const skv_landmark_topk_params& p, const D
   const std::uint64_t group = static_cast<std::uint64_t>(group_size(p.geometry));
   const std::uint64_t stride = units * kUnit;
   std::uint64_t bytes = Workspace::align(pairs * group * stride * sizeof(float)) +
-                        Workspace::align(pairs * group * units * sizeof(float2)) +
-                        Workspace::align(pairs * group * units * sizeof(float));
+                        2 * Workspace::align(pairs * group * units * sizeof(float2));
   if (!scores_fit(p, static_cast<std::int64_t>(stride), traits)) {
     bytes += Workspace::align(pairs * stride * sizeof(float));
   }
@@ -276,7 +273,7 @@ SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const
              stride = static_cast<std::uint64_t>(scratch.chunk_stride);
   scratch.logits = workspace.take<float>(pairs * group * stride);
   scratch.partials = workspace.take<float2>(pairs * group * units);
-  scratch.plain = workspace.take<float>(pairs * group * units);
+  scratch.plain = workspace.take<float2>(pairs * group * units);
   if (!scores_fit(p, scratch.chunk_stride, traits)) {
     scratch.scores = workspace.take<float>(pairs * stride);
   }
@@ -336,7 +333,7 @@ void landmark_topk(const skv_landmark_topk_params& p, Launch& launch) {
     tail.subtract = 1;
     tail.listed = p.selected;
     tail.listed_count = p.selected_count;
-    tail.listed_stride = tail.listed_wanted = p.select;
+    tail.listed_stride = p.select;
     launch_tail(tail, pairs, launch.stream);
   }
 }

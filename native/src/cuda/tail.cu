@@ -10,8 +10,7 @@ namespace {
 
 constexpr int kTailThreads = 256;
 constexpr int kTailWarps = kTailThreads / 32;
-// What is left of a sum after a subtraction that takes nearly all of it is rounding.
-constexpr float kRounding = 0x1p-20F;
+constexpr int kTogether = 4;  // landmarks of a warp that are under way together
 
 struct TailKernelParams {
   TailParams p;
@@ -24,7 +23,50 @@ struct TailShared {
   float queries[SKV_MAX_GROUP * SKV_MAX_HEAD_DIM];
   float listed[kTailWarps][SKV_MAX_GROUP];  // share of the landmarks' weight
   float weight[SKV_MAX_GROUP];              // natural log
+  int indexed;                              // chunks in the index of the head
 };
+
+// Queries as the landmarks' logits were made of them: in two parts of 16 bits where tensor cores made them.
+__device__ void stage_queries(const TailKernelParams& q, std::int64_t first_query, TailShared& memory) {
+  const TailParams& p = q.p;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int dim = p.geometry.head_dim;
+  const bool parts = dim == 64 || dim == 96 || dim == 128, int8 = p.geometry.landmark_type == SKV_I8;
+  for (int g = warp; g < q.group; g += kTailWarps) {
+    float x[SKV_MAX_HEAD_DIM / 32], largest = 0;
+#pragma unroll
+    for (int e = 0; e < SKV_MAX_HEAD_DIM / 32; ++e) {
+      const int d = lane + 32 * e;
+      x[e] = d < dim ? load_element(p.queries, p.query_type, (first_query + g) * dim + d) : 0.0F;
+      largest = fmaxf(largest, fabsf(x[e]));
+    }
+    largest = warp_max(largest);
+    const float inverse = largest > 0 ? 1.0F / largest : 0.0F;
+#pragma unroll
+    for (int e = 0; e < SKV_MAX_HEAD_DIM / 32; ++e) {
+      float rounded = x[e];
+      if (parts && int8) {
+        const float scaled = x[e] * inverse, high = __half2float(__float2half_rn(scaled));
+        rounded = (high + __half2float(__float2half_rn(scaled - high))) * largest;
+      } else if (parts) {
+        const float high = round_to_bf16(x[e]);
+        rounded = high + round_to_bf16(x[e] - high);
+      }
+      memory.queries[g * SKV_MAX_HEAD_DIM + lane + 32 * e] = rounded;
+    }
+  }
+}
+
+// Chunks in the index of the head, by the whole block.
+__device__ void count_indexed(const TailKernelParams& q, int session, int head, TailShared& memory) {
+  const skv_shadow_layer& layer = q.p.layers[session];
+  const float* const radius = layer.radius + head * layer.chunk_capacity;
+  int count = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < q.p.states[session].indexed_chunks; i += kTailThreads) {
+    count += radius[i] >= 0 ? 1 : 0;
+  }
+  atomicAdd(&memory.indexed, count);
+}
 
 // Share of `weight` that the landmarks of the listed chunks have, a part of it each warp.
 __device__ void weigh_listed(const TailKernelParams& q, int pair, int session, int head, TailShared& memory) {
@@ -36,30 +78,40 @@ __device__ void weigh_listed(const TailKernelParams& q, int pair, int session, i
   const std::int32_t* const listed = p.listed + static_cast<std::int64_t>(pair) * p.listed_stride;
   const float scale = rsqrtf(static_cast<float>(dim));
   const float tokens = logf(static_cast<float>(p.geometry.chunk));
+  const int count = p.listed_count[pair];
   float shares[SKV_MAX_GROUP] = {};
-  for (int i = warp; i < p.listed_count[pair]; i += kTailWarps) {
-    const std::int64_t at = head * layer.chunk_capacity + listed[i];
-    const float factor = int8 ? layer.landmark_scales[at] * scale : scale;
-    float x[SKV_MAX_HEAD_DIM / 32];
+  for (int first = warp; first < count; first += kTogether * kTailWarps) {
+    float x[kTogether][SKV_MAX_HEAD_DIM / 32], factor[kTogether];
 #pragma unroll
-    for (int e = 0; e < SKV_MAX_HEAD_DIM / 32; ++e) {
-      const int d = lane + 32 * e;
-      x[e] = d >= dim ? 0.0F
-             : int8   ? static_cast<float>(static_cast<const std::int8_t*>(layer.landmarks)[at * dim + d])
-                      : load_element(layer.landmarks, SKV_BF16, at * dim + d);
+    for (int i = 0; i < kTogether; ++i) {
+      const int place = first + i * kTailWarps;
+      const std::int64_t at = head * layer.chunk_capacity + (place < count ? listed[place] : listed[first]);
+      factor[i] = int8 ? layer.landmark_scales[at] * scale : scale;
+#pragma unroll
+      for (int e = 0; e < SKV_MAX_HEAD_DIM / 32; ++e) {
+        const int d = lane + 32 * e;
+        x[i][e] = d >= dim ? 0.0F
+                  : int8   ? static_cast<float>(static_cast<const std::int8_t*>(layer.landmarks)[at * dim + d])
+                           : load_element(layer.landmarks, SKV_BF16, at * dim + d);
+      }
     }
 #pragma unroll
     for (int g = 0; g < SKV_MAX_GROUP; ++g) {
       if (g < q.group) {
-        float dot = 0;
 #pragma unroll
-        for (int e = 0; e < SKV_MAX_HEAD_DIM / 32; ++e) {
-          if (32 * e < dim) {
-            dot += x[e] * memory.queries[g * SKV_MAX_HEAD_DIM + lane + 32 * e];
+        for (int i = 0; i < kTogether; ++i) {
+          float dot = 0;
+#pragma unroll
+          for (int e = 0; e < SKV_MAX_HEAD_DIM / 32; ++e) {
+            if (32 * e < dim) {
+              dot += x[i][e] * memory.queries[g * SKV_MAX_HEAD_DIM + lane + 32 * e];
+            }
+          }
+          dot = warp_sum(dot);
+          if (first + i * kTailWarps < count) {
+            shares[g] += exp2_fast((dot * factor[i] + tokens - memory.weight[g]) * kLog2E);
           }
         }
-        dot = warp_sum(dot);
-        shares[g] += exp2_fast((dot * factor + tokens - memory.weight[g]) * kLog2E);
       }
     }
   }
@@ -112,9 +164,8 @@ __device__ void settle_weights(const TailKernelParams& q, int pair, TailShared& 
       for (int w = 0; w < kTailWarps; ++w) {
         share += memory.listed[w][g];
       }
-      // A list that is not full holds everything there is.
-      const bool all = p.listed_count[pair] < p.listed_wanted || 1.0F - share < kRounding;
-      weight = all ? -INFINITY : weight + log1pf(-share);
+      const bool all = p.listed_count[pair] == memory.indexed;
+      weight = all || share >= 1.0F ? -INFINITY : weight + log1pf(-share);
     }
     if (p.chunk_mass) {
       weight = log_of_sum(weight, weight_of_dropped(q, pair, g));
@@ -182,14 +233,16 @@ __global__ void __launch_bounds__(kTailThreads) tail_kernel(const __grid_constan
   __shared__ TailShared memory;
   const TailParams& p = q.p;
   const int thread = static_cast<int>(threadIdx.x);
-  const int heads = p.geometry.key_value_heads, dim = p.geometry.head_dim;
+  const int heads = p.geometry.key_value_heads;
   const int pair = q.first_pair + static_cast<int>(blockIdx.x);
   const int session = pair / heads, head = pair % heads;
   const bool idle = p.states[session].length <= 0;
   const std::int64_t first_query = static_cast<std::int64_t>(pair) * q.group;
-  for (int i = thread; i < q.group * SKV_MAX_HEAD_DIM; i += kTailThreads) {
-    const int g = i / SKV_MAX_HEAD_DIM, d = i % SKV_MAX_HEAD_DIM;
-    memory.queries[i] = d < dim && !idle ? load_element(p.queries, p.query_type, (first_query + g) * dim + d) : 0.0F;
+  if (!idle) {
+    stage_queries(q, first_query, memory);
+  }
+  if (thread == 0) {
+    memory.indexed = 0;
   }
   if (thread < q.group) {
     memory.weight[thread] = idle ? -INFINITY : p.weight[first_query + thread];
@@ -197,6 +250,7 @@ __global__ void __launch_bounds__(kTailThreads) tail_kernel(const __grid_constan
   __syncthreads();
   if (!idle) {
     if (p.subtract) {
+      count_indexed(q, session, head, memory);
       weigh_listed(q, pair, session, head, memory);
       __syncthreads();
     }
