@@ -28,7 +28,7 @@ extern "C" {
 #define SKV_API
 #endif
 
-enum { SKV_ABI_VERSION = 1 };
+enum { SKV_ABI_VERSION = 2 };
 
 typedef struct skv_context skv_context;
 typedef struct skv_graph skv_graph;
@@ -112,6 +112,7 @@ SKV_API skv_status skv_landmark_build(skv_context *context, const skv_landmark_b
 SKV_API skv_status skv_outlier_select(skv_context *context, const skv_outlier_select_params *params);
 SKV_API skv_status skv_chunk_gather(skv_context *context, const skv_chunk_gather_params *params);
 SKV_API skv_status skv_value_store(skv_context *context, const skv_value_store_params *params);
+SKV_API skv_status skv_moment_update(skv_context *context, const skv_moment_update_params *params);
 
 /* --- Decoding ------------------------------------------------------------------------------- */
 

@@ -68,7 +68,8 @@ enum {
   SKV_OP_ADD = 22,
   SKV_OP_CONVERT = 23,
   SKV_OP_ARGMAX = 24,
-  SKV_OP_RANDOM_FILL = 25
+  SKV_OP_RANDOM_FILL = 25,
+  SKV_OP_MOMENT_UPDATE = 26
 };
 
 /* Limits that both backends share. */
@@ -156,6 +157,8 @@ typedef struct skv_shadow_layer {
   int32_t *slot_stamp;     /* [K][slots]: step in which it was last selected */
   int64_t chunk_capacity;
   int64_t outlier_capacity;
+  float *moments;          /* [K][D*D + 2*D + 4] or null: sums over the indexed tokens of a head, of v k^T ([D][D], row = element of v), k, v and 1 (three floats unused) */
+  void *slot_keys;         /* [K][slots][C][D] storage_type, rotated, or null: rebuilt keys of the chunks in the slots, so that only fetched chunks are rebuilt. CPU only */
 } skv_shadow_layer;
 
 /* One layer of one session in a dense cache. */
@@ -311,6 +314,26 @@ typedef struct skv_value_store_params {
 } skv_value_store_params;
 
 /*
+ * Adds whole chunks to the moments of a layer, or takes them away: per key/value head, over the tokens of
+ * those chunks that are in its index, the sums of v k^T, k, v and 1 (skv_shadow_layer.moments). They say what
+ * value the tokens left out of a selection have for a query, were keys and values jointly normal.
+ */
+typedef struct skv_moment_update_params {
+  uint32_t struct_size;
+  int32_t storage_type;
+  int32_t key_value_heads, head_dim, chunk;
+  const void *rotated_keys;  /* [K][capacity][D], row = position % capacity */
+  const void *values;        /* [K][capacity][D], row = position % capacity */
+  int64_t capacity;
+  int64_t first_chunk, chunks;
+  const float *radius;       /* [K][chunk_capacity]: chunks of negative radius do not count; or null: all do */
+  int64_t chunk_capacity;
+  int32_t replace;           /* not 0: what the moments hold is forgotten first; they need not have been written */
+  int32_t subtract;          /* not 0: the chunks are taken away */
+  float *moments;            /* [K][D*D + 2*D + 4] */
+} skv_moment_update_params;
+
+/*
  * Picks chunks by landmark. Logit of chunk c for query head h:
  * (q_h . mean_c + radius_weight * |q_h| * radius_c) / sqrt(D); score of a chunk for a key/value head: the
  * largest, over its G query heads, of logit - logsumexp over all indexed chunks. The `select` best are
@@ -330,6 +353,7 @@ typedef struct skv_landmark_topk_params {
   int32_t *selected;         /* [B][K][S] chunk ids, ascending */
   int32_t *selected_count;   /* [B][K] */
   float *mass;               /* [B][K] or null: softmax weight that the selection holds among the landmarks, mean over the G heads */
+  float *tail;               /* [B][H] or null: natural log of the weight of the indexed tokens not selected, by their landmarks without radius: of the sum of C * exp(q_h . mean_c / sqrt(D)); -infinity when all are selected. Exact to rounding of the same sum over all chunks */
 } skv_landmark_topk_params;
 
 /*
@@ -352,6 +376,7 @@ typedef struct skv_rerank_params {
   int32_t select;            /* S <= shortlist_stride */
   int32_t *selected;         /* [B][K][S], ascending */
   int32_t *selected_count;   /* [B][K] */
+  float *tail;               /* [B][H] or null: what landmark_topk left for the shortlist; the shortlisted chunks not selected are added with their exact weight */
 } skv_rerank_params;
 
 /*
@@ -404,6 +429,7 @@ typedef struct skv_sparse_attention_params {
   const int32_t *selected;        /* [B][K][S] */
   const int32_t *selected_slot;   /* [B][K][S] */
   const int32_t *selected_count;  /* [B][K] */
+  const float *tail;         /* [B][H] or null: natural log of the weight of the indexed tokens not selected. They take part in the softmax as one token of that weight and the value mean(v) + cov(v, k) q_h / sqrt(D), by the moments of the layer. No such part: where the weight is not finite, a layer has no moments or a head none of its tokens in them */
   void *output;              /* [B][H][D] */
   float *log_sum_exp;        /* [B][H] or null: natural log of the softmax denominator */
 } skv_sparse_attention_params;
@@ -465,6 +491,7 @@ typedef struct skv_decode_layer_params {
   int32_t shortlist;         /* chunks to rerank, > S; 0: no rerank */
   int64_t max_chunks;        /* no session of the batch has more indexed chunks */
   int32_t groups;            /* CUDA: how many parts of the batch are pipelined; 0: default */
+  int32_t tail;              /* not 0: the tokens left out take part by their landmarks and the layers' moments */
   void *output;              /* [B][H][D] */
   skv_decode_counters *counters; /* [B] or null */
 } skv_decode_layer_params;

@@ -184,6 +184,31 @@ void test_building() {
   values.REFUSES(value_type = SKV_I8, kUnsupported, "value_type is 4 (I8)");
   values.REFUSES(value_type = SKV_F8_E4M3, kInvalid, "value_scales is null");
   values.REFUSES(chunks = -1, kInvalid, "chunks is -1");
+
+  auto m = sized<skv_moment_update_params>();
+  m.key_value_heads = 2;
+  m.head_dim = 32;
+  m.chunk = 8;
+  m.rotated_keys = memory;
+  m.values = memory + 65536;
+  m.capacity = 32;
+  m.first_chunk = 1;
+  m.chunks = 3;
+  m.chunk_capacity = 4;
+  m.replace = 1;
+  m.moments = reinterpret_cast<float*>(memory + 131072);
+  const Entry<skv_moment_update_params> moments{skv_moment_update, "skv_moment_update", m};
+  moments.accepts();
+  moments.REFUSES(storage_type = SKV_F8_E4M3, kUnsupported, "storage_type is 3 (F8_E4M3)");
+  moments.REFUSES(key_value_heads = 0, kInvalid, "key_value_heads is 0");
+  moments.REFUSES(head_dim = 33, kUnsupported, "must be even");
+  moments.REFUSES(chunk = 4, kUnsupported, "chunk is 4, must be 8 or 16");
+  moments.REFUSES(chunks = 5, kInvalid, "chunks is 5, must be 0..4");
+  moments.REFUSES(first_chunk = 2, kInvalid, "first_chunk is 2, must be 0..1");
+  moments.REFUSES(capacity = 23, kInvalid, "a ring of capacity 23 holds 2");
+  moments.REFUSES(rotated_keys = nullptr, kInvalid, "rotated_keys is null");
+  moments.REFUSES(values = nullptr, kInvalid, "values is null");
+  moments.REFUSES(moments = nullptr, kInvalid, "moments is null");
 }
 
 // Without a session: every refusal comes before the backend is asked.

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "moments.h"
 #include "operands.h"
 
 namespace decode {
@@ -54,7 +55,8 @@ struct Session {
         slot_values(s.value, static_cast<std::int64_t>(s.heads) * s.slots * s.chunk * s.dim),
         landmark_scales(SKV_F32, s.heads * capacity),
         radius(SKV_F32, s.heads * capacity),
-        value_scales(SKV_F32, s.heads * capacity) {
+        value_scales(SKV_F32, s.heads * capacity),
+        moments(SKV_F32, s.heads * skv::MomentLayout(s.dim).floats) {
     std::normal_distribution<double> normal;
     std::uniform_real_distribution<double> uniform;
     // Coefficients of a falling spectrum, as keys have.
@@ -79,6 +81,7 @@ struct Session {
     recent_keys.fill(random);
     recent_values.fill(random);
     values.fill(random);
+    fill_moments(random);
     slot_chunk.assign(static_cast<std::size_t>(s.heads) * s.slots, -1);
     slot_stamp.assign(slot_chunk.size(), 0);
     layer.coefficients = coefficients.data();
@@ -92,6 +95,7 @@ struct Session {
     layer.recent_values = recent_values.data();
     layer.values = values.data();
     layer.value_scales = value_scales.as<float>();
+    layer.moments = moments.as<float>();
     layer.slot_values = s.slots == 0 ? nullptr : slot_values.data();
     layer.slot_chunk = slot_chunk.data();
     layer.slot_stamp = slot_stamp.data();
@@ -109,10 +113,45 @@ struct Session {
   std::int64_t capacity;
   int outlier_capacity;
   Array coefficients, basis, landmarks, outlier_keys, outlier_values, recent_keys, recent_values, values, slot_values,
-      landmark_scales, radius, value_scales;
+      landmark_scales, radius, value_scales, moments;
   std::vector<std::int32_t> slot_chunk, slot_stamp;
   skv_shadow_layer layer{};
   skv_session_state state{};
+
+ private:
+  // Of some tokens that are not those of the session: keys around a mean, and values that go with them.
+  void fill_moments(std::mt19937_64& random) {
+    constexpr int kTokens = 24;
+    const std::int64_t dim = shape.dim;
+    const skv::MomentLayout layout(dim);
+    std::normal_distribution<double> normal;
+    for (std::int64_t head = 0; head < shape.heads; ++head) {
+      std::vector<double> mean(static_cast<std::size_t>(dim)), sums(static_cast<std::size_t>(layout.floats));
+      for (double& x : mean) {
+        x = 0.5 * normal(random);
+      }
+      for (int t = 0; t < kTokens; ++t) {
+        const double strength = normal(random);
+        std::vector<double> key, value;
+        for (const double m : mean) {
+          key.push_back(m + 0.5 * normal(random));
+          value.push_back(normal(random) + strength * m);
+        }
+        for (std::int64_t i = 0; i < dim; ++i) {
+          for (std::int64_t j = 0; j < dim; ++j) {
+            sums[static_cast<std::size_t>(i * dim + j)] +=
+                value[static_cast<std::size_t>(i)] * key[static_cast<std::size_t>(j)];
+          }
+          sums[static_cast<std::size_t>(layout.keys + i)] += key[static_cast<std::size_t>(i)];
+          sums[static_cast<std::size_t>(layout.values + i)] += value[static_cast<std::size_t>(i)];
+        }
+        sums[static_cast<std::size_t>(layout.count)] += 1;
+      }
+      for (std::int64_t i = 0; i < layout.floats; ++i) {
+        moments.set(head * layout.floats + i, sums[static_cast<std::size_t>(i)]);
+      }
+    }
+  }
 };
 
 // A key and value as attention sees them, and how far each element of the key may be off.
@@ -181,11 +220,46 @@ struct Attention {
   double log_sum_exp = -std::numeric_limits<double>::infinity(), log_sum_exp_tolerance = 0;
 };
 
-// query_error: relative error that the query itself may carry.
-inline Attention attention(const std::vector<double>& query, const std::vector<Token>& tokens, double query_error = 0) {
+// What stands for tokens left out: their weight, and the value that is to be expected of them.
+struct Rest {
+  double log_weight;
+  std::vector<double> value, tolerance;
+};
+
+// moments: of one head.
+inline Rest rest_of(const std::vector<double>& query, const Array& moments, std::int64_t head, double log_weight) {
+  const std::int64_t dim = static_cast<std::int64_t>(query.size());
+  const skv::MomentLayout layout(dim);
+  const std::int64_t first = head * layout.floats;
+  const double count = moments[first + layout.count], root = std::sqrt(static_cast<double>(dim));
+  Rest rest{log_weight, {}, {}};
+  double along = 0, along_size = 0;  // mean(k) . q / sqrt(D)
+  for (std::int64_t j = 0; j < dim; ++j) {
+    const double term = moments[first + layout.keys + j] / count * query[static_cast<std::size_t>(j)] / root;
+    along += term;
+    along_size += std::fabs(term);
+  }
+  for (std::int64_t i = 0; i < dim; ++i) {
+    const double mean = moments[first + layout.values + i] / count;
+    double sum = 0, size = 0;
+    for (std::int64_t j = 0; j < dim; ++j) {
+      const double term = moments[first + i * dim + j] / count * query[static_cast<std::size_t>(j)] / root;
+      sum += term;
+      size += std::fabs(term);
+    }
+    rest.value.push_back(mean + (sum - mean * along));
+    // Each term is rounded a few times, and once for each that is added after it.
+    rest.tolerance.push_back((static_cast<double>(dim) + 8) * kUnit * (size + std::fabs(mean) * (along_size + 1)));
+  }
+  return rest;
+}
+
+// query_error: relative error that the query itself may carry. rest: null or with a finite weight.
+inline Attention attention(const std::vector<double>& query, const std::vector<Token>& tokens, double query_error = 0,
+                           const Rest* rest = nullptr) {
   const std::size_t dim = query.size();
   Attention result{std::vector<double>(dim), std::vector<double>(dim)};
-  if (tokens.empty()) {
+  if (tokens.empty() && rest == nullptr) {
     return result;
   }
   std::vector<double> scores;
@@ -204,7 +278,17 @@ inline Attention attention(const std::vector<double>& query, const std::vector<T
     largest = std::max(largest, scores.back());
   }
   double sum = 0;
-  std::vector<double> size(dim);
+  std::vector<double> size(dim), carried(dim);
+  if (rest != nullptr) {
+    largest = std::max(largest, rest->log_weight);
+    const double weight = std::exp(rest->log_weight - largest);
+    sum = weight;
+    for (std::size_t d = 0; d < dim; ++d) {
+      result.output[d] = weight * rest->value[d];
+      size[d] = weight * std::fabs(rest->value[d]);
+      carried[d] = weight * rest->tolerance[d];
+    }
+  }
   for (std::size_t t = 0; t < tokens.size(); ++t) {
     const double weight = std::exp(scores[t] - largest);
     sum += weight;
@@ -220,7 +304,7 @@ inline Attention attention(const std::vector<double>& query, const std::vector<T
       2 * std::expm1(off) + (static_cast<double>(tokens.size()) + kExponential + 2 * std::fabs(largest)) * kUnit;
   for (std::size_t d = 0; d < dim; ++d) {
     result.output[d] /= sum;
-    result.tolerance[d] = 2 * relative * size[d] / sum;
+    result.tolerance[d] = (2 * relative * size[d] + carried[d]) / sum;
   }
   result.log_sum_exp = largest + std::log(sum);
   result.log_sum_exp_tolerance = relative + 4 * kUnit * (1 + std::fabs(result.log_sum_exp));

@@ -201,4 +201,16 @@ void check_value_store(const skv_value_store_params* p, bool pointers) {
   }
 }
 
+void check_moment_update(const skv_moment_update_params* p, bool pointers) {
+  const Check check = begin("skv_moment_update", p, pointers);
+  check.type("storage_type", p->storage_type);
+  check_chunks(check, p->key_value_heads, p->head_dim, p->chunk, p->capacity, p->first_chunk, p->chunks,
+               p->chunk_capacity);
+  if (p->chunks > 0) {
+    check.pointer("rotated_keys", p->rotated_keys);
+    check.pointer("values", p->values);
+  }
+  check.pointer("moments", p->moments);
+}
+
 }  // namespace skv::abi

@@ -3,6 +3,7 @@
 // threads there are or on what else is in the batch.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "cpu/attention_kernels.h"
@@ -26,6 +27,11 @@ inline std::int64_t divide_up(std::int64_t a, std::int64_t b) {
 }
 inline std::int64_t score_stride(std::int64_t count) {
   return divide_up(count, kScoreMultiple) * kScoreMultiple;
+}
+
+// The logarithm of a sum of exponentials from what log_sum() gives; -infinity of none, NaN where there was one.
+inline float log_of_sum(float largest, float sum) {
+  return largest + std::log(sum);
 }
 
 // Queries [rows][D] of `type` as floats [rows][padded_dim(D)], times 1/sqrt(D).

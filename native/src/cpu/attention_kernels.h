@@ -47,6 +47,9 @@ struct RowKernels {
                  const RunningSoftmax& softmax, float* sums);
 };
 
+// Rows whose products are summed before the sum is added to what is there: it keeps sums of many rows exact.
+constexpr std::int64_t kProductsAtOnce = 128;
+
 // Cache lines that will be wanted next: asked for a few at a time, they hold nobody up.
 struct AheadLines {
   const void* const* lines;
@@ -89,6 +92,14 @@ struct AttentionKernels {
   // where radius[c] < 0.
   void (*order_chunks)(const float* logits, std::int64_t logit_stride, int group, const float* log_sum_exp,
                        const float* radius, std::int64_t count, std::uint32_t* keys);
+
+  // log_sum() of logits[c] - weight * radius[c]: of what landmarks() makes of queries and rows alone.
+  void (*log_sum_of_means)(const float* logits, const float* radius, float weight, std::int64_t count, float* largest,
+                           float* sum);
+
+  // sums[i][j] += sum over t of a[t][i] * b[t][j], for t < count, i and j < padded_dim(dim), which is the width of all
+  // three. count <= kProductsAtOnce; one rounding a product and one more for each of them.
+  void (*add_products)(const float* a, const float* b, std::int64_t count, int dim, float* sums);
 
   // Rebuilt keys: the basis of a head [rank][dim] brought into the order that rebuild() reads, and keys
   // [groups * kRebuiltGroup][padded_dim(dim)] = coefficients . basis. coefficients[group]: [kRebuiltGroup][rank] as

@@ -10,6 +10,8 @@ const AttentionKernels kAttentionKernels = {{row_kernels<float>(), row_kernels<B
                                             soften,
                                             log_sum,
                                             order_chunks,
+                                            log_sum_of_means,
+                                            add_products,
                                             packed_basis_bytes,
                                             packed_coefficients_bytes,
                                             pack_basis,

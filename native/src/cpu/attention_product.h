@@ -54,6 +54,29 @@ inline void product_tile(const float* a, std::int64_t a_row, std::int64_t a_step
   }
 }
 
+// Bound by the multipliers. A tile of columns of b is brought together, so that its rows lie one behind the other.
+void add_products(const float* a, const float* b, std::int64_t count, int dim, float* sums) {
+  const std::int64_t width = padded_dim(dim);
+  alignas(kVectorBytes) float columns[kProductsAtOnce * kProductColumns];
+  alignas(kVectorBytes) float tile[kProductRows * kProductColumns];
+  for (std::int64_t j = 0; j < width; j += kProductColumns) {
+    for (std::int64_t t = 0; t < count; ++t) {
+      for (int c = 0; c < kProductColumns; c += kLanes) {
+        store(columns + t * kProductColumns + c, load(b + t * width + j + c));
+      }
+    }
+    for (std::int64_t i = 0; i < width; i += kProductRows) {
+      product_tile<false>(a + i, 1, width, columns, count, tile, kProductColumns, nullptr);
+      for (int row = 0; row < kProductRows; ++row) {
+        float* const to = sums + (i + row) * width + j;
+        for (int c = 0; c < kProductColumns; c += kLanes) {
+          store(to + c, load(to + c) + load(tile + row * kProductColumns + c));
+        }
+      }
+    }
+  }
+}
+
 // --- Rebuilt keys -----------------------------------------------------------------------------
 
 // The packed basis is cut into tiles of kProductColumns columns, each [rank][kProductColumns], zero behind dim.

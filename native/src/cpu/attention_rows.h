@@ -305,6 +305,34 @@ void log_sum(const float* values, std::int64_t count, float* largest_out, float*
   *sum_out = sum_of(sum);
 }
 
+void log_sum_of_means(const float* logits, const float* radius, float weight, std::int64_t count, float* largest_out,
+                      float* sum_out) {
+  // Two at a time: an exponential is a chain of operations that wait for each other.
+  constexpr std::int64_t kStep = 2 * kLanes;
+  const auto over_means = [&](auto&& visit) {
+    std::int64_t c = 0;
+    for (; c + kStep <= count; c += kStep) {
+      visit(load(logits + c) - weight * load(radius + c), 0);
+      visit(load(logits + c + kLanes) - weight * load(radius + c + kLanes), 1);
+    }
+    for (; c < count; c += kLanes) {
+      float last[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        last[i] = c + i < count ? logits[c + i] - weight * radius[c + i] : kNothing;
+      }
+      visit(load(last), 0);
+    }
+  };
+  Vector most[2] = {broadcast(kNothing), broadcast(kNothing)};
+  over_means([&](Vector x, int i) { most[i] = largest(x, most[i]); });
+  const float at_most = largest_of(largest(most[0], most[1]));
+  const float base = at_most == kNothing ? 0.0F : at_most;
+  Vector sum[2] = {};
+  over_means([&](Vector x, int i) { sum[i] += exponential(x - base); });
+  *largest_out = at_most;
+  *sum_out = sum_of(sum[0] + sum[1]);
+}
+
 // --- One type's table -------------------------------------------------------------------------
 
 // Tokens whose scores are held at once: their keys and values stay in the nearest cache meanwhile.

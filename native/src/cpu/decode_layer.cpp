@@ -24,6 +24,7 @@ struct Between {
   std::int32_t* selected_count;  // [B][K]
   std::int32_t* fetch_count;     // [B][K]
   float* mass;                   // [B][K]
+  float* tail;                   // [B][H], where the tokens left out take part
 };
 
 bool reranks(const skv_decode_layer_params& p) {
@@ -35,6 +36,12 @@ std::uint64_t query_count(const skv_decode_layer_params& p) {
          static_cast<std::uint64_t>(p.geometry.head_dim);
 }
 
+std::uint64_t tail_bytes(const skv_decode_layer_params& p) {
+  return p.tail == 0 ? 0
+                     : Workspace::bytes_of<float>(static_cast<std::uint64_t>(p.batch) *
+                                                  static_cast<std::uint64_t>(p.geometry.query_heads));
+}
+
 std::uint64_t between_bytes(const skv_decode_layer_params& p) {
   const std::uint64_t pairs = static_cast<std::uint64_t>(head_pairs(p.geometry, p.batch));
   const std::uint64_t list = Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(p.select));
@@ -42,7 +49,7 @@ std::uint64_t between_bytes(const skv_decode_layer_params& p) {
   return Workspace::bytes_of<float>(query_count(p)) +
          (reranks(p) ? Workspace::bytes_of<std::int32_t>(pairs * static_cast<std::uint64_t>(p.shortlist)) + counts
                      : 0) +
-         4 * list + 2 * counts + Workspace::bytes_of<float>(pairs);
+         4 * list + 2 * counts + Workspace::bytes_of<float>(pairs) + tail_bytes(p);
 }
 
 Between take_between(const skv_decode_layer_params& p, Workspace& workspace) {
@@ -61,6 +68,7 @@ Between take_between(const skv_decode_layer_params& p, Workspace& workspace) {
   b.selected_count = workspace.take<std::int32_t>(pairs);
   b.fetch_count = workspace.take<std::int32_t>(pairs);
   b.mass = workspace.take<float>(pairs);
+  b.tail = p.tail == 0 ? nullptr : workspace.take<float>(tail_bytes(p) / sizeof(float));
   return b;
 }
 
@@ -79,6 +87,7 @@ skv_landmark_topk_params topk_of(const skv_decode_layer_params& p, const Between
   topk.selected = reranks(p) ? b.shortlist : b.selected;
   topk.selected_count = reranks(p) ? b.shortlist_count : b.selected_count;
   topk.mass = p.counters == nullptr ? nullptr : b.mass;
+  topk.tail = b.tail;
   return topk;
 }
 
@@ -98,6 +107,7 @@ skv_rerank_params rerank_of(const skv_decode_layer_params& p, const Between& b) 
   rerank.select = p.select;
   rerank.selected = b.selected;
   rerank.selected_count = b.selected_count;
+  rerank.tail = b.tail;
   return rerank;
 }
 
@@ -146,6 +156,7 @@ skv_sparse_attention_params attention_of(const skv_decode_layer_params& p, const
   attention.selected = b.selected;
   attention.selected_slot = b.slot;
   attention.selected_count = b.selected_count;
+  attention.tail = b.tail;
   attention.output = p.output;
   return attention;
 }

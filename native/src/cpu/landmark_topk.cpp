@@ -91,17 +91,21 @@ void LandmarkTopk::score(std::int64_t pair, std::int64_t unit) const {
   float* const rows = logits_ + pair * group_ * stride_ + first;
   float weights[SKV_MAX_GROUP];
   for (std::int64_t q = 0; q < group_; ++q) {
-    double squares = 0;
-    for (std::int64_t d = 0; d < g.head_dim; ++d) {
-      squares += static_cast<double>(query[q * width + d]) * static_cast<double>(query[q * width + d]);
-    }
-    weights[q] = static_cast<float>(static_cast<double>(p_.radius_weight) * std::sqrt(squares));
+    weights[q] = weight_of_radius(query + q * width);
   }
   const std::int64_t to = (pair * units_ + unit) * group_;
   kernels_.rows[g.landmark_type].landmarks(
       query, group_, weights, element_at(static_cast<const void*>(layer.landmarks), g.landmark_type, at * g.head_dim),
       g.landmark_type == SKV_I8 ? layer.landmark_scales + at : nullptr, layer.radius + at, count, g.head_dim, rows,
       stride_, largest_ + to, sum_ + to);
+}
+
+float LandmarkTopk::weight_of_radius(const float* query) const {
+  double squares = 0;
+  for (std::int64_t d = 0; d < p_.geometry.head_dim; ++d) {
+    squares += static_cast<double>(query[d]) * static_cast<double>(query[d]);
+  }
+  return static_cast<float>(static_cast<double>(p_.radius_weight) * std::sqrt(squares));
 }
 
 // One score a chunk, and the best of those.
@@ -112,7 +116,7 @@ void LandmarkTopk::choose(std::int64_t pair, int thread) const {
   std::uint32_t* const for_selection =
       scratch.take<std::uint32_t>(static_cast<std::uint64_t>(select_best_scratch(stride_)));
   float* const gathered = scratch.take<float>(static_cast<std::uint64_t>(p_.select));
-  const float* const rows = logits_ + pair * group_ * stride_;
+  float* const rows = logits_ + pair * group_ * stride_;
   float log_sum_exp[SKV_MAX_GROUP];
   for (std::int64_t q = 0; q < group_; ++q) {
     float most = kNothing, total = 0;
@@ -143,6 +147,28 @@ void LandmarkTopk::choose(std::int64_t pair, int thread) const {
       mass += total * std::exp(most - log_sum_exp[q]);
     }
     p_.mass[pair] = mass / static_cast<float>(group_);
+  }
+  if (p_.tail != nullptr) {
+    leave(pair, rows, selected, taken);
+  }
+}
+
+// Sums over what is left are taken anew rather than as a difference: what the selection holds may be almost all. An
+// exponential a chunk and query; the logits of the selected are spent for it.
+void LandmarkTopk::leave(std::int64_t pair, float* rows, const std::int32_t* selected, std::int32_t taken) const {
+  const std::int64_t heads = p_.geometry.key_value_heads, width = padded_dim(p_.geometry.head_dim);
+  const skv_shadow_layer& layer = p_.layers[pair / heads];
+  const float* const radius = layer.radius + pair % heads * layer.chunk_capacity;
+  for (std::int64_t q = 0; q < group_; ++q) {
+    float* const row = rows + q * stride_;
+    for (std::int32_t i = 0; i < taken; ++i) {
+      row[selected[i]] = kNothing;
+    }
+    float most, total;
+    kernels_.log_sum_of_means(row, radius, weight_of_radius(queries_ + (pair * group_ + q) * width), indexed(pair),
+                              &most, &total);
+    p_.tail[pair * group_ + q] =
+        log_of_sum(most, total) + static_cast<float>(std::log(static_cast<double>(p_.geometry.chunk)));
   }
 }
 

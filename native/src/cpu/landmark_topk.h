@@ -23,6 +23,10 @@ class LandmarkTopk {
 
  private:
   std::int64_t indexed(std::int64_t pair) const;
+  // What a unit of radius adds to the logit of a prepared query [D].
+  float weight_of_radius(const float* query) const;
+  // Writes the tail of a pair; the logits `rows` of the selected are lost.
+  void leave(std::int64_t pair, float* rows, const std::int32_t* selected, std::int32_t taken) const;
 
   const skv_landmark_topk_params& p_;
   const AttentionKernels& kernels_;

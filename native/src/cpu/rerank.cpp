@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <new>
 
 #include "cpu/attention.h"
@@ -12,6 +13,7 @@ namespace skv::cpu {
 namespace {
 
 constexpr std::int64_t kUnitTokens = 256;
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // Order keys of a shortlist and what select_best wants.
 std::int64_t order_elements(std::int64_t stride) {
@@ -88,7 +90,7 @@ void Rerank::score(std::int64_t pair, std::int64_t unit, int thread) const {
 
 void Rerank::choose(std::int64_t pair, int thread) const {
   const std::int64_t count = listed(pair);
-  const float* const rows = chunk_mass_ + pair * group_ * stride_;
+  float* const rows = chunk_mass_ + pair * group_ * stride_;
   const std::int32_t* const chunks = p_.shortlist + pair * p_.shortlist_stride;
   std::uint32_t* const best = order_ + thread * order_stride_;
   float total[SKV_MAX_GROUP];
@@ -111,6 +113,25 @@ void Rerank::choose(std::int64_t pair, int thread) const {
     p_.selected[pair * p_.select + i] = chunks[places[i]];
   }
   p_.selected_count[pair] = taken;
+  if (p_.tail != nullptr) {
+    leave(pair, rows, places, taken);
+  }
+}
+
+// What is dropped joins what landmark_topk left; the masses `rows` of the selected are spent for it.
+void Rerank::leave(std::int64_t pair, float* rows, const std::int32_t* places, std::int32_t taken) const {
+  for (std::int64_t q = 0; q < group_; ++q) {
+    float* const row = rows + q * stride_;
+    for (std::int32_t i = 0; i < taken; ++i) {
+      row[places[i]] = kNothing;
+    }
+    float both[2], largest, sum;
+    kernels_.log_sum(row, listed(pair), &largest, &sum);
+    both[0] = p_.tail[pair * group_ + q];
+    both[1] = log_of_sum(largest, sum);
+    kernels_.log_sum(both, 2, &largest, &sum);
+    p_.tail[pair * group_ + q] = log_of_sum(largest, sum);
+  }
 }
 
 void rerank(const skv_rerank_params& p, Execution& execution) {

@@ -29,6 +29,8 @@ class Rerank {
 
  private:
   std::int64_t listed(std::int64_t pair) const;
+  // Adds what is not selected to the tail of a pair; the masses `rows` of the selected are lost.
+  void leave(std::int64_t pair, float* rows, const std::int32_t* places, std::int32_t taken) const;
 
   const skv_rerank_params& p_;
   const AttentionKernels& kernels_;

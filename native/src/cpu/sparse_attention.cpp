@@ -1,14 +1,16 @@
 #include "cpu/sparse_attention.h"
 
 #include <algorithm>
+#include <cmath>
 #include <new>
 
 #include "cpu/elements.h"
+#include "moments.h"
 
 namespace skv::cpu {
 namespace {
 
-// How the attention of one pair is cut, in this order of parts: selected, outliers, recent.
+// How the attention of one pair is cut, in this order of parts: selected, outliers, recent, tail.
 constexpr std::int64_t kSelectedPartTokens = 256;
 constexpr std::int64_t kRecentPartTokens = 256;
 
@@ -18,14 +20,18 @@ std::int64_t selected_parts(const skv_sparse_attention_params& p) {
 std::int64_t recent_parts(const skv_geometry& g) {
   return divide_up(g.window, kRecentPartTokens);
 }
+std::int64_t tail_parts(const skv_sparse_attention_params& p) {
+  return p.tail == nullptr ? 0 : 1;
+}
 
 }  // namespace
 
 std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, const ExecutionTraits& traits) {
-  constexpr std::int64_t kOutlierParts = 4;
+  // A tail is counted whether there is one or not: who asks for a workspace may not have its address yet.
+  constexpr std::int64_t kOutlierParts = 4, kTailParts = 1;
   const skv_geometry& g = p.geometry;
   return prepared_query_bytes(g, p.batch) +
-         AttentionParts::bytes(head_pairs(g, p.batch), selected_parts(p) + kOutlierParts + recent_parts(g),
+         AttentionParts::bytes(head_pairs(g, p.batch), selected_parts(p) + kOutlierParts + recent_parts(g) + kTailParts,
                                group_size(g), g.head_dim) +
          Workspace::bytes_of<RebuiltKeys>(static_cast<std::uint64_t>(traits.threads)) +
          static_cast<std::uint64_t>(traits.threads) * RebuiltKeys::bytes(g, traits);
@@ -39,6 +45,7 @@ SparseAttention::SparseAttention(const skv_sparse_attention_params& p, Execution
       pairs_(head_pairs(p.geometry, p.batch)),
       selected_parts_(selected_parts(p)),
       recent_parts_(recent_parts(p.geometry)),
+      tail_parts_(tail_parts(p)),
       group_(group_size(p.geometry)) {
   const skv_geometry& g = p.geometry;
   check_shadow_geometry(g, p.query_type, "sparse_attention");
@@ -83,9 +90,11 @@ void SparseAttention::attend(std::int64_t pair, std::int64_t number, int thread)
       rows(part, part.layer.outlier_keys, part.layer.outlier_values,
            (part.head * part.layer.outlier_capacity + first) * g.chunk, (end - first) * g.chunk);
     }
-  } else {
+  } else if (number < selected_parts_ + kOutlierParts + recent_parts_) {
     const std::int64_t first = state.recent_begin + (number - selected_parts_ - kOutlierParts) * kRecentPartTokens;
     recent(part, first, std::min(first + kRecentPartTokens, state.length));
+  } else {
+    tail(part);
   }
 }
 
@@ -149,6 +158,39 @@ void SparseAttention::recent(const Part& part, std::int64_t first, std::int64_t 
     const std::int64_t row = first % window, count = std::min(end - first, window - row);
     rows(part, part.layer.recent_keys, part.layer.recent_values, part.head * window + row, count);
     first += count;
+  }
+}
+
+// All that was left out as one token: the weight that selection gave it, and the value that is to be expected of keys
+// so weighted, were keys and values jointly normal: mean(v) + cov(v, k) q, with q over sqrt(D) already. Of the sums M
+// of v k^T, V, K and n that is (V (1 - K.q / n) + M q) / n. Reads the moments of a head, D * D floats, once.
+void SparseAttention::tail(const Part& part) const {
+  const std::int64_t dim = p_.geometry.head_dim, width = padded_dim(dim);
+  const MomentLayout layout(dim);
+  const float* const log_weight = p_.tail + part.pair * group_;
+  const float* const moments = part.layer.moments == nullptr ? nullptr : part.layer.moments + part.head * layout.floats;
+  if (moments == nullptr || !(moments[layout.count] > 0)) {
+    return;
+  }
+  // The sum of keys lies behind the last row of products.
+  const std::int64_t rows = dim + 1;
+  static_assert(MomentLayout(SKV_MAX_HEAD_DIM).keys == SKV_MAX_HEAD_DIM * SKV_MAX_HEAD_DIM);
+  constexpr std::int64_t kStride = SKV_MAX_HEAD_DIM + kScoreMultiple;
+  alignas(64) float products[SKV_MAX_GROUP * kStride];
+  kernels_.rows[SKV_F32].score(part.queries, group_, moments, rows, static_cast<int>(dim), products, kStride);
+  const float* const values = moments + layout.values;
+  const float share = 1.0F / moments[layout.count];
+  for (std::int64_t q = 0; q < group_; ++q) {
+    if (!std::isfinite(log_weight[q])) {
+      continue;
+    }
+    const float* const product = products + q * kStride;
+    const float own = 1.0F - product[dim] * share;
+    for (std::int64_t d = 0; d < dim; ++d) {
+      part.sums[q * width + d] = (values[d] * own + product[d]) * share;
+    }
+    part.softmax.largest[q] = log_weight[q];
+    part.softmax.sum[q] = 1.0F;
   }
 }
 

@@ -18,7 +18,7 @@ class SparseAttention {
   SparseAttention(const skv_sparse_attention_params& p, Execution& execution, const Rerank* reranked);
 
   std::int64_t pairs() const { return pairs_; }  // (session, key/value head)
-  std::int64_t parts() const { return selected_parts_ + kOutlierParts + recent_parts_; }
+  std::int64_t parts() const { return selected_parts_ + kOutlierParts + recent_parts_ + tail_parts_; }
 
   // Parts of a pair, in any order; `thread` tells scratch memory apart. Then, when all are done, their sum.
   void attend(std::int64_t pair, std::int64_t part, int thread) const;
@@ -36,6 +36,7 @@ class SparseAttention {
     float* sums;
   };
   void selected(const Part& part, std::int64_t first, std::int64_t end, RebuiltKeys& keys) const;
+  void tail(const Part& part) const;
   void recent(const Part& part, std::int64_t first, std::int64_t end) const;
   void rows(const Part& part, const void* keys, const void* values, std::int64_t first, std::int64_t count) const;
   const void* values(const Part& part, std::int32_t slot) const;
@@ -44,7 +45,7 @@ class SparseAttention {
   const AttentionKernels& kernels_;
   const Rerank* reranked_;
   ExecutionTraits traits_;
-  std::int64_t pairs_, selected_parts_, recent_parts_;
+  std::int64_t pairs_, selected_parts_, recent_parts_, tail_parts_;
   std::int32_t group_;
   const float* queries_;
   AttentionParts sums_;

@@ -158,8 +158,55 @@ final class AttentionOracle {
         return Math.log(sum);
     }
 
-    /** Fails unless an output is the attention over some chunks, the outliers and the recent window. */
-    void checkOutput(double[] output, double[] q, int[] chunks, int[] doubtful) {
+    /**
+     * What the indexed tokens that are not selected add.
+     *
+     * @param logWeight natural logarithm of their weight
+     * @param error how far it may be off
+     */
+    record Tail(double logWeight, double error, double[] value) { }
+
+    /** The tail of a selection, by the landmarks of what is left and by the moments. */
+    Tail tail(double[] q, int[] selected, double error) {
+        double[] logits = new double[session.chunks];
+        double largest = Double.NEGATIVE_INFINITY;
+        for (int chunk = 0; chunk < logits.length; chunk++) {
+            boolean left = indexed(chunk) && Arrays.binarySearch(selected, chunk) < 0;
+            logits[chunk] = left ? dot(q, 0, landmarks, chunk * g.headDim(), g.headDim()) / Math.sqrt(g.headDim())
+                    : Double.NEGATIVE_INFINITY;
+            largest = Math.max(largest, logits[chunk]);
+        }
+        if (largest == Double.NEGATIVE_INFINITY) {
+            return null;
+        }
+        double sum = 0;
+        for (double logit : logits) {
+            sum += Math.exp(logit - largest);
+        }
+        return new Tail(largest + Math.log(g.chunk() * sum), error, meanValue(q));
+    }
+
+    /** mean(v) + cov(v, k) q / sqrt(D). */
+    private double[] meanValue(double[] q) {
+        int d = g.headDim();
+        int floats = Math.toIntExact(g.momentFloats() / g.keyValueHeads());
+        double[] m = state.download(layer.moments(), ElementType.F32, (long) head * floats, floats);
+        double tokens = m[d * d + 2 * d];
+        double product = dot(q, 0, m, d * d, d) / tokens;
+        double[] value = new double[d];
+        for (int i = 0; i < d; i++) {
+            double mean = m[d * d + d + i] / tokens;
+            value[i] = mean + (dot(q, 0, m, i * d, d) / tokens - mean * product) / Math.sqrt(d);
+        }
+        return value;
+    }
+
+    /**
+     * Fails unless an output is the attention over some chunks, the outliers and the recent window.
+     *
+     * @param tail of the chunks that are left out, or null
+     */
+    void checkOutput(double[] output, double[] q, int[] chunks, int[] doubtful, Tail tail) {
         Attention attention = new Attention(q);
         for (int chunk : chunks) {
             attention.addChunk(chunk);
@@ -168,6 +215,9 @@ final class AttentionOracle {
         addRows(attention, layer.outlierKeys(), layer.outlierValues(), outlierRow, session.outliers * g.chunk());
         for (long position = session.recentBegin; position < state.context; position++) {
             addRows(attention, layer.recentKeys(), layer.recentValues(), head * (long) g.window() + position % g.window(), 1);
+        }
+        if (tail != null) {
+            attention.sum.addPart(tail.logWeight(), tail.error(), tail.value());
         }
         double doubtfulShare = 0;
         for (int chunk : doubtful) {

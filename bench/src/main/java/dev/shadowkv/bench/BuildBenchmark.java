@@ -21,6 +21,8 @@ import dev.shadowkv.DeviceBuffer;
 import dev.shadowkv.ElementType;
 import dev.shadowkv.Rope;
 import dev.shadowkv.RopeTable;
+import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.MomentChange;
 import dev.shadowkv.kernels.Ring;
 import dev.shadowkv.kernels.Rows;
 
@@ -36,6 +38,8 @@ public class BuildBenchmark extends DeviceState {
     /** New tokens that are projected onto a basis at once, as folding does. */
     private static final int FOLDED = 64;
     private static final float NOISE = 0.05f;
+    /** Of sums of 32-bit floats that are not added one by one, against the sum of the magnitudes. */
+    private static final double MOMENT_ERROR = 1e-5;
 
     /** Tokens of the prompt. */
     @Param("8192")
@@ -99,6 +103,7 @@ public class BuildBenchmark extends DeviceState {
                 case "outlierSelect" -> prepareOutlierSelect();
                 case "chunkGather" -> prepareChunkGather();
                 case "valueStore" -> prepareValueStore();
+                case "momentUpdate" -> prepareMomentUpdate();
                 default -> throw new IllegalArgumentException(name);
             }
         } catch (RuntimeException | Error e) {
@@ -382,6 +387,34 @@ public class BuildBenchmark extends DeviceState {
         }
     }
 
+    private void prepareMomentUpdate() {
+        DeviceBuffer keys = random(type, (long) context * width, 16, 1);
+        DeviceBuffer values = random(type, (long) context * width, 17, 1);
+        long floats = Geometry.momentFloats(keyValueHeads, headDim);
+        DeviceBuffer moments = allocate(ElementType.F32, floats);
+        double tokens = (double) chunks * chunk;
+        define(Work.memory(2 * tokens * width * type.bytes(), 4.0 * floats).operations(2 * tokens * width * headDim),
+                () -> cache.momentUpdate(new Ring(keys, type, context), new Ring(values, type, context), keyValueHeads,
+                        headDim, chunk, 0, chunks, null, chunks, MomentChange.REPLACE, moments));
+        once();
+        int head = keyValueHeads - 1;
+        double[] k = download(keys, type, (long) head * context * headDim, chunks * chunk * headDim);
+        double[] v = download(values, type, (long) head * context * headDim, chunks * chunk * headDim);
+        double[] result = download(moments, ElementType.F32, head * (floats / keyValueHeads), headDim * headDim);
+        for (int sample = 0; sample < 100; sample++) {
+            int i = sample * 31 % headDim;
+            int j = sample * 17 % headDim;
+            double sum = 0;
+            double size = 0;
+            for (int token = 0; token < chunks * chunk; token++) {
+                double product = v[token * headDim + i] * k[token * headDim + j];
+                sum += product;
+                size += Math.abs(product);
+            }
+            Tolerance.within("moment " + i + ", " + j, result[i * headDim + j], sum, MOMENT_ERROR * size);
+        }
+    }
+
     /** {@code [width][rank]} with orthonormal columns. */
     private float[] plantedBasis() {
         float[] random = Numbers.gaussian(rank * width, 3, 1);
@@ -478,6 +511,13 @@ public class BuildBenchmark extends DeviceState {
     @Benchmark
     @OperationsPerInvocation(CALLS)
     public void valueStore() {
+        repeat(CALLS);
+    }
+
+    /** The sums by which tokens that are not selected take part. */
+    @Benchmark
+    @OperationsPerInvocation(CALLS)
+    public void momentUpdate() {
         repeat(CALLS);
     }
 }

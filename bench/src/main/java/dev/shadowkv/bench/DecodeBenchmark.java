@@ -107,7 +107,7 @@ public class DecodeBenchmark extends DecodeState {
             int i = (int) (calls++ % SELECTIONS);
             decode.rerank(geometry, batch, Rows.of(queriesOf(i * STEPS / SELECTIONS), inputType), shadowLayers,
                     (long) (i % copies) * batch, states, 0, rope, context, shortlist, candidates[i], candidateCounts[i],
-                    select, selected[0], counts[0]);
+                    select, selected[0], counts[0], null);
         });
         once();
         checkRerank(downloadInts(candidates[0], 0, shortlist), downloadInts(candidateCounts[0], 0, 1)[0]);
@@ -251,14 +251,14 @@ public class DecodeBenchmark extends DecodeState {
         define(work, this::overlapOnly, () -> {
             int i = (int) (calls++ % SELECTIONS);
             decode.sparseAttention(geometry, batch, Rows.of(queriesOf(i * (STEPS / SELECTIONS)), inputType), shadowLayers, 0,
-                    states, 0, rope, context, select, selected[i], selectedSlot[i], counts[i], Rows.of(output, inputType),
+                    states, 0, rope, context, select, selected[i], selectedSlot[i], counts[i], null, Rows.of(output, inputType),
                     null);
         });
         once();
         int b = batch - 1;
         int h = queryHeads - 1;
         int k = h / (queryHeads / keyValueHeads);
-        new AttentionOracle(this, b, 0, k).checkOutput(outputOf(b, h), query(0, b, h), selection(0, b, k), new int[0]);
+        new AttentionOracle(this, b, 0, k).checkOutput(outputOf(b, h), query(0, b, h), selection(0, b, k), new int[0], null);
     }
 
     /** Coefficients of the selected tokens, values of all that is attended, outliers and recent tokens. */

@@ -41,6 +41,10 @@ public class DecodeLayerBenchmark extends DecodeState {
     @Param("0")
     public double rerank;
 
+    /** Whether tokens that are not selected take part. */
+    @Param("true")
+    public boolean tail;
+
     private DeviceBuffer keys;
     private DeviceBuffer values;
     private DeviceBuffer output;
@@ -119,7 +123,8 @@ public class DecodeLayerBenchmark extends DecodeState {
         }
         int[][] best = oracle.best(scores, tolerance, select);
         double[] result = download(output, inputType, ((long) b * queryHeads + h) * headDim, headDim);
-        oracle.checkOutput(result, rotatedQuery(b, h), best[0], best[1]);
+        double[] rotated = rotatedQuery(b, h);
+        oracle.checkOutput(result, rotated, best[0], best[1], tail ? oracle.tail(rotated, best[0], tolerance) : null);
     }
 
     private void checkDenseLayer() {
@@ -142,7 +147,7 @@ public class DecodeLayerBenchmark extends DecodeState {
         if (shadow) {
             decode.decodeLayer(geometry, batch, inputType, rows, 0, keys, 0, values, 0, shadowLayers, first, states,
                     (long) call * batch, rope, context, RADIUS_WEIGHT, select, (int) (rerank * select), sessions[0].chunks,
-                    output, counters);
+                    tail, output, counters);
         } else {
             decode.denseDecodeLayer(geometry, batch, inputType, rows, 0, keys, 0, values, 0, denseLayers, first, states,
                     (long) call * batch, rope, context, context, output);
@@ -200,7 +205,8 @@ public class DecodeLayerBenchmark extends DecodeState {
         // Heads share coefficients; at best all of them select the same chunks.
         double bytes = landmarks + selected / keyValueHeads * rank * type + selected * headDim * geometry.valueType().bytes()
                 + 2 * exact * headDim * type;
-        return Work.memory(bytes, 0).link(fetched * chunk * headDim * geometry.valueType().bytes())
+        double moments = tail ? 4.0 * batch * geometry.momentFloats() : 0;
+        return Work.memory(bytes + moments, 0).link(fetched * chunk * headDim * geometry.valueType().bytes())
                 .operations(2.0 * batch * queryHeads * (double) sessions[0].chunks * headDim
                         + selected * headDim * (2.0 * rank + 4 * group) + exact * headDim * 4 * group);
     }

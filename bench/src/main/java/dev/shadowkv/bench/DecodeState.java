@@ -207,7 +207,7 @@ public abstract class DecodeState extends DeviceState {
     /** Selects for a step of the drift. */
     final void topK(int step, int copy, DeviceBuffer selected, DeviceBuffer counts, int count) {
         decode.landmarkTopK(geometry, batch, Rows.of(queriesOf(step), inputType), shadowLayers, (long) copy * batch, states, 0,
-                RADIUS_WEIGHT, count, sessions[0].chunks, selected, counts, null);
+                RADIUS_WEIGHT, count, sessions[0].chunks, selected, counts, null, null);
     }
 
     final long heads() {

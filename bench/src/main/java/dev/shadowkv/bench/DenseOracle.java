@@ -15,6 +15,8 @@ final class DenseOracle {
     private double weights;
     private double logitNoise;
     private double largestValue;
+    private double partError;
+    private double[] part;
 
     /**
      * @param epsilon of the types in which queries, keys, weights and values are rounded
@@ -56,6 +58,23 @@ final class DenseOracle {
         }
     }
 
+    /**
+     * Adds something that has a weight and a value of its own; to be added last.
+     *
+     * @param logWeight natural logarithm of its weight
+     * @param error how far that may be off
+     */
+    void addPart(double logWeight, double error, double[] value) {
+        double weight = Math.exp(logWeight - largest);
+        weights += weight;
+        partError = error * weight / weights;
+        for (int i = 0; i < sum.length; i++) {
+            sum[i] += weight * value[i];
+            spread[i] += weight * weight * value[i] * value[i];
+        }
+        part = value;
+    }
+
     double logSum() {
         return largest + Math.log(weights);
     }
@@ -75,7 +94,7 @@ final class DenseOracle {
             double random = relative * (Math.sqrt(spread[i]) / weights + Math.abs(expected));
             // The query's own rounding is common to all tokens, and is bounded by the same relative error.
             double allowed = outputEpsilon * Math.abs(expected) + DEVIATIONS * random + 2 * doubtfulShare * largestValue
-                    + 0x1p-40;
+                    + (part == null ? 0 : partError * Math.abs(part[i] - expected)) + 0x1p-40;
             Tolerance.within("attention output " + i, output[i], expected, allowed);
         }
     }

@@ -7,6 +7,7 @@ import dev.shadowkv.DeviceArena;
 import dev.shadowkv.DeviceBuffer;
 import dev.shadowkv.ElementType;
 import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.MomentChange;
 import dev.shadowkv.kernels.Ring;
 import dev.shadowkv.kernels.ShadowLayer;
 
@@ -81,6 +82,9 @@ final class ShadowSession {
         DeviceBuffer valueScales = scaledValues ? state.allocate(ElementType.F32, heads, capacity) : null;
         state.cache.valueStore(valueRing, heads, g.headDim(), g.chunk(), 0, chunks, hostValues, g.valueType(), valueScales,
                 capacity);
+        DeviceBuffer moments = state.allocate(ElementType.F32, g.momentFloats());
+        state.cache.momentUpdate(keyRing, valueRing, heads, g.headDim(), g.chunk(), 0, chunks, radius, capacity,
+                MomentChange.REPLACE, moments);
         DeviceBuffer recentKeys = recent(state, g, keys);
         DeviceBuffer recentValues = recent(state, g, values);
         DeviceBuffer full = padded(state, g, coefficients, capacity);
@@ -93,7 +97,8 @@ final class ShadowSession {
                     first ? recentValues : state.copyOf(recentValues), hostValues, valueScales,
                     g.slots() == 0 ? null : state.allocate(g.valueType(), heads, g.slots(), g.chunk(), g.headDim()),
                     g.slots() == 0 ? null : state.filledInts((long) heads * g.slots()),
-                    g.slots() == 0 ? null : state.filledInts((long) heads * g.slots()), capacity, outliers);
+                    g.slots() == 0 ? null : state.filledInts((long) heads * g.slots()),
+                    first ? moments : state.copyOf(moments), null, capacity, outliers);
         }
     }
 

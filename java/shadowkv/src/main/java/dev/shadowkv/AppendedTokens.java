@@ -70,7 +70,7 @@ final class AppendedTokens {
             cache.decodeKernels.decodeLayer(inPlace, n, queries.type(), ShadowSession.from(queries, done, queryWidth).buffer(),
                     queries.stride(), ShadowSession.from(keys, done, keyWidth).buffer(), keys.stride(),
                     ShadowSession.from(values, done, keyWidth).buffer(), values.stride(), layers, 0, states, 0,
-                    cache.ropeTable, state.length, o.radiusWeight(), o.select(), o.shortlist(), indexed,
+                    cache.ropeTable, state.length, o.radiusWeight(), o.select(), o.shortlist(), indexed, o.tail(),
                     output.slice(done * queryWidth * e), null);
             done += n;
         }

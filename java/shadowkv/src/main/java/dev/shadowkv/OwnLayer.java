@@ -13,8 +13,10 @@ final class OwnLayer {
     final DeviceBuffer slotValues;
     final DeviceBuffer slotChunk;
     final DeviceBuffer slotStamp;
+    final DeviceBuffer slotKeys;
 
-    OwnLayer(DeviceBuffer slab, ShadowLayout l, Geometry g) {
+    OwnLayer(DeviceBuffer slab, ShadowLayout l, ShadowOptions options) {
+        Geometry g = options.geometry();
         long heads = g.keyValueHeads();
         long window = heads * g.window() * g.headDim() * g.storageType().bytes();
         recentKeys = slab.slice(l.recentKeys, window);
@@ -25,5 +27,7 @@ final class OwnLayer {
                 heads * g.slots() * g.chunk() * g.headDim() * g.valueType().bytes());
         slotChunk = SharedLayer.part(slab, l.slotChunk, heads * g.slots() * 4);
         slotStamp = SharedLayer.part(slab, l.slotStamp, heads * g.slots() * 4);
+        slotKeys = SharedLayer.part(slab, l.slotKeys,
+                options.keepKeys() ? heads * g.slots() * g.chunk() * g.headDim() * g.storageType().bytes() : 0);
     }
 }

@@ -1,12 +1,11 @@
 package dev.shadowkv;
 
 import java.lang.foreign.MemorySegment;
-import java.lang.foreign.ValueLayout;
 import java.util.Arrays;
 
 import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.MomentChange;
 import dev.shadowkv.kernels.Ring;
-import dev.shadowkv.kernels.Rows;
 
 /**
  * Takes chunks out of the index of a layer and back into its recent window. Rows that the window still has are exact;
@@ -15,9 +14,9 @@ import dev.shadowkv.kernels.Rows;
  */
 final class Rewind {
 
-    private final ShadowKvCache cache;
+    private final Moments moments;
+    private final IndexReader reader;
     private final ShadowOptions options;
-    private final Geometry geometry;
     private final Device device;
     private final LayerState state;
     private final SharedLayer shared;
@@ -27,15 +26,16 @@ final class Rewind {
     private final int headDim;
     private final int chunk;
 
-    Rewind(ShadowKvCache cache, ShadowSession session, int layer) {
-        this.cache = cache;
+    Rewind(ShadowKvCache cache, Moments moments, ShadowSession session, int layer) {
+        this.moments = moments;
         options = cache.options;
-        geometry = options.geometry();
+        Geometry geometry = options.geometry();
         device = cache.device;
         state = session.state(layer);
         shared = session.shared.layers[layer];
         own = session.own[layer];
         chunkCapacity = session.layout.chunks;
+        reader = new IndexReader(cache, shared, chunkCapacity);
         heads = geometry.keyValueHeads();
         headDim = geometry.headDim();
         chunk = geometry.chunk();
@@ -43,51 +43,53 @@ final class Rewind {
 
     /** Moves the begin of the recent window back, after the layer's length was set. */
     void unfold(long begin) {
+        if (state.exact) {
+            unfoldExact(begin);
+            return;
+        }
+        long leaving = (state.recentBegin - begin) / chunk;
+        long staying = begin / chunk;
+        boolean anew = leaving > staying;
+        if (!anew) {
+            takeAway(begin);
+        }
         long lost = Math.min(state.length, state.ringBegin) - begin;
         if (lost > 0) {
-            if (state.exact) {
-                ShadowSession.copyTokens(device, shared.exactKeyRows, own.keyRing, begin, lost, heads, headDim);
-                ShadowSession.copyTokens(device, shared.exactValueRows, own.valueRing, begin, lost, heads, headDim);
-            } else {
-                cache.cacheKernels.rebuildKeys(shared.coefficients, shared.basis, heads, headDim, geometry.rank(),
-                        begin,
-                        lost, own.keyRing, cache.ropeTable);
-                valuesBack(begin, lost);
-                outliersBack(begin, lost);
-            }
+            reader.read(begin, lost, own.keyRing, own.valueRing);
+            outliersBack(begin, lost);
             state.ringBegin = begin;
         }
-        if (state.exact) {
-            state.outliers = Math.toIntExact(begin / chunk);
-        } else {
-            dropOutliers(Math.toIntExact(begin / chunk));
+        dropOutliers(Math.toIntExact(staying), !anew);
+        if (anew) {
+            moments.clear(shared);
+            moments.updateFromIndex(reader, shared, 0, staying, chunkCapacity, MomentChange.ADD);
         }
         state.recentBegin = begin;
     }
 
-    private void valuesBack(long first, long count) {
-        device.synchronize();
-        float[] scales = shared.valueScales == null ? null
-                : Scratch.floats(shared.valueScales, Math.toIntExact(heads * chunkCapacity));
-        MemorySegment target = cache.scratch.hostValues;
-        ElementType type = geometry.valueType();
-        for (int head = 0; head < heads; head++) {
-            for (long i = 0; i < count; i++) {
-                long position = first + i;
-                long entry = head * chunkCapacity + position / chunk;
-                float scale = scales == null ? 1 : scales[Math.toIntExact(entry)];
-                long from = (entry * chunk + position % chunk) * headDim;
-                long to = (i * heads + head) * headDim;
-                for (int d = 0; d < headDim; d++) {
-                    target.setAtIndex(ValueLayout.JAVA_FLOAT, to + d,
-                            Elements.toFloat(shared.values, type, from + d) * scale);
-                }
-            }
+    private void unfoldExact(long begin) {
+        long lost = Math.min(state.length, state.ringBegin) - begin;
+        if (lost > 0) {
+            ShadowSession.copyTokens(device, shared.exactKeyRows, own.keyRing, begin, lost, heads, headDim);
+            ShadowSession.copyTokens(device, shared.exactValueRows, own.valueRing, begin, lost, heads, headDim);
+            state.ringBegin = begin;
         }
-        DeviceBuffer values = cache.scratch.values;
-        device.copy(target.asSlice(0, 4 * count * heads * headDim), values);
-        cache.cacheKernels.storeTokens(null, Rows.of(values, ElementType.F32), count, first, heads, headDim, null, null,
-                own.valueRing, geometry.storageType(), geometry.window(), cache.ropeTable);
+        state.outliers = Math.toIntExact(begin / chunk);
+        state.recentBegin = begin;
+    }
+
+    /**
+     * Takes what leaves the index away from the moments: as it was added, where the window still has it; otherwise as it
+     * is in the index. Before the window changes, and while the radii still say what is an outlier.
+     */
+    private void takeAway(long begin) {
+        long end = state.recentBegin / chunk;
+        long intact = Math.min(end, (Math.max(begin, state.ringBegin) + chunk - 1) / chunk);
+        moments.updateFromIndex(reader, shared, begin / chunk, intact, chunkCapacity, MomentChange.SUBTRACT);
+        if (intact < end) {
+            moments.update(shared, own.keyRing, own.valueRing, intact, end - intact, chunkCapacity,
+                    MomentChange.SUBTRACT);
+        }
     }
 
     private void outliersBack(long first, long count) {
@@ -121,8 +123,10 @@ final class Rewind {
     /**
      * Forgets outliers that are no longer before the recent window. All heads must have the same number, so that heads
      * which lose fewer put their last ones back into the index.
+     *
+     * @param addBack whether the moments are to have those that return
      */
-    private void dropOutliers(int chunks) {
+    private void dropOutliers(int chunks, boolean addBack) {
         int kept = state.chosen;
         for (int head = 0; head < heads; head++) {
             kept = Math.min(kept, survivors(head, chunks));
@@ -130,15 +134,20 @@ final class Rewind {
         if (kept < state.chosen) {
             int[] ids = new int[heads * kept];
             float[] radius = new float[heads * kept];
+            int[] returning = new int[heads];
             for (int head = 0; head < heads; head++) {
                 int from = head * state.chosen;
                 System.arraycopy(state.chosenIds, from, ids, head * kept, kept);
                 System.arraycopy(state.chosenRadius, from, radius, head * kept, kept);
-                for (int i = kept; i < survivors(head, chunks); i++) {
+                returning[head] = survivors(head, chunks) - kept;
+                for (int i = kept; i < kept + returning[head]; i++) {
                     float[] back = {state.chosenRadius[from + i]};
                     long entry = head * chunkCapacity + state.chosenIds[from + i];
                     device.copy(MemorySegment.ofArray(back), shared.radius.slice(4 * entry, 4));
                 }
+            }
+            if (addBack) {
+                moments.addOutliers(shared, kept, returning);
             }
             state.chosenIds = ids;
             state.chosenRadius = radius;

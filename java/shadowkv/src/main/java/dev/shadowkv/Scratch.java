@@ -24,6 +24,8 @@ final class Scratch {
     final DeviceBuffer absent;
     /** {@code [K]} floats. */
     final DeviceBuffer column;
+    /** {@code [K][outlierCapacity]} floats: the radius by which outliers count that return to the index. */
+    final DeviceBuffer returning;
     /** {@code [window][K*D]} 32-bit values on their way back from the host. */
     final DeviceBuffer values;
     final MemorySegment hostValues;
@@ -42,6 +44,7 @@ final class Scratch {
         residual = arena.allocate(g.window() * 4L);
         absent = arena.allocate(heads * 4L);
         column = arena.allocate(heads * 4L);
+        returning = arena.allocate(returningBytes(options));
         long valueBytes = 4L * g.window() * shape.keyWidth();
         values = arena.allocate(valueBytes);
         hostValues = Arena.ofAuto().allocate(valueBytes, 64);
@@ -61,7 +64,11 @@ final class Scratch {
         long heads = g.keyValueHeads();
         return Staging.bytes(shape, denseTokens(options, largest)) + heads * largest.chunks * 4
                 + Math.max(1, heads * options.outliers()) * 4 + g.rank() * 4L + 8 + g.window() * 4L + heads * 8
-                + 4L * g.window() * shape.keyWidth();
+                + returningBytes(options) + 4L * g.window() * shape.keyWidth();
+    }
+
+    private static long returningBytes(ShadowOptions options) {
+        return Math.max(1, options.geometry().keyValueHeads() * (long) options.outlierCapacity()) * 4;
     }
 
     /** Reads floats from the device; waits for it. */

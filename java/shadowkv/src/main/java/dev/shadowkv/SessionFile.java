@@ -24,7 +24,7 @@ import java.util.zip.CRC32C;
 final class SessionFile {
 
     private static final byte[] MAGIC = "SHADOWKV".getBytes(StandardCharsets.US_ASCII);
-    private static final int FORMAT = 1;
+    private static final int FORMAT = 2;
     private static final int MOST_HEADER = 1 << 16;
 
     private SessionFile() {
@@ -141,6 +141,10 @@ final class SessionFile {
             this.channel = channel;
             this.writing = writing;
             this.device = device;
+        }
+
+        boolean writing() {
+            return writing;
         }
 
         long number(String name, long value, long least, long most) throws IOException {

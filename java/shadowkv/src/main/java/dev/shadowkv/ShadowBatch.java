@@ -101,7 +101,8 @@ final class ShadowBatch extends StepBatch {
         cache.decodeKernels.decodeLayer(o.geometry(), members.length, type, queries, queryStride, keys, keyStride,
                 values,
                 valueStride, layers, first, states, first, cache.ropeTable, capturing ? capacity : longest,
-                o.radiusWeight(), o.select(), o.shortlist(), capturing ? capacityChunks : chunks, output, counters);
+                o.radiusWeight(), o.select(), o.shortlist(), capturing ? capacityChunks : chunks, o.tail(), output,
+                counters);
     }
 
     @Override

@@ -4,6 +4,7 @@ import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
 import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.MomentChange;
 import dev.shadowkv.kernels.Ring;
 import dev.shadowkv.kernels.Rows;
 
@@ -17,6 +18,7 @@ final class ShadowIndex {
     private final int heads;
     private final int headDim;
     private final int chunk;
+    private final Moments moments;
 
     ShadowIndex(ShadowKvCache cache) {
         this.cache = cache;
@@ -26,6 +28,7 @@ final class ShadowIndex {
         heads = geometry.keyValueHeads();
         headDim = geometry.headDim();
         chunk = geometry.chunk();
+        moments = new Moments(cache);
     }
 
     void sealEmpty(ShadowSession session, int layer) {
@@ -104,6 +107,7 @@ final class ShadowIndex {
         }
         cache.cacheKernels.valueStore(dense.values, heads, headDim, chunk, 0, chunks, shared.values,
                 geometry.valueType(), shared.valueScales, capacity);
+        moments.update(shared, dense.rotatedKeys, dense.values, 0, chunks, capacity, MomentChange.REPLACE);
     }
 
     /** Makes room for one more token in the recent window of a layer. */
@@ -165,6 +169,7 @@ final class ShadowIndex {
         cache.cacheKernels.valueStore(own.valueRing, heads, headDim, chunk, firstChunk, count / chunk, shared.values,
                 geometry.valueType(), shared.valueScales, capacity);
         keepWhatTheBasisMisses(session, layer, state, firstChunk, count / chunk);
+        moments.update(shared, own.keyRing, own.valueRing, firstChunk, count / chunk, capacity, MomentChange.ADD);
         state.recentBegin += count;
         if (event != null) {
             event.layer = layer;
@@ -282,7 +287,7 @@ final class ShadowIndex {
             if (!state.exact) {
                 cache.makeWritable(session);
             }
-            new Rewind(cache, session, layer).unfold(begin);
+            new Rewind(cache, moments, session, layer).unfold(begin);
             resetSlots(session.own[layer]);
         }
     }
@@ -291,7 +296,8 @@ final class ShadowIndex {
         ShadowSession.copyTokens(device, source, target, first, count, heads, headDim);
     }
 
-    private void resetSlots(OwnLayer own) {
+    /** Forgets what the slots hold. */
+    void resetSlots(OwnLayer own) {
         if (own.slotChunk != null) {
             device.fill(own.slotChunk, 0xff);
             device.fill(own.slotStamp, 0);

@@ -4,6 +4,7 @@ import java.lang.foreign.MemorySegment;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.Map;
+import java.util.Optional;
 
 import dev.shadowkv.kernels.Geometry;
 import dev.shadowkv.kernels.Workspaces;
@@ -22,6 +23,9 @@ import dev.shadowkv.kernels.Workspaces;
  * was resident.
  */
 public final class ShadowKvCache extends CacheBase {
+
+    /** Fewest chunks of a shortlist. */
+    public static final int LEAST_SHORTLIST = 128;
 
     final ShadowOptions options;
     final ShadowIndex index;
@@ -75,6 +79,18 @@ public final class ShadowKvCache extends CacheBase {
     /** Tokens that a step selects for each key/value head. */
     public int budget() {
         return options.select() * options.geometry().chunk();
+    }
+
+    /**
+     * Chunks that a rerank shortlists for each key/value head: so many times what is selected, but at least
+     * {@value #LEAST_SHORTLIST} and at most {@link Geometry#MAX_SELECT}. What a landmark may miss does not become fewer with
+     * a smaller budget.
+     *
+     * @param factor 1 or less: no rerank, and 0 chunks
+     * @param select chunks that a step selects
+     */
+    public static int shortlist(double factor, int select) {
+        return factor > 1 ? (int) Math.clamp(Math.ceil(factor * select), LEAST_SHORTLIST, Geometry.MAX_SELECT) : 0;
     }
 
     /** Shapes, types and sizes of the layers' memory. */
@@ -196,6 +212,7 @@ public final class ShadowKvCache extends CacheBase {
         fields.put("window", Integer.toString(g.window()));
         fields.put("valueType", g.valueType().name());
         fields.put("landmarkType", g.landmarkType().name());
+        fields.put("tail", Boolean.toString(options.tail()));
         return fields;
     }
 
@@ -222,7 +239,9 @@ public final class ShadowKvCache extends CacheBase {
         private int window;
         private float radiusWeight = 0.5f;
         private double rerank;
+        private Optional<Boolean> tail = Optional.empty();
         private int slots = -1;
+        private boolean keepKeys;
         private ElementType valueType;
         private ElementType landmarkType;
 
@@ -295,9 +314,24 @@ public final class ShadowKvCache extends CacheBase {
             return this;
         }
 
-        /** Shortlists this many times the budget by landmark and picks from it by exact attention; 1 or less: off. */
+        /**
+         * Shortlists by landmark, as {@link ShadowKvCache#shortlist} says, and picks the budget from it by exact attention; 1
+         * or less: off. Default: off.
+         */
         public Builder rerank(double factor) {
             rerank = factor;
+            return this;
+        }
+
+        /**
+         * Whether the indexed tokens that a step does not select take part in its softmax all the same: with the weight
+         * that their landmarks say, and the value that they would have on average for the query if keys and values were
+         * jointly normal, {@code mean(v) + cov(v, k) q / sqrt(D)}. Takes {@code K*(D*D + 2*D + 4)} floats a layer. The
+         * paper's method leaves them out. Sessions short enough to be exact have no such tokens. Default: as there is a
+         * rerank; without one, what landmarks miss weighs more than what the rest is worth.
+         */
+        public Builder tail(boolean takesPart) {
+            tail = Optional.of(takesPart);
             return this;
         }
 
@@ -307,6 +341,16 @@ public final class ShadowKvCache extends CacheBase {
                 throw new IllegalArgumentException("slots must not be negative: " + count);
             }
             slots = count;
+            return this;
+        }
+
+        /**
+         * Whether rebuilt keys stay in the slots from step to step, so that a step rebuilds only those of the chunks that are
+         * not there. On a CPU, where values are read in place; the slots default to what a step scores by its keys: the
+         * shortlist's chunks, or the budget's. Default: false.
+         */
+        public Builder keepKeys(boolean keep) {
+            keepKeys = keep;
             return this;
         }
 
@@ -356,19 +400,23 @@ public final class ShadowKvCache extends CacheBase {
             Limits.check("residualOutliers", residualOutliers >= 0, "not negative", residualOutliers);
             Limits.check("residualLimit", residualLimit >= 0, "not negative", residualLimit);
             Limits.check("radiusWeight", Float.isFinite(radiusWeight), "finite", radiusWeight);
-            int shortlist = rerank > 1 ? (int) Math.min(Geometry.MAX_SELECT, Math.ceil(rerank * select)) : 0;
+            int shortlist = shortlist(rerank, select);
             Limits.check("rerank", !(rerank > 1) || shortlist > select,
                     "such that the shortlist has more chunks than the budget and at most " + Geometry.MAX_SELECT,
                             rerank);
-            int slotCount = slots >= 0 ? slots : s.device.isCpu() ? 0 : select;
+            int scored = Math.max(select, shortlist);
+            int slotCount = slots >= 0 ? slots : !s.device.isCpu() ? select : keepKeys ? scored : 0;
             Limits.check("slots", slotCount == 0 || slotCount >= select && slotCount <= Geometry.MAX_SLOTS,
                     "0, or from the budget's " + select + " chunks to " + Geometry.MAX_SLOTS, slotCount);
+            Limits.check("keepKeys", !keepKeys || s.device.isCpu() && slotCount >= scored,
+                    "false, except on a CPU with slots for the " + scored + " chunks that a step scores by their keys",
+                    keepKeys);
             Geometry geometry = new Geometry(s.queryHeads, s.keyValueHeads, s.headDim, chunk, rank + reserve,
                     s.storageType, valueType == null ? s.storageType : valueType,
                     landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
             int dense = outliers >= 0 ? outliers : Math.max(1, 24 * budget / 1024);
             return new ShadowOptions(geometry, rank, reserve, budget, dense, residualOutliers, residualLimit, local,
-                    radiusWeight, shortlist);
+                    radiusWeight, shortlist, tail.orElse(shortlist > 0), keepKeys);
         }
 
         private static MemoryPlan plan(CacheShape s, ShadowOptions o) {
@@ -382,9 +430,9 @@ public final class ShadowKvCache extends CacheBase {
             Workspaces w = new Workspaces(s.device);
             int prefill = CacheBase.prefillTokens(wish);
             long workspace = w.decodeLayer(g, batch, s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(),
-                    layout.chunks);
+                    layout.chunks, o.tail());
             workspace = Math.max(workspace, w.decodeLayer(AppendedTokens.withoutSlots(g), AppendedTokens.rows(wish, o),
-                    s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(), layout.chunks));
+                    s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(), layout.chunks, o.tail()));
             workspace = Math.max(workspace, w.prefillAttention(g, s.inputType, prefill, wish.stagingTokens() - prefill,
                     wish.stagingTokens()));
             long dense = Math.max(wish.stagingTokens(), Scratch.denseTokens(o, layout));
@@ -393,6 +441,9 @@ public final class ShadowKvCache extends CacheBase {
             workspace = Math.max(workspace, w.lowRankProject(g.storageType(), g.window(), g.keyValueHeads(),
                     g.headDim(),
                     g.rank()));
+            if (o.tail()) {
+                workspace = Math.max(workspace, w.momentUpdate(g, dense / g.chunk()));
+            }
             return new MemoryPlan(wish.sessions(), wish.tokens(), wish.stagingTokens(), stagingLayers,
                     s.layers * (layout.sharedLayerBytes + layout.ownLayerBytes), s.layers * layout.pinnedLayerBytes,
                     stagingLayers * Staging.bytes(s, wish.stagingTokens()), tables, workspace);

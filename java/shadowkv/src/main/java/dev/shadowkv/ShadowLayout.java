@@ -20,6 +20,7 @@ final class ShadowLayout {
     final long valueScales;
     final long outlierKeys;
     final long outlierValues;
+    final long moments;
     final long sharedLayerBytes;
 
     /** Chunks that an exact session keeps dense before the recent window. */
@@ -32,6 +33,7 @@ final class ShadowLayout {
     final long slotValues;
     final long slotChunk;
     final long slotStamp;
+    final long slotKeys;
     final long ownLayerBytes;
 
     final long pinnedLayerBytes;
@@ -56,6 +58,7 @@ final class ShadowLayout {
         long outlierBytes = heads * options.outlierCapacity() * c * d * e;
         outlierKeys = place(outlierBytes);
         outlierValues = place(outlierBytes);
+        moments = place(options.tail() ? g.momentFloats() * 4 : 0);
         long indexedBytes = end;
 
         end = 0;
@@ -70,6 +73,7 @@ final class ShadowLayout {
         slotValues = place(heads * g.slots() * c * d * g.valueType().bytes());
         slotChunk = place(heads * g.slots() * 4);
         slotStamp = place(heads * g.slots() * 4);
+        slotKeys = place(options.keepKeys() ? heads * g.slots() * c * d * e : 0);
         ownLayerBytes = end;
 
         pinnedLayerBytes = SlabPool.align(heads * chunks * c * d * g.valueType().bytes());

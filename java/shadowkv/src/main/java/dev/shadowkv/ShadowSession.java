@@ -40,7 +40,7 @@ final class ShadowSession extends SessionBase {
         staging = new Staging[layers];
         for (int layer = 0; layer < layers; layer++) {
             own[layer] = new OwnLayer(ownSlab.slice(layer * layout.ownLayerBytes, layout.ownLayerBytes), layout,
-                    cache.options.geometry());
+                    cache.options);
             states[layer] = new LayerState();
         }
     }
@@ -65,7 +65,8 @@ final class ShadowSession extends SessionBase {
         return new ShadowLayer(s.coefficients, s.basis, s.landmarks, s.landmarkScales, s.radius,
                 exact ? s.exactKeys : s.outlierKeys, exact ? s.exactValues : s.outlierValues, o.recentKeys,
                         o.recentValues,
-                s.values, s.valueScales, o.slotValues, o.slotChunk, o.slotStamp, layout.chunks,
+                s.values, s.valueScales, o.slotValues, o.slotChunk, o.slotStamp, exact ? null : s.moments, o.slotKeys,
+                layout.chunks,
                 exact ? layout.exactChunks : cache.options.outlierCapacity());
     }
 
@@ -260,11 +261,18 @@ final class ShadowSession extends SessionBase {
                     file.rows(s.outlierKeys, pitch, state.outliers * g.chunk() * rowBytes, heads);
                     file.rows(s.outlierValues, pitch, state.outliers * g.chunk() * rowBytes, heads);
                 }
+                if (s.moments != null) {
+                    file.rows(s.moments, 0, s.moments.byteSize(), 1);
+                }
                 long values = cache.chunkValueBytes();
                 file.hostRows(s.values, layout.chunks * values, chunks * values, heads);
             }
             file.rows(own[layer].recentKeys, 0, own[layer].recentKeys.byteSize(), 1);
             file.rows(own[layer].recentValues, 0, own[layer].recentValues.byteSize(), 1);
+            if (!file.writing()) {
+                // The slots are those of whoever had the memory before.
+                cache.index.resetSlots(own[layer]);
+            }
         }
         version++;
     }

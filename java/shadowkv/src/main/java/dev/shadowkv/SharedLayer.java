@@ -16,6 +16,11 @@ final class SharedLayer {
     final DeviceBuffer valueScales;
     final DeviceBuffer outlierKeys;
     final DeviceBuffer outlierValues;
+    /** The outliers once more, as chunks in the order of their places; null where there are none. */
+    final Ring outlierKeyRows;
+    final Ring outlierValueRows;
+    /** As in {@link dev.shadowkv.kernels.CacheKernels#momentUpdate}. */
+    final DeviceBuffer moments;
     final DeviceBuffer exactKeys;
     final DeviceBuffer exactValues;
     /** The exact copy once more, as the dense rows that it is; null where there is none. */
@@ -37,6 +42,10 @@ final class SharedLayer {
         long outliers = heads * options.outlierCapacity() * g.chunk() * d * e;
         outlierKeys = part(slab, l.outlierKeys, outliers);
         outlierValues = part(slab, l.outlierValues, outliers);
+        long outlierTokens = (long) options.outlierCapacity() * g.chunk();
+        outlierKeyRows = outlierKeys == null ? null : new Ring(outlierKeys, g.storageType(), outlierTokens);
+        outlierValueRows = outlierValues == null ? null : new Ring(outlierValues, g.storageType(), outlierTokens);
+        moments = part(slab, l.moments, options.tail() ? g.momentFloats() * 4 : 0);
         long exactTokens = l.exactChunks * g.chunk();
         exactKeys = part(slab, l.exactKeys, heads * exactTokens * d * e);
         exactValues = part(slab, l.exactValues, heads * exactTokens * d * e);

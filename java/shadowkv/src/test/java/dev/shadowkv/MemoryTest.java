@@ -22,7 +22,7 @@ class MemoryTest {
 
     private static CacheBuilder<?> builder(Device device, boolean shadow) {
         return shadow
-                ? CacheRunner.shape(ShadowKvCache.builder(device), 4, 3, 4000).rank(48).budget(256)
+                ? CacheRunner.shape(ShadowKvCache.builder(device), 4, 3, 4000).rank(48).budget(256).rerank(2).tail(true)
                 : CacheRunner.shape(DenseKvCache.builder(device), 4, 3, 4000);
     }
 
@@ -81,7 +81,7 @@ class MemoryTest {
             Tokens tokens = CacheRunner.tokens(new Random(1), 7900, 8);
             try (Device device = Device.cpu(2)) {
                 long before = resident();
-                KvCache cache = CacheRunner.shape(ShadowKvCache.builder(device), 4, 4, 8000).rank(48).budget(256)
+                KvCache cache = CacheRunner.shape(ShadowKvCache.builder(device), 4, 4, 8000).rank(48).budget(256).tail(true)
                         .memory(MemoryPlan.of(4, 8000).withStaging(8000, 4)).build();
                 for (int i = 0; i < 4; i++) {
                     KvSession session = cache.open(8000);
@@ -103,7 +103,7 @@ class MemoryTest {
     void decodingAllocatesNothing(boolean shadow) throws Exception {
         Tokens tokens = CacheRunner.tokens(random, 600, 24);
         try (Device device = TestDevice.open(); KvCache cache = (shadow
-                ? CacheRunner.shape(ShadowKvCache.builder(device), 2, 2, 16_000).rank(32).budget(64).window(4032)
+                ? CacheRunner.shape(ShadowKvCache.builder(device), 2, 2, 16_000).rank(32).budget(64).tail(true).window(4032)
                 : CacheRunner.shape(DenseKvCache.builder(device), 2, 2, 16_000)).build()) {
             KvSession[] sessions = {cache.open(16_000), cache.open(16_000)};
             for (KvSession session : sessions) {

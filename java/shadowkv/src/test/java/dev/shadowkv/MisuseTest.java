@@ -43,7 +43,7 @@ class MisuseTest {
     private KvCache cache(boolean shadow, int layers) {
         return shadow
                 ? CacheRunner.shape(ShadowKvCache.builder(device), layers, 2,
-                        256).rank(32).budget(64).outliers(2).build()
+                        256).rank(32).budget(64).outliers(2).tail(true).build()
                 : CacheRunner.shape(DenseKvCache.builder(device), layers, 2, 256).build();
     }
 
@@ -338,6 +338,11 @@ class MisuseTest {
         unsupported("queryHeads", b -> b.queryHeads(3));
         unsupported("window", b -> b.window(36));
         unsupported("slots", b -> b.slots(3));
+        unsupported("keepKeys", b -> b.keepKeys(true).slots(0));
+        unsupported("keepKeys", b -> b.keepKeys(true).rerank(2).slots(127));
+        if (!device.isCpu()) {
+            unsupported("keepKeys", b -> b.keepKeys(true).slots(8));
+        }
         unsupported("valueType", b -> b.valueType(ElementType.I8));
         unsupported("landmarkType", b -> b.landmarkType(ElementType.F8_E4M3));
         unsupported("storageType", b -> b.storageType(ElementType.I8));
@@ -375,9 +380,14 @@ class MisuseTest {
             filled(cache, 150).save(file);
         }
         try (KvCache other = CacheRunner.shape(ShadowKvCache.builder(device), 1, 2, 256).rank(48).budget(64).outliers(2)
-                .build()) {
+                .tail(true).build()) {
             assertThatThrownBy(() -> other.load(file)).isInstanceOf(ShadowKvException.class)
                     .hasMessageContaining("rank 32").hasMessageContaining("48");
+        }
+        try (KvCache other = CacheRunner.shape(ShadowKvCache.builder(device), 1, 2, 256).rank(32).budget(64).outliers(2)
+                .tail(false).build()) {
+            assertThatThrownBy(() -> other.load(file)).isInstanceOf(ShadowKvException.class)
+                    .hasMessageContaining("it was saved with tail true, this cache has false");
         }
         try (KvCache dense = cache(false, 1)) {
             assertThatThrownBy(() ->
@@ -394,6 +404,12 @@ class MisuseTest {
             Files.write(file, java.util.Arrays.copyOf(content, (int) size - 100));
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
                     .hasMessageContaining("truncated");
+            byte[] older = content.clone();
+            // The format follows the eight bytes that say what the file is.
+            older[8]--;
+            Files.write(file, older);
+            assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
+                    .hasMessageContaining("it has format 1, this library reads format 2");
             Files.writeString(file, "something else entirely");
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
                     .hasMessageContaining("not a saved session");

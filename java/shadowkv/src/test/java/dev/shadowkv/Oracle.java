@@ -49,13 +49,22 @@ final class Oracle {
 
     /** Softmax-weighted sum of values. */
     static double[] attend(double[] query, List<double[]> keys, List<double[]> values) {
+        return weigh(logits(query, keys), values);
+    }
+
+    static double[] logits(double[] query, List<double[]> keys) {
         double[] logits = new double[keys.size()];
         for (int i = 0; i < logits.length; i++) {
             logits[i] = dot(query, keys.get(i)) / Math.sqrt(query.length);
         }
+        return logits;
+    }
+
+    /** The sum of values by the softmax of their logits. */
+    static double[] weigh(double[] logits, List<double[]> values) {
         double largest = Arrays.stream(logits).max().orElseThrow();
         double sum = 0;
-        double[] result = new double[query.length];
+        double[] result = new double[values.getFirst().length];
         for (int i = 0; i < logits.length; i++) {
             double weight = Math.exp(logits[i] - largest);
             sum += weight;

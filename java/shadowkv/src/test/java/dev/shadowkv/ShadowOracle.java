@@ -11,6 +11,9 @@ import java.util.Set;
  */
 final class ShadowOracle {
 
+    /** How much further than a landmark's score rounding may move the mass of a chunk's rebuilt keys. */
+    private static final double REBUILT_ROUNDINGS = 3;
+
     final DenseOracle dense;
     final ShadowOptions options;
     final int chunk;
@@ -18,6 +21,9 @@ final class ShadowOracle {
     private final List<List<double[]>> rebuilt = new ArrayList<>();
     private final List<double[]> raw = new ArrayList<>();
     private List<Set<Integer>> outliers = new ArrayList<>();
+    private final List<MomentOracle> moments = new ArrayList<>();
+    /** Tokens that the moments have seen. */
+    private long counted;
     private double[][] basis;
     long recentBegin;
     boolean exact;
@@ -37,6 +43,7 @@ final class ShadowOracle {
         for (int head = 0; head < dense.keyValueHeads; head++) {
             rebuilt.add(new ArrayList<>());
             outliers.add(new HashSet<>());
+            moments.add(new MomentOracle(dense.headDim));
         }
     }
 
@@ -160,7 +167,9 @@ final class ShadowOracle {
             }
             List<double[]> keys = new ArrayList<>();
             List<double[]> values = new ArrayList<>();
-            Set<Integer> selected = exact ? Set.of() : select(head, queries);
+            List<Integer> indexed = exact ? List.of() : indexed(head);
+            Set<Integer> shortlist = shortlist(head, queries, indexed);
+            Set<Integer> selected = rerank(head, queries, shortlist);
             for (int p = 0; p < length; p++) {
                 int c = p / chunk;
                 if (p >= recentBegin || exact || outliers.get(head).contains(c)) {
@@ -172,10 +181,11 @@ final class ShadowOracle {
                 }
             }
             for (int g = 0; g < group; g++) {
-                double[] out = Oracle.attend(queries[g], keys, values);
+                TailOracle tail = options.tail() ? tail(head, queries[g], indexed, shortlist, selected) : null;
+                double[] out = TailOracle.attend(queries[g], keys, values, tail);
                 System.arraycopy(out, 0, result, (head * group + g) * dense.headDim, dense.headDim);
                 if (rounding != null) {
-                    expectedSquares += rounding.squares(queries[g], keys, values, rewound);
+                    expectedSquares += rounding.squares(queries[g], keys, values, tail, rewound);
                 }
             }
         }
@@ -191,16 +201,18 @@ final class ShadowOracle {
         }
     }
 
-    private Set<Integer> select(int head, double[][] queries) {
-        List<Integer> indexed = new ArrayList<>();
+    /** Chunks in the index of a head. */
+    private List<Integer> indexed(int head) {
+        List<Integer> result = new ArrayList<>();
         for (int c = 0; c < recentBegin / chunk; c++) {
             if (!outliers.get(head).contains(c)) {
-                indexed.add(c);
+                result.add(c);
             }
         }
-        if (indexed.isEmpty()) {
-            return Set.of();
-        }
+        return result;
+    }
+
+    private Set<Integer> shortlist(int head, double[][] queries, List<Integer> indexed) {
         double[] scores = new double[indexed.size()];
         java.util.Arrays.fill(scores, Double.NEGATIVE_INFINITY);
         for (double[] query : queries) {
@@ -215,19 +227,80 @@ final class ShadowOracle {
                 logits[i] = (Oracle.dot(query, mean) + options.radiusWeight() * Oracle.norm(query) * radius)
                         / Math.sqrt(dense.headDim);
             }
-            double total = Oracle.logSumExp(logits);
-            for (int i = 0; i < scores.length; i++) {
-                scores[i] = Math.max(scores[i], logits[i] - total);
-            }
+            raise(scores, logits);
         }
-        int[] chosen = Oracle.best(scores, options.select());
+        return best(scores, indexed, Math.max(options.select(), options.shortlist()), 1);
+    }
+
+    private Set<Integer> rerank(int head, double[][] queries, Set<Integer> shortlist) {
+        if (options.shortlist() == 0) {
+            return shortlist;
+        }
+        List<Integer> listed = shortlist.stream().sorted().toList();
+        double[] scores = new double[listed.size()];
+        java.util.Arrays.fill(scores, Double.NEGATIVE_INFINITY);
+        for (double[] query : queries) {
+            double[] masses = new double[scores.length];
+            for (int i = 0; i < masses.length; i++) {
+                masses[i] = Oracle.logSumExp(Oracle.logits(query, rebuiltMembers(head, listed.get(i))));
+            }
+            raise(scores, masses);
+        }
+        // Rebuilt keys have more roundings than landmarks.
+        return best(scores, listed, options.select(), REBUILT_ROUNDINGS);
+    }
+
+    /** Raises scores to what one query gives: its logits within the softmax over all. */
+    private static void raise(double[] scores, double[] logits) {
+        double total = logits.length == 0 ? 0 : Oracle.logSumExp(logits);
+        for (int i = 0; i < scores.length; i++) {
+            scores[i] = Math.max(scores[i], logits[i] - total);
+        }
+    }
+
+    private Set<Integer> best(double[] scores, List<Integer> chunks, int count, double roundings) {
+        int[] chosen = Oracle.best(scores, count);
         if (chosen.length < scores.length) {
-            margin = Math.min(margin, margin(scores, chosen));
+            margin = Math.min(margin, margin(scores, chosen) / roundings);
         }
         Set<Integer> result = new HashSet<>();
         for (int i : chosen) {
-            result.add(indexed.get(i));
+            result.add(chunks.get(i));
         }
         return result;
+    }
+
+    private List<double[]> rebuiltMembers(int head, int c) {
+        return rebuilt.get(head).subList(c * chunk, (c + 1) * chunk);
+    }
+
+    /** What of the index a query does not attend token by token; null if it is nothing. */
+    private TailOracle tail(int head, double[] query, List<Integer> indexed, Set<Integer> shortlist, Set<Integer> selected) {
+        count();
+        List<double[]> left = new ArrayList<>();
+        List<double[]> dropped = new ArrayList<>();
+        List<double[]> all = new ArrayList<>();
+        for (int c : indexed) {
+            double[] mean = Oracle.mean(members(head, c));
+            all.add(mean);
+            if (!shortlist.contains(c)) {
+                left.add(mean);
+            } else if (!selected.contains(c)) {
+                dropped.addAll(rebuiltMembers(head, c));
+            }
+        }
+        return TailOracle.of(query, chunk, left, dropped, all, moments.get(head));
+    }
+
+    /** Adds to the moments what has been folded since. */
+    private void count() {
+        for (; counted < recentBegin; counted++) {
+            int position = (int) counted;
+            for (int head = 0; head < dense.keyValueHeads; head++) {
+                if (!outliers.get(head).contains(position / chunk)) {
+                    moments.get(head).add(dense.keys.get(head).get(position), dense.values.get(head).get(position));
+                }
+            }
+        }
     }
 }

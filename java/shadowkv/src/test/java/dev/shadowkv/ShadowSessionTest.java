@@ -10,11 +10,11 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 
+import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
-import org.junit.jupiter.params.provider.ValueSource;
 
 /** The history of shadow sessions: appended in pieces, rewound, forked, saved, they answer as if it had not been. */
 class ShadowSessionTest extends ShadowTest {
@@ -92,12 +92,14 @@ class ShadowSessionTest extends ShadowTest {
 
     /** Whether values are read in place or through slots, from short and exact to folded several times. */
     @ParameterizedTest
-    @ValueSource(ints = {0, 8, 11})
-    void appendedTokensGetWhatStepsGet(int slots) {
+    @CsvSource({"0, false, F32", "8, false, F32", "11, false, F32", "8, true, F32", "11, true, BF16"})
+    void appendedTokensGetWhatStepsGet(int slots, boolean keepKeys, ElementType storage) {
+        Assumptions.assumeTrue(device.isCpu() || !keepKeys, "keys are kept on a CPU");
+        storageType = storage == ElementType.F32 ? storageType : storage;
         int total = 700;
         Tokens tokens = CacheRunner.tokens(random, total, RANK);
         for (ElementType values : new ElementType[] {null, ElementType.F8_E4M3}) {
-            ShadowKvCache.Builder options = builder(2, 2, total).budget(64).slots(slots);
+            ShadowKvCache.Builder options = builder(2, 2, total).budget(64).slots(slots).keepKeys(keepKeys);
             if (values != null) {
                 options.valueType(values);
             }
@@ -234,6 +236,34 @@ class ShadowSessionTest extends ShadowTest {
                         }
                     }
                     assertThat(Files.list(folder).filter(p -> p.toString().endsWith(".partial"))).isEmpty();
+                }
+            }
+        }
+    }
+
+    /** What another session left in the slots of the memory that a loaded one gets is not taken for its own. */
+    @Test
+    void loadedSessionsTrustNoSlot(@TempDir Path folder) throws Exception {
+        Tokens tokens = CacheRunner.tokens(random, 700, RANK);
+        Tokens other = CacheRunner.tokens(random, 700, RANK);
+        Path file = folder.resolve("session");
+        try (ShadowKvCache cache = builder(2, 1, 800).slots(20).build()) {
+            float[][] expected;
+            try (KvSession session = cache.open(800)) {
+                CacheRunner.append(session, tokens, 0, 500, random);
+                session.seal();
+                session.save(file);
+                expected = CacheRunner.decode(session, tokens, 500, 600);
+            }
+            try (KvSession session = cache.open(800)) {
+                CacheRunner.append(session, other, 0, 500, random);
+                session.seal();
+                CacheRunner.decode(session, other, 500, 600);
+            }
+            try (KvSession session = cache.load(file)) {
+                float[][] actual = CacheRunner.decode(session, tokens, 500, 600);
+                for (int i = 0; i < expected.length; i++) {
+                    Compare.same(expected[i], actual[i], "token " + i);
                 }
             }
         }

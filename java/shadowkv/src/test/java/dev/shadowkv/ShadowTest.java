@@ -32,7 +32,7 @@ abstract class ShadowTest {
 
     final ShadowKvCache.Builder builder(int layers, int sessions, long capacity) {
         return CacheRunner.shape(ShadowKvCache.builder(device), layers, sessions, capacity).rank(RANK).budget(128)
-                .outliers(3).storageType(storageType);
+                .outliers(3).storageType(storageType).tail(true);
     }
 
     static DenseOracle dense() {

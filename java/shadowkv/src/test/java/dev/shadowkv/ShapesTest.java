@@ -37,7 +37,7 @@ class ShapesTest {
         try (Device device = TestDevice.open();
              ShadowKvCache cache = ShadowKvCache.builder(device).layers(1).queryHeads(queryHeads)
                      .keyValueHeads(keyValueHeads).headDim(headDim).rope(rope).rank(rank).chunk(chunk).budget(8 * chunk)
-                     .outliers(2).residualLimit(1).memory(MemoryPlan.of(1, total)).build();
+                     .outliers(2).residualLimit(1).tail(true).memory(MemoryPlan.of(1, total)).build();
              KvSession session = cache.open(total)) {
             float[] prefilled = new float[prompt * tokens.queryWidth];
             session.prefill(0, prompt, tokens.queries(0, prompt), tokens.keys(0, prompt), tokens.values(0, prompt),

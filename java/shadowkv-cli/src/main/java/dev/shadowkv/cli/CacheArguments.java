@@ -46,8 +46,15 @@ final class CacheArguments {
     @Option(
             names = "--rerank",
             paramLabel = "X",
-            description = "Shortlist X times the budget and pick from it by exact attention; 0: off. Default: 4.")
+            description = "Shortlist X times the budget, at least 128 chunks, and pick from it by exact attention; 0: off. Default: 4.")
     private Double rerank;
+
+    @Option(
+            names = "--tail",
+            negatable = true,
+            description = "Whether the tokens that a step does not select take part in it together, with the weight that their "
+                    + "landmarks say and the value expected for the query; not in the paper's method. Default: with a rerank.")
+    private Boolean tail;
 
     @Option(
             names = "--value-type",
@@ -86,6 +93,7 @@ final class CacheArguments {
                 outliers == null ? OptionalInt.empty() : OptionalInt.of(outliers),
                 radiusWeight == null ? 0.5f : radiusWeight,
                 rerank == null ? CacheOptions.USUAL_RERANK : rerank,
+                Optional.ofNullable(tail),
                 type("--value-type", valueType),
                 type("--landmark-type", landmarkType),
                 type("--storage-type", storageType));

@@ -211,6 +211,8 @@ final class DemoCommand implements Callable<Integer> {
         node.put("budget", shadow.budget());
         node.put("rank", shadow.rank().orElse(0));
         node.put("radiusWeight", shadow.radiusWeight());
+        node.put("rerank", shadow.rerank());
+        node.put("tail", shadow.tailTakesPart());
         ObjectNode memory = node.putObject("memory");
         memory.set(EXACT, Output.plan(sides.memoryPlan(EXACT)));
         memory.set(SHADOW, Output.plan(sides.memoryPlan(SHADOW)));

@@ -73,6 +73,7 @@ final class ThroughputReport {
         node.put("chunk", shadow.chunk());
         node.put("radiusWeight", shadow.radiusWeight());
         node.put("rerank", shadow.rerank());
+        node.put("tail", shadow.tailTakesPart());
         node.put("valueType", typeName(shadow.valueType().orElse(storage)));
         node.put("landmarkType", typeName(shadow.landmarkType().orElse(storage)));
         return node;

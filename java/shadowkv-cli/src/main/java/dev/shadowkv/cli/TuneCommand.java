@@ -78,6 +78,12 @@ final class TuneCommand implements Callable<Integer> {
     @Option(names = "--radius-weights", paramLabel = "X", split = ",", description = "Radius weights to try. Default: 0.5.")
     private List<Float> radiusWeights = List.of(0.5f);
 
+    @Option(
+            names = "--tail",
+            negatable = true,
+            description = "Whether the tokens that a step does not select take part in it together. Default: with a rerank.")
+    private Boolean tail;
+
     @Option(names = "--value-type", paramLabel = "TYPE", description = "How values are kept: f32, bf16, f16 or f8. Default: the storage type.")
     private String valueType;
 
@@ -136,7 +142,8 @@ final class TuneCommand implements Callable<Integer> {
                 for (float weight : radiusWeights) {
                     for (double rerank : reranks) {
                         all.add(new CacheOptions(
-                                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.empty(), weight, rerank, type,
+                                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.empty(), weight, rerank,
+                                Optional.ofNullable(tail), type,
                                 Optional.empty(), Optional.empty()));
                     }
                 }
@@ -229,7 +236,8 @@ final class TuneCommand implements Callable<Integer> {
                 Output.number("%.3f", row.milliseconds()))));
         String proposal = cheapest.map(row -> "Cheapest within " + maxLoss + " nats: --rank "
                         + row.options().rank().orElseThrow() + " --budget " + row.options().budget() + " --radius-weight "
-                        + row.options().radiusWeight() + " --rerank " + Output.number("%.0f", row.options().rerank()))
+                        + row.options().radiusWeight() + " --rerank " + Output.number("%.0f", row.options().rerank())
+                        + row.options().tail().map(chosen -> chosen ? " --tail" : " --no-tail").orElse(""))
                 .orElse("No setting of these keeps the loss within " + maxLoss + " nats.");
         return table + System.lineSeparator() + proposal;
     }
@@ -240,6 +248,7 @@ final class TuneCommand implements Callable<Integer> {
         node.put("budget", row.options().budget());
         node.put("radiusWeight", row.options().radiusWeight());
         node.put("rerank", row.options().rerank());
+        node.put("tail", row.options().tailTakesPart());
         node.put("loss", row.loss().mean());
         node.put("lossError", row.loss().standardError());
         node.put("agreement", row.agreement());

@@ -164,7 +164,8 @@ class CommandLineTest {
         Path out = folder.resolve("results.jsonl");
         Object[] command = {
             "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single", "--lengths", "1024", "--samples", 2, "--out", out,
-            "--variant", "exact=dense", "--variant", "paper=shadow,rank=40,budget=128,radius-weight=0,rerank=0", "--json"
+            "--variant", "exact=dense", "--variant", "paper=shadow,rank=40,budget=128,radius-weight=0,rerank=0,tail=off",
+            "--json"
         };
         JsonNode first = run(command).json();
         assertThat(first.path("scores")).hasSize(2);
@@ -201,6 +202,11 @@ class CommandLineTest {
         JsonNode report = run(with(command, "small=shadow,rank=40,budget=length/8,landmark-type=i8,value-type=f8,storage-type=bf16")).json();
         assertThat(report.path("scores")).hasSize(2);
         assertRefused(run(with(command, "a=shadow,speed=9")), 1, "a=shadow,speed=9", "speed", "radius-weight", "landmark-type");
+        assertThat(Variant.parse("a=shadow").options(1).tailTakesPart()).isTrue();
+        assertThat(Variant.parse("a=shadow,rerank=0").options(1).tailTakesPart()).isFalse();
+        assertThat(Variant.parse("a=shadow,rerank=0,tail=on").options(1).tailTakesPart()).isTrue();
+        assertThat(Variant.parse("a=shadow,tail=off").options(1).tailTakesPart()).isFalse();
+        assertRefused(run(with(command, "a=shadow,tail=some")), 1, "a=shadow,tail=some", "'some'");
         assertRefused(run(with(command, "a=shadow,rank=x")), 1, "a=shadow,rank=x", "'x'");
         assertRefused(run(with(command, "a=shadow,value-type=f12")), 1, "f12", "bf16");
         assertRefused(run(with(command, "a=shadow,budget=length/x")), 1, "length/x");
@@ -332,7 +338,19 @@ class CommandLineTest {
         }
         assertThat(run("tune", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 8, "--ranks", 16, "--budgets", 16, "--reranks", 0,
                         "--json", "--max-loss", 0).json().has("proposal")).isFalse();
+        assertThat(report.path("settings")).allMatch(row -> row.path("tail").asBoolean());
         assertRefused(run(with(command, -1)), 1, "-1");
+        JsonNode without = run(with(command, 1e9, "--no-tail")).json();
+        assertThat(without.path("settings")).hasSize(4).noneMatch(row -> row.path("tail").asBoolean());
+        assertThat(leastBytes(without)).isLessThan(leastBytes(report));
+    }
+
+    private static long leastBytes(JsonNode report) {
+        long least = Long.MAX_VALUE;
+        for (JsonNode row : report.path("settings")) {
+            least = Math.min(least, row.path("memory").path("sessionDeviceBytes").asLong());
+        }
+        return least;
     }
 
     @Tag("charts")

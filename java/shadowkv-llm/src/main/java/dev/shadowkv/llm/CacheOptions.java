@@ -23,8 +23,10 @@ import java.util.OptionalLong;
  * @param chunk tokens a chunk
  * @param outliers chunks a head that stay dense
  * @param radiusWeight weight of a landmark's radius; 0 is the paper's method
- * @param rerank how many times the budget is shortlisted and then ranked by exact attention, as far as the shortlist
- *     stays within {@link Geometry#MAX_SELECT} chunks; 1 or less: off
+ * @param rerank how many times the budget is shortlisted and then ranked by exact attention, within the bounds of
+ *     {@link ShadowKvCache#shortlist}; 1 or less: off
+ * @param tail whether the tokens that a step does not select take part together, by their moments; not in the paper's
+ *     method; by default as there is a rerank
  * @param valueType how values are kept in host memory
  * @param landmarkType how landmarks are kept
  * @param storageType how everything else is kept
@@ -37,6 +39,7 @@ public record CacheOptions(
         OptionalInt outliers,
         float radiusWeight,
         double rerank,
+        Optional<Boolean> tail,
         Optional<ElementType> valueType,
         Optional<ElementType> landmarkType,
         Optional<ElementType> storageType) {
@@ -51,6 +54,7 @@ public record CacheOptions(
         Objects.requireNonNull(kind, "kind");
         Objects.requireNonNull(rank, "rank");
         Objects.requireNonNull(outliers, "outliers");
+        Objects.requireNonNull(tail, "tail");
         Objects.requireNonNull(valueType, "valueType");
         Objects.requireNonNull(landmarkType, "landmarkType");
         Objects.requireNonNull(storageType, "storageType");
@@ -95,25 +99,38 @@ public record CacheOptions(
                 USUAL_RERANK,
                 Optional.empty(),
                 Optional.empty(),
+                Optional.empty(),
                 Optional.empty());
     }
 
     /** The same with another rank. */
     public CacheOptions withRank(int value) {
         return new CacheOptions(
-                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, valueType, landmarkType, storageType);
+                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, tail, valueType, landmarkType, storageType);
     }
 
     /** The same with another weight of the radius. */
     public CacheOptions withRadiusWeight(float value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, value, rerank, valueType, landmarkType, storageType);
+                kind, rank, budget, chunk, outliers, value, rerank, tail, valueType, landmarkType, storageType);
     }
 
     /** The same with another rerank factor. */
     public CacheOptions withRerank(double value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, value, valueType, landmarkType, storageType);
+                kind, rank, budget, chunk, outliers, radiusWeight, value, tail, valueType, landmarkType, storageType);
+    }
+
+    /** The same with or without the tokens that a step does not select. */
+    public CacheOptions withTail(boolean value) {
+        return new CacheOptions(
+                kind, rank, budget, chunk, outliers, radiusWeight, rerank, Optional.of(value), valueType, landmarkType,
+                storageType);
+    }
+
+    /** Whether the tokens that a step does not select take part. */
+    public boolean tailTakesPart() {
+        return tail.orElse(rerankWithinLimits() > 1);
     }
 
     /** The same with {@link CacheKind#AUTO} decided for sessions of a capacity. */
@@ -123,7 +140,7 @@ public record CacheOptions(
         }
         CacheKind decided = capacity <= (long) SHORT_BUDGETS * budget ? CacheKind.DENSE : CacheKind.SHADOW;
         return new CacheOptions(
-                decided, rank, budget, chunk, outliers, radiusWeight, rerank, valueType, landmarkType, storageType);
+                decided, rank, budget, chunk, outliers, radiusWeight, rerank, tail, valueType, landmarkType, storageType);
     }
 
     /**
@@ -143,6 +160,7 @@ public record CacheOptions(
                         .radiusWeight(radiusWeight)
                         .rerank(rerankWithinLimits());
                 outliers.ifPresent(shadow::outliers);
+                tail.ifPresent(shadow::tail);
                 valueType.ifPresent(shadow::valueType);
                 landmarkType.ifPresent(shadow::landmarkType);
                 yield shape(shadow, device, config, memory, length);

@@ -59,6 +59,7 @@ class TransformerTest {
                         OptionalInt.of(2),
                         0.5f,
                         0,
+                        Optional.of(true),
                         Optional.empty(),
                         Optional.empty(),
                         Optional.empty());

@@ -11,6 +11,7 @@ import dev.shadowkv.internal.ffi.skv_chunk_gather_params;
 import dev.shadowkv.internal.ffi.skv_landmark_build_params;
 import dev.shadowkv.internal.ffi.skv_low_rank_factor_params;
 import dev.shadowkv.internal.ffi.skv_low_rank_project_params;
+import dev.shadowkv.internal.ffi.skv_moment_update_params;
 import dev.shadowkv.internal.ffi.skv_outlier_select_params;
 import dev.shadowkv.internal.ffi.skv_rebuild_keys_params;
 import dev.shadowkv.internal.ffi.skv_store_tokens_params;
@@ -326,6 +327,48 @@ public final class CacheKernels {
                     Math.multiplyExact(4, entries));
             skv_value_store_params.chunk_capacity(p, chunkCapacity);
             params.context.runReserved("value_store", ShadowKv.SKV_OP_VALUE_STORE(), ShadowKv::skv_value_store, p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /**
+     * Adds whole chunks to the moments of a layer, or takes them away: for each key/value head, over the tokens of those
+     * chunks that are in its index, the sums of {@code v k^T}, k, v and 1. Of them follows the value that tokens left out
+     * of a selection have for a query, were keys and values jointly normal.
+     *
+     * @param rotatedKeys {@code [K][capacity][D]}; position p lies in row {@code p % capacity}
+     * @param values of the same type and capacity
+     * @param radius {@code [K][chunkCapacity]} floats: where it is negative the chunk does not count; or null: all do
+     * @param moments {@code [K][D*D + 2*D + 4]} floats, {@link Geometry#momentFloats()} in all: {@code [D][D]} with a row
+     *     an element of v, k, v, the number of tokens, and three floats unused
+     */
+    public void momentUpdate(Ring rotatedKeys, Ring values, int keyValueHeads, int headDim, int chunk, long firstChunk,
+                             long chunks, DeviceBuffer radius, long chunkCapacity, MomentChange change,
+                             DeviceBuffer moments) {
+        Params.range("chunks", firstChunk, chunks, chunkCapacity);
+        Params.ring("values", values, rotatedKeys.type(), rotatedKeys.capacity());
+        long entries = Math.multiplyExact(Params.positive("keyValueHeads", keyValueHeads), chunkCapacity);
+        MemorySegment p = params.begin(skv_moment_update_params.sizeof());
+        try {
+            skv_moment_update_params.storage_type(p, rotatedKeys.type().code());
+            skv_moment_update_params.key_value_heads(p, keyValueHeads);
+            skv_moment_update_params.head_dim(p, Params.positive("headDim", headDim));
+            skv_moment_update_params.chunk(p, Params.positive("chunk", chunk));
+            params.pointer(skv_moment_update_params.rotated_keys$offset(), "rotated_keys", rotatedKeys.buffer(),
+                    rotatedKeys.bytes(keyValueHeads, headDim));
+            params.pointer(skv_moment_update_params.values$offset(), "values", values.buffer(),
+                    values.bytes(keyValueHeads, headDim));
+            skv_moment_update_params.capacity(p, rotatedKeys.capacity());
+            skv_moment_update_params.first_chunk(p, firstChunk);
+            skv_moment_update_params.chunks(p, chunks);
+            params.optional(skv_moment_update_params.radius$offset(), "radius", radius, Math.multiplyExact(4, entries));
+            skv_moment_update_params.chunk_capacity(p, chunkCapacity);
+            skv_moment_update_params.replace(p, change == MomentChange.REPLACE ? 1 : 0);
+            skv_moment_update_params.subtract(p, change == MomentChange.SUBTRACT ? 1 : 0);
+            params.pointer(skv_moment_update_params.moments$offset(), "moments", moments,
+                    Math.multiplyExact(4, Geometry.momentFloats(keyValueHeads, headDim)));
+            params.context.runReserved("moment_update", ShadowKv.SKV_OP_MOMENT_UPDATE(), ShadowKv::skv_moment_update, p);
         } finally {
             params.end();
         }

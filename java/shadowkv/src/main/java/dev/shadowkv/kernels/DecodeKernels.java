@@ -48,10 +48,13 @@ public final class DecodeKernels {
      * @param selected {@code [B][K][S]} chunk ids, ascending; 32-bit integers
      * @param selectedCount {@code [B][K]} 32-bit integers
      * @param mass {@code [B][K]} floats, the softmax weight that the selection holds among the landmarks; or null
+     * @param tail {@code [B][H]} floats, the natural logarithm of the weight of the indexed tokens that are not selected, by
+     *     their landmarks without radius: of the sum of {@code C exp(q_h . mean_c / sqrt(D))}; minus infinity when all are
+     *     selected; or null
      */
     public void landmarkTopK(Geometry geometry, int batch, Rows queries, ShadowLayers layers, long firstLayer,
                              SessionStates states, long firstState, float radiusWeight, int select, long maxChunks,
-                             DeviceBuffer selected, DeviceBuffer selectedCount, DeviceBuffer mass) {
+                             DeviceBuffer selected, DeviceBuffer selectedCount, DeviceBuffer mass, DeviceBuffer tail) {
         queries.dense("queries");
         long heads = (long) batch * geometry.keyValueHeads();
         Params.select(select);
@@ -71,6 +74,7 @@ public final class DecodeKernels {
             params.pointer(skv_landmark_topk_params.selected_count$offset(), "selected_count", selectedCount,
                     4 * heads);
             params.optional(skv_landmark_topk_params.mass$offset(), "mass", mass, 4 * heads);
+            params.optional(skv_landmark_topk_params.tail$offset(), "tail", tail, 4L * batch * geometry.queryHeads());
             params.context.runReserved("landmark_topk", ShadowKv.SKV_OP_LANDMARK_TOPK(), ShadowKv::skv_landmark_topk,
                     p);
         } finally {
@@ -86,11 +90,13 @@ public final class DecodeKernels {
      * @param shortlistCount {@code [B][K]} 32-bit integers
      * @param selected {@code [B][K][S]} ascending; 32-bit integers
      * @param selectedCount {@code [B][K]} 32-bit integers
+     * @param tail {@code [B][H]} floats, what {@link #landmarkTopK} left out of the shortlist, changed: chunks of the
+     *     shortlist that are not selected are added with their exact weight; or null
      */
     public void rerank(Geometry geometry, int batch, Rows queries, ShadowLayers layers, long firstLayer,
                        SessionStates states, long firstState, RopeTable rope, long maxPositions, int shortlistStride,
                        DeviceBuffer shortlist, DeviceBuffer shortlistCount, int select, DeviceBuffer selected,
-                       DeviceBuffer selectedCount) {
+                       DeviceBuffer selectedCount, DeviceBuffer tail) {
         queries.dense("queries");
         long heads = (long) batch * geometry.keyValueHeads();
         Params.select(select);
@@ -113,6 +119,7 @@ public final class DecodeKernels {
             skv_rerank_params.select(p, select);
             params.pointer(skv_rerank_params.selected$offset(), "selected", selected, 4 * heads * select);
             params.pointer(skv_rerank_params.selected_count$offset(), "selected_count", selectedCount, 4 * heads);
+            params.optional(skv_rerank_params.tail$offset(), "tail", tail, 4L * batch * geometry.queryHeads());
             params.context.runReserved("rerank", ShadowKv.SKV_OP_RERANK(), ShadowKv::skv_rerank, p);
         } finally {
             params.end();
@@ -175,17 +182,19 @@ public final class DecodeKernels {
     }
 
     /**
-     * Attention of one query token a session over its selected chunks, whose keys are rebuilt on the fly, its
-     * outliers and
-     * its recent window.
+     * Attention of one query token a session over its selected chunks, whose keys are rebuilt on the fly, its outliers
+     * and its recent window.
      *
+     * @param tail {@code [B][H]} floats, the natural logarithm of the weight of the indexed tokens that are not selected.
+     *     They take part in the softmax with that weight and the value {@code mean(v) + cov(v, k) q_h / sqrt(D)} of the
+     *     layer's moments; sessions without moments have no such part. Or null
      * @param output {@code [B][H][D]}, dense
      * @param logSumExp {@code [B][H]} floats, the natural logarithm of the softmax denominator; or null
      */
     public void sparseAttention(Geometry geometry, int batch, Rows queries, ShadowLayers layers, long firstLayer,
                                 SessionStates states, long firstState, RopeTable rope, long maxPositions, int select,
                                 DeviceBuffer selected, DeviceBuffer selectedSlot, DeviceBuffer selectedCount,
-                                Rows output, DeviceBuffer logSumExp) {
+                                DeviceBuffer tail, Rows output, DeviceBuffer logSumExp) {
         queries.dense("queries");
         output.dense("output");
         long heads = (long) batch * geometry.keyValueHeads();
@@ -207,6 +216,7 @@ public final class DecodeKernels {
                     4 * heads * select);
             params.pointer(skv_sparse_attention_params.selected_count$offset(), "selected_count", selectedCount,
                     4 * heads);
+            params.optional(skv_sparse_attention_params.tail$offset(), "tail", tail, 4L * batch * geometry.queryHeads());
             params.rows(skv_sparse_attention_params.output$offset(), "output", output, batch, width);
             params.optional(skv_sparse_attention_params.log_sum_exp$offset(), "log_sum_exp", logSumExp,
                     4L * batch * geometry.queryHeads());
@@ -260,6 +270,7 @@ public final class DecodeKernels {
      * @param keys {@code [B][K][D]} before RoPE
      * @param values {@code [B][K][D]}
      * @param shortlist chunks to rerank, more than {@code select}; 0: no rerank
+     * @param tail whether indexed tokens that are not selected take part, by their landmarks and the layers' moments
      * @param output {@code [B][H][D]}, dense
      * @param counters {@code [B]} of {@link #COUNTER_BYTES}, added to: selected chunks and fetched chunks (64-bit
      * integers),
@@ -269,7 +280,8 @@ public final class DecodeKernels {
                             long queryStride, DeviceBuffer keys, long keyStride, DeviceBuffer values,
                             long valueStride, ShadowLayers layers, long firstLayer, SessionStates states,
                             long firstState, RopeTable rope, long maxPositions, float radiusWeight, int select,
-                            int shortlist, long maxChunks, DeviceBuffer output, DeviceBuffer counters) {
+                            int shortlist, long maxChunks, boolean tail, DeviceBuffer output,
+                            DeviceBuffer counters) {
         Params.floating("inputType", inputType);
         Params.select(select);
         int width = geometry.queryHeads() * geometry.headDim();
@@ -295,6 +307,7 @@ public final class DecodeKernels {
             skv_decode_layer_params.select(p, select);
             skv_decode_layer_params.shortlist(p, shortlist);
             skv_decode_layer_params.max_chunks(p, maxChunks);
+            skv_decode_layer_params.tail(p, tail ? 1 : 0);
             params.pointer(skv_decode_layer_params.output$offset(), "output", output, Params.strided("output",
                     inputType, batch, width, 0));
             params.optional(skv_decode_layer_params.counters$offset(), "counters", counters,

@@ -65,6 +65,16 @@ public record Geometry(int queryHeads, int keyValueHeads, int headDim, int chunk
                 8, 0);
     }
 
+    /** Floats of the moments of a layer, all heads. */
+    public long momentFloats() {
+        return momentFloats(keyValueHeads, headDim);
+    }
+
+    /** Floats of the moments of a layer: a head's sums of {@code v k^T}, k, v and 1, to a multiple of four floats. */
+    public static long momentFloats(int keyValueHeads, int headDim) {
+        return (long) keyValueHeads * (headDim * headDim + 2 * headDim + 4);
+    }
+
     private static void require(boolean condition, String limit, Object value) {
         if (!condition) {
             throw new ShadowKvException(Status.UNSUPPORTED, "geometry", limit + ": " + value);

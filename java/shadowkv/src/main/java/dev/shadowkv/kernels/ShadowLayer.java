@@ -23,10 +23,17 @@ import dev.shadowkv.DeviceBuffer;
  * @param slotValues {@code [K][slots][C][D]} value type; null with no slots
  * @param slotChunk {@code [K][slots]} 32-bit integers: which chunk a slot holds, -1 none; null with no slots
  * @param slotStamp {@code [K][slots]} 32-bit integers: step in which it was last selected; null with no slots
+ * @param moments {@code [K][D*D + 2*D + 4]} floats: sums over the tokens of a head's index of {@code v k^T}
+ *     ({@code [D][D]}, a row an element of v), k, v and 1, three floats unused; or null: tokens that are not selected take
+ *     no part
+ * @param slotKeys {@code [K][slots][C][D]} storage type, rotated: rebuilt keys of the chunks in the slots, so that only
+ *     fetched chunks are rebuilt; on a CPU only. In a table without slots they say that rebuilt keys are rounded as kept ones
+ *     are. Or null: keys are rebuilt in every step
  */
 public record ShadowLayer(DeviceBuffer coefficients, DeviceBuffer basis, DeviceBuffer landmarks,
                           DeviceBuffer landmarkScales, DeviceBuffer radius, DeviceBuffer outlierKeys,
                           DeviceBuffer outlierValues, DeviceBuffer recentKeys, DeviceBuffer recentValues,
                           MemorySegment values, DeviceBuffer valueScales, DeviceBuffer slotValues,
-                          DeviceBuffer slotChunk, DeviceBuffer slotStamp, long chunkCapacity, long outlierCapacity) {
+                          DeviceBuffer slotChunk, DeviceBuffer slotStamp, DeviceBuffer moments, DeviceBuffer slotKeys,
+                          long chunkCapacity, long outlierCapacity) {
 }

@@ -60,6 +60,10 @@ public final class ShadowLayers extends Table {
                 4 * slotEntries) : MemorySegment.NULL);
         skv_shadow_layer.slot_stamp(at, slots ? buffer("slotStamp", layer.slotStamp(),
                 4 * slotEntries) : MemorySegment.NULL);
+        skv_shadow_layer.moments(at, layer.moments() == null ? MemorySegment.NULL
+                : buffer("moments", layer.moments(), 4 * g.momentFloats()));
+        skv_shadow_layer.slot_keys(at, layer.slotKeys() == null ? MemorySegment.NULL
+                : buffer("slotKeys", layer.slotKeys(), Params.bytes(storage, slotEntries, chunkElements)));
         skv_shadow_layer.chunk_capacity(at, chunks);
         skv_shadow_layer.outlier_capacity(at, layer.outlierCapacity());
     }

@@ -9,6 +9,7 @@ import dev.shadowkv.internal.ffi.skv_decode_layer_params;
 import dev.shadowkv.internal.ffi.skv_dense_decode_layer_params;
 import dev.shadowkv.internal.ffi.skv_low_rank_factor_params;
 import dev.shadowkv.internal.ffi.skv_low_rank_project_params;
+import dev.shadowkv.internal.ffi.skv_moment_update_params;
 import dev.shadowkv.internal.ffi.skv_prefill_attention_params;
 
 /** Bytes of workspace that operations need, asked for beforehand: for memory plans, and before a capture. */
@@ -28,7 +29,7 @@ public final class Workspaces {
 
     /** Of {@link DecodeKernels#decodeLayer}. */
     public long decodeLayer(Geometry geometry, int batch, ElementType inputType, int rotaryDim, int select,
-                            int shortlist, long maxChunks) {
+                            int shortlist, long maxChunks, boolean tail) {
         MemorySegment p = params.begin(skv_decode_layer_params.sizeof());
         try {
             skv_decode_layer_params.input_type(p, inputType.code());
@@ -38,6 +39,7 @@ public final class Workspaces {
             skv_decode_layer_params.select(p, select);
             skv_decode_layer_params.shortlist(p, shortlist);
             skv_decode_layer_params.max_chunks(p, maxChunks);
+            skv_decode_layer_params.tail(p, tail ? 1 : 0);
             return params.context.workspaceBytes("decode_layer", ShadowKv.SKV_OP_DECODE_LAYER(), p);
         } finally {
             params.end();
@@ -87,6 +89,23 @@ public final class Workspaces {
             skv_low_rank_factor_params.rank(p, rank);
             skv_low_rank_factor_params.stored_rank(p, storedRank);
             return params.context.workspaceBytes("low_rank_factor", ShadowKv.SKV_OP_LOW_RANK_FACTOR(), p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /** Of {@link CacheKernels#momentUpdate} of so many chunks at once. */
+    public long momentUpdate(Geometry geometry, long chunks) {
+        MemorySegment p = params.begin(skv_moment_update_params.sizeof());
+        try {
+            skv_moment_update_params.storage_type(p, geometry.storageType().code());
+            skv_moment_update_params.key_value_heads(p, geometry.keyValueHeads());
+            skv_moment_update_params.head_dim(p, geometry.headDim());
+            skv_moment_update_params.chunk(p, geometry.chunk());
+            skv_moment_update_params.capacity(p, Math.max(1, chunks) * geometry.chunk());
+            skv_moment_update_params.chunks(p, chunks);
+            skv_moment_update_params.chunk_capacity(p, chunks);
+            return params.context.workspaceBytes("moment_update", ShadowKv.SKV_OP_MOMENT_UPDATE(), p);
         } finally {
             params.end();
         }

@@ -1,6 +1,7 @@
 package dev.shadowkv.kernels;
 
 import static org.assertj.core.api.Assertions.assertThat;
+import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
 import java.lang.foreign.MemorySegment;
@@ -12,9 +13,10 @@ import org.junit.jupiter.api.Test;
 import dev.shadowkv.Device;
 import dev.shadowkv.DeviceBuffer;
 import dev.shadowkv.ElementType;
+import dev.shadowkv.ShadowKvException;
 import dev.shadowkv.TestDevice;
 
-/** Factorization and projection against their definitions, in double precision; 32-bit floats. */
+/** Factorization, projection and moments against their definitions, in double precision. */
 class CacheKernelsTest {
 
     private static final Random random = TestDevice.random(CacheKernelsTest.class);
@@ -123,6 +125,109 @@ class CacheKernelsTest {
             }
             assertThat(sum).isCloseTo(missed, within(1e-3 * missed + total * 1e-5));
         }
+    }
+
+    /** Numbers that every storage type has exactly. */
+    private static float[] coarse(int count) {
+        float[] result = new float[count];
+        for (int i = 0; i < count; i++) {
+            result[i] = Math.round(random.nextGaussian() * 32) / 32f;
+        }
+        return result;
+    }
+
+    @Test
+    void momentsAreTheSumsOfWhatCounts() {
+        int chunk = 8;
+        int capacity = 13 * chunk;
+        int chunkCapacity = 40;
+        float[] keys = coarse(WIDTH * capacity);
+        float[] values = coarse(WIDTH * capacity);
+        float[] radius = new float[HEADS * chunkCapacity];
+        for (int i = 0; i < radius.length; i++) {
+            radius[i] = random.nextInt(4) == 0 ? -1 : random.nextInt(2);
+        }
+        try (Device device = TestDevice.open()) {
+            CacheKernels kernels = new CacheKernels(device);
+            ElementType type = device.defaultType();
+            Ring keyRing = new Ring(stored(device, keys), type, capacity);
+            Ring valueRing = new Ring(stored(device, values), type, capacity);
+            DeviceBuffer radii = device.allocate(4L * radius.length);
+            device.copy(MemorySegment.ofArray(radius), radii);
+            int floats = (int) Geometry.momentFloats(HEADS, DIM);
+            DeviceBuffer moments = device.allocate(4L * floats);
+            device.fill(moments, 0xff);
+            double[] sums = new double[floats];
+            double[] sizes = new double[floats];
+            kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 20, 7, radii, chunkCapacity, MomentChange.REPLACE,
+                    moments);
+            add(sums, sizes, keys, values, capacity, chunk, 20, 7, radius, chunkCapacity, 1);
+            kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 27, 13, radii, chunkCapacity, MomentChange.ADD,
+                    moments);
+            add(sums, sizes, keys, values, capacity, chunk, 27, 13, radius, chunkCapacity, 1);
+            kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 22, 3, radii, chunkCapacity, MomentChange.SUBTRACT,
+                    moments);
+            add(sums, sizes, keys, values, capacity, chunk, 22, 3, radius, chunkCapacity, -1);
+            kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 5, 1, null, chunkCapacity, MomentChange.ADD, moments);
+            add(sums, sizes, keys, values, capacity, chunk, 5, 1, null, chunkCapacity, 1);
+            float[] actual = read(moments, floats);
+            for (int i = 0; i < floats; i++) {
+                if (i % (floats / HEADS) <= DIM * DIM + 2 * DIM) {
+                    assertThat((double) actual[i]).as("float %s", i).isCloseTo(sums[i], within(0x1p-24 * 64 * sizes[i]));
+                }
+            }
+            kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 0, 0, radii, chunkCapacity, MomentChange.REPLACE,
+                    moments);
+            assertThat(read(moments, DIM * DIM + 2 * DIM + 1)).containsOnly(0);
+
+            assertThatThrownBy(() -> kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 30, 11, radii, chunkCapacity,
+                    MomentChange.ADD, moments)).isInstanceOf(IndexOutOfBoundsException.class).hasMessageContaining("chunks");
+            assertThatThrownBy(() -> kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 0, 1, radii, chunkCapacity + 1,
+                    MomentChange.ADD, moments)).isInstanceOf(IndexOutOfBoundsException.class).hasMessageContaining("radius");
+            assertThatThrownBy(() -> kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 0, 1, radii, chunkCapacity,
+                    MomentChange.ADD, moments.slice(0, 4L * floats - 1))).isInstanceOf(IndexOutOfBoundsException.class)
+                    .hasMessageContaining("moments");
+            Ring shorter = new Ring(valueRing.buffer(), type, capacity - 1);
+            assertThatThrownBy(() -> kernels.momentUpdate(keyRing, shorter, HEADS, DIM, chunk, 0, 1, radii, chunkCapacity,
+                    MomentChange.ADD, moments)).isInstanceOf(IllegalArgumentException.class).hasMessageContaining("values");
+            assertThatThrownBy(() -> kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 0, 14, radii, chunkCapacity,
+                    MomentChange.ADD, moments)).isInstanceOf(ShadowKvException.class).hasMessageContaining("holds 13");
+        }
+    }
+
+    private static DeviceBuffer stored(Device device, float[] numbers) {
+        DeviceBuffer wide = device.allocate(4L * numbers.length);
+        device.copy(MemorySegment.ofArray(numbers), wide);
+        DeviceBuffer narrow = device.allocate((long) device.defaultType().bytes() * numbers.length);
+        new TransformerKernels(device).convert(wide, ElementType.F32, narrow, device.defaultType(), numbers.length);
+        return narrow;
+    }
+
+    /** Adds to sums, and their magnitudes to sizes. */
+    private static void add(double[] sums, double[] sizes, float[] keys, float[] values, int capacity, int chunk, int first,
+            int chunks, float[] radius, int chunkCapacity, int sign) {
+        int floats = sums.length / HEADS;
+        for (int h = 0; h < HEADS; h++) {
+            for (int p = first * chunk; p < (first + chunks) * chunk; p++) {
+                if (radius != null && radius[h * chunkCapacity + p / chunk] < 0) {
+                    continue;
+                }
+                int row = (h * capacity + p % capacity) * DIM;
+                for (int i = 0; i < DIM; i++) {
+                    for (int j = 0; j < DIM; j++) {
+                        put(sums, sizes, h * floats + i * DIM + j, sign * (double) values[row + i] * keys[row + j]);
+                    }
+                    put(sums, sizes, h * floats + DIM * DIM + i, sign * keys[row + i]);
+                    put(sums, sizes, h * floats + DIM * DIM + DIM + i, sign * values[row + i]);
+                }
+                put(sums, sizes, h * floats + DIM * DIM + 2 * DIM, sign);
+            }
+        }
+    }
+
+    private static void put(double[] sums, double[] sizes, int at, double number) {
+        sums[at] += number;
+        sizes[at] += Math.abs(number);
     }
 
     /** Sum of the largest eigenvalues of the Gram matrix. */

@@ -7,9 +7,11 @@ import dev.shadowkv.ElementType;
 import dev.shadowkv.PinnedArena;
 import dev.shadowkv.Rope;
 import dev.shadowkv.RopeTable;
+import dev.shadowkv.ShadowKvCache;
 import dev.shadowkv.kernels.CacheKernels;
 import dev.shadowkv.kernels.DecodeKernels;
 import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.MomentChange;
 import dev.shadowkv.kernels.Ring;
 import dev.shadowkv.kernels.Rows;
 import dev.shadowkv.kernels.SessionStates;
@@ -24,6 +26,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
 import java.util.List;
+import java.util.function.LongConsumer;
 
 /**
  * One captured layer as a shadow cache would have it, made of the kernels that such a cache is made of, so that one can
@@ -70,6 +73,11 @@ final class IndexedLayer implements AutoCloseable {
     private final List<Integer> residualIds = new ArrayList<>();
     /** Share of the energy that the basis misses, of each token behind the first index; empty where nothing is folded. */
     private float[] residual = {};
+    /** Sums over the chunks that are in the index at a step, and how many chunks they are of now; null without a tail. */
+    private DeviceBuffer moments;
+
+    private LongConsumer sumMoments;
+    private int summed = -1;
 
     /** {@code [steps][queryHeads][headDim]} and {@code [tokens][keyValueHeads][headDim]}, rotated. */
     final float[] rotatedQueries;
@@ -96,8 +104,8 @@ final class IndexedLayer implements AutoCloseable {
             throw new IllegalArgumentException("a budget of " + options.budget() + " tokens covers the whole index of "
                     + (long) firstIndexed * chunk + ": such a session is exact");
         }
-        int wish = options.rerank() > 1 ? (int) Math.ceil(options.rerank() * select) : 0;
-        shortlist = wish > select ? Math.min(Geometry.MAX_SELECT, wish) : 0;
+        int wish = ShadowKvCache.shortlist(options.rerank(), select);
+        shortlist = wish > select ? wish : 0;
         outliers = Math.min(firstIndexed, options.outliers().orElse(Math.max(1, 24 * options.budget() / 1024)));
         int heads = capture.keyValueHeads();
         int dim = capture.headDim();
@@ -218,9 +226,14 @@ final class IndexedLayer implements AutoCloseable {
         MemorySegment host = pinned.allocate((long) heads * chunks * g.chunk() * dim * g.valueType().bytes(), 64);
         DeviceBuffer valueScales = g.valueType() == ElementType.F8_E4M3 ? allocate(ElementType.F32, heads, chunks) : null;
         cache.valueStore(values, heads, dim, g.chunk(), 0, indexed, host, g.valueType(), valueScales, chunks);
+        moments = options.tailTakesPart() ? allocate(ElementType.F32, g.momentFloats()) : null;
+        if (moments != null) {
+            sumMoments = chunksNow -> cache.momentUpdate(
+                    keys, values, heads, dim, g.chunk(), 0, chunksNow, radius, chunks, MomentChange.REPLACE, moments);
+        }
         layers.set(0, new ShadowLayer(
                 coefficients, basis, landmarks, landmarkScales, radius, outlierKeys, outlierValues, recent(keys), recent(values), host,
-                valueScales, null, null, null, chunks, places));
+                valueScales, null, null, null, moments, null, chunks, places));
         layers.upload();
         return ids;
     }
@@ -298,6 +311,10 @@ final class IndexedLayer implements AutoCloseable {
         int begin = begin(step);
         int indexedNow = begin / g.chunk();
         states.set(0, length(step), begin, indexedNow, outliers + dense(indexedNow), step + 1);
+        if (moments != null && indexedNow != summed) {
+            sumMoments.accept(indexedNow);
+            summed = indexedNow;
+        }
         states.upload();
         long width = (long) g.queryHeads() * g.headDim();
         Rows query = Rows.of(queries.slice(4 * step * width, 4 * width), ElementType.F32);
@@ -305,20 +322,22 @@ final class IndexedLayer implements AutoCloseable {
             int listed = shortlist > 0 ? shortlist : select;
             DeviceBuffer list = scratch.allocate(4L * heads * listed);
             DeviceBuffer listCount = scratch.allocate(4L * heads);
+            DeviceBuffer tail = options.tailTakesPart() ? scratch.allocate(4L * g.queryHeads()) : null;
             decode.landmarkTopK(
-                    g, 1, query, layers, 0, states, 0, options.radiusWeight(), listed, indexedNow, list, listCount, null);
+                    g, 1, query, layers, 0, states, 0, options.radiusWeight(), listed, indexedNow, list, listCount, null, tail);
             DeviceBuffer selected = list;
             DeviceBuffer count = listCount;
             if (shortlist > 0) {
                 selected = scratch.allocate(4L * heads * select);
                 count = scratch.allocate(4L * heads);
                 decode.rerank(
-                        g, 1, query, layers, 0, states, 0, rope, capture.tokens(), shortlist, list, listCount, select, selected, count);
+                        g, 1, query, layers, 0, states, 0, rope, capture.tokens(), shortlist, list, listCount, select, selected, count,
+                        tail);
             }
             DeviceBuffer output = scratch.allocate(4 * width);
             // Values are read where they are, so a chunk's slot is the chunk.
             decode.sparseAttention(
-                    g, 1, query, layers, 0, states, 0, rope, capture.tokens(), select, selected, selected, count,
+                    g, 1, query, layers, 0, states, 0, rope, capture.tokens(), select, selected, selected, count, tail,
                     Rows.of(output, ElementType.F32), null);
             return new Attended(
                     tokens(integers(selected, heads * select), integers(count, heads), begin, length(step)),

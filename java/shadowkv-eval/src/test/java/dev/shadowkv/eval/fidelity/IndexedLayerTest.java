@@ -21,7 +21,7 @@ import java.util.OptionalInt;
 import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
-import org.junit.jupiter.params.provider.ValueSource;
+import org.junit.jupiter.params.provider.CsvSource;
 
 class IndexedLayerTest {
     private static final int QUERY_HEADS = 8;
@@ -73,13 +73,13 @@ class IndexedLayerTest {
         return values;
     }
 
-    private static CacheOptions options(int rank, int budget, double rerank) {
+    private static CacheOptions options(int rank, int budget, double rerank, boolean tail) {
         return new CacheOptions(
-                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.of(3), 0.5f, rerank, Optional.empty(), Optional.empty(),
-                Optional.empty());
+                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.of(3), 0.5f, rerank, Optional.of(tail), Optional.empty(),
+                Optional.empty(), Optional.empty());
     }
 
-    private static ShadowKvCache cache(Device device, Rope rope, double rerank) {
+    private static ShadowKvCache cache(Device device, Rope rope, double rerank, boolean tail) {
         return ShadowKvCache.builder(device)
                 .layers(1)
                 .queryHeads(QUERY_HEADS)
@@ -91,21 +91,22 @@ class IndexedLayerTest {
                 .outliers(3)
                 .radiusWeight(0.5f)
                 .rerank(rerank)
+                .tail(tail)
                 .memory(MemoryPlan.of(1, TOKENS))
                 .build();
     }
 
     /** What the probe puts together of kernels is what the cache does. */
     @ParameterizedTest
-    @ValueSource(doubles = {0, 3})
-    void isWhatTheCacheDoes(double rerank) {
+    @CsvSource({"0, true", "3, true", "0, false", "3, false"})
+    void isWhatTheCacheDoes(double rerank, boolean tail) {
         LayerCapture capture = capture();
         Rope rope = Rope.standard(DIM, 10000);
         int width = HEADS * DIM;
         int sealed = TOKENS - STEPS;
         try (Device device = device();
-                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank));
-                ShadowKvCache cache = cache(device, rope, rerank);
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail));
+                ShadowKvCache cache = cache(device, rope, rerank, tail);
                 KvSession session = cache.open(TOKENS)) {
             session.append(
                     0, sealed, MemorySegment.ofArray(Arrays.copyOf(capture.keys(), sealed * width)),
@@ -134,8 +135,8 @@ class IndexedLayerTest {
 
     /** With folding too: the cache folds, step by step. */
     @ParameterizedTest
-    @ValueSource(doubles = {0, 3})
-    void foldsWhenTheCacheFolds(double rerank) {
+    @CsvSource({"0, true", "3, true", "0, false", "3, false"})
+    void foldsWhenTheCacheFolds(double rerank, boolean tail) {
         LayerCapture whole = capture();
         int steps = 219;
         Random random = new Random(seed + 1);
@@ -151,8 +152,8 @@ class IndexedLayerTest {
         int sealed = TOKENS - steps;
         int different = 0;
         try (Device device = device();
-                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank), true);
-                ShadowKvCache cache = cache(device, rope, rerank);
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail), true);
+                ShadowKvCache cache = cache(device, rope, rerank, tail);
                 KvSession session = cache.open(TOKENS)) {
             session.append(
                     0, sealed, MemorySegment.ofArray(Arrays.copyOf(keys, sealed * width)),
@@ -187,7 +188,7 @@ class IndexedLayerTest {
         int indexed = ((TOKENS - STEPS) / 8 - 4) * 8;
         List<HeadFidelity> heads;
         try (Device device = Device.cpu(2)) {
-            heads = FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(HEADS * DIM, indexed, 0));
+            heads = FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(HEADS * DIM, indexed, 0, true));
         }
         assertThat(heads).hasSize(QUERY_HEADS);
         for (HeadFidelity head : heads) {
@@ -203,16 +204,16 @@ class IndexedLayerTest {
         LayerCapture capture = capture();
         try (Device device = Device.cpu(2)) {
             List<HeadFidelity> little =
-                    FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 48, 4));
+                    FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 48, 4, true));
             List<HeadFidelity> more =
-                    FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 192, 2));
+                    FidelityProbe.measure(device, Rope.standard(DIM, 10000), capture, options(20, 192, 2, true));
             for (int head = 0; head < QUERY_HEADS; head++) {
                 HeadFidelity a = little.get(head);
                 HeadFidelity b = more.get(head);
                 assertThat(a.capturedMass()).as("seed %d", seed).isLessThan(b.capturedMass());
                 assertThat(a.capturedMass()).isLessThanOrEqualTo(a.bestMass() + 1e-12);
             }
-            assertThatThrownBy(() -> new IndexedLayer(device, Rope.standard(DIM, 10000), capture, options(20, 608, 0)))
+            assertThatThrownBy(() -> new IndexedLayer(device, Rope.standard(DIM, 10000), capture, options(20, 608, 0, true)))
                     .isInstanceOf(IllegalArgumentException.class)
                     .hasMessageContaining("608");
         }

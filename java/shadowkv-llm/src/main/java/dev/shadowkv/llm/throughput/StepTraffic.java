@@ -32,7 +32,8 @@ final class StepTraffic {
         double heads = g.keyValueHeads();
         double chunks = Math.max(0, tokens / g.chunk() - g.window() / (double) g.chunk());
         double selected = Math.min(chunks, cache.budget() / (double) g.chunk());
-        double rebuilt = options.rerank() > 1 ? Math.min(chunks, Math.min(Geometry.MAX_SELECT, options.rerank() * selected)) : selected;
+        int select = cache.budget() / g.chunk();
+        double rebuilt = Math.min(chunks, Math.max(select, ShadowKvCache.shortlist(options.rerank(), select)));
         int storage = g.storageType().bytes();
         double landmarks = heads * chunks
                 * (g.headDim() * g.landmarkType().bytes() + 4 + (g.landmarkType() == ElementType.I8 ? 4 : 0));

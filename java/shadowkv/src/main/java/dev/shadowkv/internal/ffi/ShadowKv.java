@@ -459,6 +459,15 @@ public class ShadowKv {
     public static int SKV_OP_RANDOM_FILL() {
         return SKV_OP_RANDOM_FILL;
     }
+    private static final int SKV_OP_MOMENT_UPDATE = (int)26L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.SKV_OP_MOMENT_UPDATE = 26
+     * }
+     */
+    public static int SKV_OP_MOMENT_UPDATE() {
+        return SKV_OP_MOMENT_UPDATE;
+    }
     private static final int SKV_MAX_HEAD_DIM = (int)256L;
     /**
      * {@snippet lang=c :
@@ -531,10 +540,10 @@ public class ShadowKv {
     public static int SKV_MAX_BATCH() {
         return SKV_MAX_BATCH;
     }
-    private static final int SKV_ABI_VERSION = (int)1L;
+    private static final int SKV_ABI_VERSION = (int)2L;
     /**
      * {@snippet lang=c :
-     * enum <anonymous>.SKV_ABI_VERSION = 1
+     * enum <anonymous>.SKV_ABI_VERSION = 2
      * }
      */
     public static int SKV_ABI_VERSION() {
@@ -2850,6 +2859,65 @@ public class ShadowKv {
         try {
             if (TRACE_DOWNCALLS) {
                 traceDowncall("skv_value_store", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class skv_moment_update {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            ShadowKv.C_INT,
+            ShadowKv.C_POINTER,
+            ShadowKv.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = ShadowKv.findOrThrow("skv_moment_update");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * skv_status skv_moment_update(skv_context *context, const skv_moment_update_params *params)
+     * }
+     */
+    public static FunctionDescriptor skv_moment_update$descriptor() {
+        return skv_moment_update.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * skv_status skv_moment_update(skv_context *context, const skv_moment_update_params *params)
+     * }
+     */
+    public static MethodHandle skv_moment_update$handle() {
+        return skv_moment_update.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * skv_status skv_moment_update(skv_context *context, const skv_moment_update_params *params)
+     * }
+     */
+    public static MemorySegment skv_moment_update$address() {
+        return skv_moment_update.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * skv_status skv_moment_update(skv_context *context, const skv_moment_update_params *params)
+     * }
+     */
+    public static int skv_moment_update(MemorySegment context, MemorySegment params) {
+        var mh$ = skv_moment_update.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("skv_moment_update", context, params);
             }
             return (int)mh$.invokeExact(context, params);
         } catch (Throwable ex$) {

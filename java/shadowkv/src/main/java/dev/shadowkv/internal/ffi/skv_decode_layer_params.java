@@ -33,6 +33,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t shortlist;
  *     int64_t max_chunks;
  *     int32_t groups;
+ *     int32_t tail;
  *     void *output;
  *     skv_decode_counters *counters;
  * }
@@ -65,7 +66,7 @@ public class skv_decode_layer_params {
         MemoryLayout.paddingLayout(4),
         ShadowKv.C_LONG.withName("max_chunks"),
         ShadowKv.C_INT.withName("groups"),
-        MemoryLayout.paddingLayout(4),
+        ShadowKv.C_INT.withName("tail"),
         ShadowKv.C_POINTER.withName("output"),
         ShadowKv.C_POINTER.withName("counters")
     ).withName("skv_decode_layer_params");
@@ -867,6 +868,50 @@ public class skv_decode_layer_params {
      */
     public static void groups(MemorySegment struct, int fieldValue) {
         struct.set(groups$LAYOUT, groups$OFFSET, fieldValue);
+    }
+
+    private static final OfInt tail$LAYOUT = (OfInt)$LAYOUT.select(groupElement("tail"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t tail
+     * }
+     */
+    public static final OfInt tail$layout() {
+        return tail$LAYOUT;
+    }
+
+    private static final long tail$OFFSET = 188;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t tail
+     * }
+     */
+    public static final long tail$offset() {
+        return tail$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t tail
+     * }
+     */
+    public static int tail(MemorySegment struct) {
+        return struct.get(tail$LAYOUT, tail$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t tail
+     * }
+     */
+    public static void tail(MemorySegment struct, int fieldValue) {
+        struct.set(tail$LAYOUT, tail$OFFSET, fieldValue);
     }
 
     private static final AddressLayout output$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("output"));

@@ -28,6 +28,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t *selected;
  *     int32_t *selected_count;
  *     float *mass;
+ *     float *tail;
  * }
  * }
  */
@@ -51,7 +52,8 @@ public class skv_landmark_topk_params {
         ShadowKv.C_LONG.withName("max_chunks"),
         ShadowKv.C_POINTER.withName("selected"),
         ShadowKv.C_POINTER.withName("selected_count"),
-        ShadowKv.C_POINTER.withName("mass")
+        ShadowKv.C_POINTER.withName("mass"),
+        ShadowKv.C_POINTER.withName("tail")
     ).withName("skv_landmark_topk_params");
 
     /**
@@ -631,6 +633,50 @@ public class skv_landmark_topk_params {
      */
     public static void mass(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(mass$LAYOUT, mass$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout tail$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("tail"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * float *tail
+     * }
+     */
+    public static final AddressLayout tail$layout() {
+        return tail$LAYOUT;
+    }
+
+    private static final long tail$OFFSET = 120;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * float *tail
+     * }
+     */
+    public static final long tail$offset() {
+        return tail$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * float *tail
+     * }
+     */
+    public static MemorySegment tail(MemorySegment struct) {
+        return struct.get(tail$LAYOUT, tail$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * float *tail
+     * }
+     */
+    public static void tail(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(tail$LAYOUT, tail$OFFSET, fieldValue);
     }
 
     /**

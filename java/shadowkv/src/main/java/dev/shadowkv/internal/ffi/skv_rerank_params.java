@@ -29,6 +29,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t select;
  *     int32_t *selected;
  *     int32_t *selected_count;
+ *     float *tail;
  * }
  * }
  */
@@ -55,7 +56,8 @@ public class skv_rerank_params {
         ShadowKv.C_INT.withName("select"),
         MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("selected"),
-        ShadowKv.C_POINTER.withName("selected_count")
+        ShadowKv.C_POINTER.withName("selected_count"),
+        ShadowKv.C_POINTER.withName("tail")
     ).withName("skv_rerank_params");
 
     /**
@@ -679,6 +681,50 @@ public class skv_rerank_params {
      */
     public static void selected_count(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(selected_count$LAYOUT, selected_count$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout tail$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("tail"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * float *tail
+     * }
+     */
+    public static final AddressLayout tail$layout() {
+        return tail$LAYOUT;
+    }
+
+    private static final long tail$OFFSET = 168;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * float *tail
+     * }
+     */
+    public static final long tail$offset() {
+        return tail$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * float *tail
+     * }
+     */
+    public static MemorySegment tail(MemorySegment struct) {
+        return struct.get(tail$LAYOUT, tail$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * float *tail
+     * }
+     */
+    public static void tail(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(tail$LAYOUT, tail$OFFSET, fieldValue);
     }
 
     /**

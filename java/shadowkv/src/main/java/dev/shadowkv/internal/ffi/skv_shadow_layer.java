@@ -31,6 +31,8 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t *slot_stamp;
  *     int64_t chunk_capacity;
  *     int64_t outlier_capacity;
+ *     float *moments;
+ *     void *slot_keys;
  * }
  * }
  */
@@ -56,7 +58,9 @@ public class skv_shadow_layer {
         ShadowKv.C_POINTER.withName("slot_chunk"),
         ShadowKv.C_POINTER.withName("slot_stamp"),
         ShadowKv.C_LONG.withName("chunk_capacity"),
-        ShadowKv.C_LONG.withName("outlier_capacity")
+        ShadowKv.C_LONG.withName("outlier_capacity"),
+        ShadowKv.C_POINTER.withName("moments"),
+        ShadowKv.C_POINTER.withName("slot_keys")
     ).withName("skv_shadow_layer");
 
     /**
@@ -768,6 +772,94 @@ public class skv_shadow_layer {
      */
     public static void outlier_capacity(MemorySegment struct, long fieldValue) {
         struct.set(outlier_capacity$LAYOUT, outlier_capacity$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout moments$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("moments"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * float *moments
+     * }
+     */
+    public static final AddressLayout moments$layout() {
+        return moments$LAYOUT;
+    }
+
+    private static final long moments$OFFSET = 128;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * float *moments
+     * }
+     */
+    public static final long moments$offset() {
+        return moments$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * float *moments
+     * }
+     */
+    public static MemorySegment moments(MemorySegment struct) {
+        return struct.get(moments$LAYOUT, moments$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * float *moments
+     * }
+     */
+    public static void moments(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(moments$LAYOUT, moments$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout slot_keys$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("slot_keys"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * void *slot_keys
+     * }
+     */
+    public static final AddressLayout slot_keys$layout() {
+        return slot_keys$LAYOUT;
+    }
+
+    private static final long slot_keys$OFFSET = 136;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * void *slot_keys
+     * }
+     */
+    public static final long slot_keys$offset() {
+        return slot_keys$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * void *slot_keys
+     * }
+     */
+    public static MemorySegment slot_keys(MemorySegment struct) {
+        return struct.get(slot_keys$LAYOUT, slot_keys$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * void *slot_keys
+     * }
+     */
+    public static void slot_keys(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(slot_keys$LAYOUT, slot_keys$OFFSET, fieldValue);
     }
 
     /**

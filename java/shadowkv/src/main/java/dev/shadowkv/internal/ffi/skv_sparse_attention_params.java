@@ -28,6 +28,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     const int32_t *selected;
  *     const int32_t *selected_slot;
  *     const int32_t *selected_count;
+ *     const float *tail;
  *     void *output;
  *     float *log_sum_exp;
  * }
@@ -54,6 +55,7 @@ public class skv_sparse_attention_params {
         ShadowKv.C_POINTER.withName("selected"),
         ShadowKv.C_POINTER.withName("selected_slot"),
         ShadowKv.C_POINTER.withName("selected_count"),
+        ShadowKv.C_POINTER.withName("tail"),
         ShadowKv.C_POINTER.withName("output"),
         ShadowKv.C_POINTER.withName("log_sum_exp")
     ).withName("skv_sparse_attention_params");
@@ -637,6 +639,50 @@ public class skv_sparse_attention_params {
         struct.set(selected_count$LAYOUT, selected_count$OFFSET, fieldValue);
     }
 
+    private static final AddressLayout tail$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("tail"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const float *tail
+     * }
+     */
+    public static final AddressLayout tail$layout() {
+        return tail$LAYOUT;
+    }
+
+    private static final long tail$OFFSET = 152;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const float *tail
+     * }
+     */
+    public static final long tail$offset() {
+        return tail$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const float *tail
+     * }
+     */
+    public static MemorySegment tail(MemorySegment struct) {
+        return struct.get(tail$LAYOUT, tail$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const float *tail
+     * }
+     */
+    public static void tail(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(tail$LAYOUT, tail$OFFSET, fieldValue);
+    }
+
     private static final AddressLayout output$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("output"));
 
     /**
@@ -649,7 +695,7 @@ public class skv_sparse_attention_params {
         return output$LAYOUT;
     }
 
-    private static final long output$OFFSET = 152;
+    private static final long output$OFFSET = 160;
 
     /**
      * Offset for field:
@@ -693,7 +739,7 @@ public class skv_sparse_attention_params {
         return log_sum_exp$LAYOUT;
     }
 
-    private static final long log_sum_exp$OFFSET = 160;
+    private static final long log_sum_exp$OFFSET = 168;
 
     /**
      * Offset for field:
