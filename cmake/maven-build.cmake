@@ -1,6 +1,7 @@
 # The native half of `mvn`: configure, build, put the library where the jar takes it from. Quiet unless it fails.
 #
-#   cmake -DINSTALL_TO=<folder> -DFACTS_TO=<folder> [-DSHADOWKV_CUDA=..] [-DSHADOWKV_CUDA_ARCHITECTURES=..] -P cmake/maven-build.cmake
+#   cmake -DINSTALL_TO=<folder> -DFACTS_TO=<folder> [-DSHADOWKV_CUDA=..] [-DSHADOWKV_CUDA_ARCHITECTURES=..]
+#         [-DTARGET=shadowkv] -P cmake/maven-build.cmake
 
 cmake_minimum_required(VERSION 3.22)
 get_filename_component(ROOT "${CMAKE_CURRENT_LIST_DIR}/.." ABSOLUTE)
@@ -34,7 +35,12 @@ run("Configuring the natives" "${CMAKE_COMMAND}" -S "${ROOT}" -B "${BUILD}" ${op
 string(REGEX MATCH "CUDA backend: [^\n]*" backend "${output}")
 
 cmake_host_system_information(RESULT cores QUERY NUMBER_OF_LOGICAL_CORES)
-run("Building the natives" "${CMAKE_COMMAND}" --build "${BUILD}" --parallel ${cores})
+# Who only wants to use the library need not wait for its tests and benchmarks.
+set(target "")
+if(TARGET)
+  set(target --target "${TARGET}")
+endif()
+run("Building the natives" "${CMAKE_COMMAND}" --build "${BUILD}" --parallel ${cores} ${target})
 
 function(install file folder)
   if(NOT EXISTS "${BUILD}/native/${file}")
@@ -46,7 +52,7 @@ function(install file folder)
 endfunction()
 
 install(libshadowkv.so "${INSTALL_TO}")
-if(FACTS_TO)
+if(FACTS_TO AND NOT TARGET)
   install(abi-facts/abi-facts.txt "${FACTS_TO}")
 endif()
 message(STATUS "libshadowkv.so is up to date; ${backend}")
