@@ -41,8 +41,10 @@ final class EvalSuites {
         @Option(names = "--seed", paramLabel = "N", defaultValue = "1", description = "Decides the prompts.")
         private long seed;
 
-        private List<Integer> lengths() {
+        /** Refuses a length that the model has no positions for at once, not when its turn comes. */
+        private List<Integer> lengths(ModelConfig config) {
             Quantity.requirePositive("--lengths", lengths.stream().mapToInt(Integer::intValue).toArray());
+            lengths.forEach(length -> ModelArguments.requirePositions(config, length, "a prompt of --lengths"));
             return lengths;
         }
 
@@ -69,7 +71,7 @@ final class EvalSuites {
         Suite suite(Tokenizer tokenizer, PromptEncoder encoder, ModelConfig config) {
             List<NeedleTask> chosen =
                     tasks == null ? NeedleTask.all() : tasks.stream().map(NeedleTask::ofCode).toList();
-            return NeedleSuite.tasks(tokenizer, chosen, made.lengths(), samples, made.seed);
+            return NeedleSuite.tasks(tokenizer, chosen, made.lengths(config), samples, made.seed);
         }
 
         @Override
@@ -108,7 +110,7 @@ final class EvalSuites {
         Suite suite(Tokenizer tokenizer, PromptEncoder encoder, ModelConfig config) {
             RulerSuite.Builder builder = RulerSuite.builder(tokenizer)
                     .tasks(tasks == null ? RulerTask.selfContained() : tasks.stream().map(RulerTask::ofCode).toList())
-                    .lengths(made.lengths())
+                    .lengths(made.lengths(config))
                     .samples(samples)
                     .seed(made.seed)
                     .overheadTokens(encoder.overheadTokens());
@@ -155,12 +157,12 @@ final class EvalSuites {
             if (haystack == null && NeedleSuite.fits(tokenizer)) {
                 // That model knows no words but those of its own haystack.
                 return NeedleSuite.grid(
-                        tokenizer, NeedleTask.NIAH_SINGLE, made.lengths(), NiahSuite.depths(depths), samples, made.seed);
+                        tokenizer, NeedleTask.NIAH_SINGLE, made.lengths(config), NiahSuite.depths(depths), samples, made.seed);
             }
             return new NiahSuite(
                     tokenizer,
                     haystack == null ? Haystack.generated() : Haystack.read(haystack),
-                    made.lengths(),
+                    made.lengths(config),
                     NiahSuite.depths(depths),
                     samples,
                     made.seed,

@@ -40,7 +40,7 @@ abstract class SuiteCommand implements Callable<Integer> {
             names = "--samples",
             paramLabel = "N",
             defaultValue = "20",
-            description = "Prompts a task and length. Default: ${DEFAULT-VALUE}.")
+            description = "Prompts a task and length, of niah also a depth. Default: ${DEFAULT-VALUE}.")
     int samples;
 
     @Option(

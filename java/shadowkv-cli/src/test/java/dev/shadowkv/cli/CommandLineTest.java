@@ -224,6 +224,9 @@ class CommandLineTest {
                         "half=shadow,rank=40,budget=128", "--variant", "whole=shadow,rank=40,budget=256", "--json")
                 .json();
         assertThat(report.path("scores")).hasSize(3).allMatch(row -> row.path("mean").asDouble() > 0.5);
+        assertRefused(
+                run("eval", "niah", "--model", NEEDLE, "--lengths", "1024,65536", "--out", folder.resolve("x.jsonl")), 1, "65536", "32768");
+        assertThat(folder.resolve("x.jsonl")).doesNotExist();
         for (String chart : List.of("depths-exact.png", "depths-half.png", "depths-whole.png", "budget-1024.png")) {
             assertThat(charts.resolve(chart)).isNotEmptyFile();
         }

@@ -26,7 +26,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.BitSet;
 import java.util.List;
-import java.util.function.IntConsumer;
+import java.util.function.LongConsumer;
 
 /**
  * One captured layer as a shadow cache would have it, made of the kernels that such a cache is made of, so that one can
@@ -73,10 +73,11 @@ final class IndexedLayer implements AutoCloseable {
     private final List<Integer> residualIds = new ArrayList<>();
     /** Share of the energy that the basis misses, of each token behind the first index; empty where nothing is folded. */
     private float[] residual = {};
-    /** Takes the first so many chunks of the index into the moments; null where the tail takes no part. */
-    private IntConsumer sum;
-    /** Chunks in the moments. */
-    private int summed;
+    /** Sums over the chunks that are in the index at a step, and how many chunks they are of now; null without a tail. */
+    private DeviceBuffer moments;
+
+    private LongConsumer sumMoments;
+    private int summed = -1;
 
     /** {@code [steps][queryHeads][headDim]} and {@code [tokens][keyValueHeads][headDim]}, rotated. */
     final float[] rotatedQueries;
@@ -225,16 +226,10 @@ final class IndexedLayer implements AutoCloseable {
         MemorySegment host = pinned.allocate((long) heads * chunks * g.chunk() * dim * g.valueType().bytes(), 64);
         DeviceBuffer valueScales = g.valueType() == ElementType.F8_E4M3 ? allocate(ElementType.F32, heads, chunks) : null;
         cache.valueStore(values, heads, dim, g.chunk(), 0, indexed, host, g.valueType(), valueScales, chunks);
-        DeviceBuffer moments = options.tailTakesPart() ? allocate(ElementType.F32, g.momentFloats()) : null;
+        moments = options.tailTakesPart() ? allocate(ElementType.F32, g.momentFloats()) : null;
         if (moments != null) {
-            sum = count -> {
-                boolean grown = count >= summed && summed > 0;
-                int first = grown ? summed : 0;
-                cache.momentUpdate(
-                        keys, values, heads, dim, g.chunk(), first, count - first, radius, chunks,
-                        grown ? MomentChange.ADD : MomentChange.REPLACE, moments);
-                summed = count;
-            };
+            sumMoments = chunksNow -> cache.momentUpdate(
+                    keys, values, heads, dim, g.chunk(), 0, chunksNow, radius, chunks, MomentChange.REPLACE, moments);
         }
         layers.set(0, new ShadowLayer(
                 coefficients, basis, landmarks, landmarkScales, radius, outlierKeys, outlierValues, recent(keys), recent(values), host,
@@ -316,10 +311,11 @@ final class IndexedLayer implements AutoCloseable {
         int begin = begin(step);
         int indexedNow = begin / g.chunk();
         states.set(0, length(step), begin, indexedNow, outliers + dense(indexedNow), step + 1);
-        states.upload();
-        if (sum != null && summed != indexedNow) {
-            sum.accept(indexedNow);
+        if (moments != null && indexedNow != summed) {
+            sumMoments.accept(indexedNow);
+            summed = indexedNow;
         }
+        states.upload();
         long width = (long) g.queryHeads() * g.headDim();
         Rows query = Rows.of(queries.slice(4 * step * width, 4 * width), ElementType.F32);
         try (DeviceArena scratch = device.newArena()) {

@@ -22,7 +22,6 @@ import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
-import org.junit.jupiter.params.provider.ValueSource;
 
 class IndexedLayerTest {
     private static final int QUERY_HEADS = 8;
@@ -136,8 +135,8 @@ class IndexedLayerTest {
 
     /** With folding too: the cache folds, step by step. */
     @ParameterizedTest
-    @ValueSource(doubles = {0, 3})
-    void foldsWhenTheCacheFolds(double rerank) {
+    @CsvSource({"0, true", "3, true", "0, false", "3, false"})
+    void foldsWhenTheCacheFolds(double rerank, boolean tail) {
         LayerCapture whole = capture();
         int steps = 219;
         Random random = new Random(seed + 1);
@@ -154,8 +153,8 @@ class IndexedLayerTest {
         int different = 0;
         // When tokens fold does not depend on the device; F32 leaves few near ties.
         try (Device device = Device.cpu(2);
-                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, true), true);
-                ShadowKvCache cache = cache(device, rope, rerank, true);
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail), true);
+                ShadowKvCache cache = cache(device, rope, rerank, tail);
                 KvSession session = cache.open(TOKENS)) {
             session.append(
                     0, sealed, MemorySegment.ofArray(Arrays.copyOf(keys, sealed * width)),
