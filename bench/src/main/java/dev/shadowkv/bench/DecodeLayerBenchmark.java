@@ -42,7 +42,7 @@ public class DecodeLayerBenchmark extends DecodeState {
     public double rerank;
 
     /** Whether tokens that are not selected take part. */
-    @Param("true")
+    @Param("false")
     public boolean tail;
 
     private DeviceBuffer keys;
