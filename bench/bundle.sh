@@ -2,7 +2,7 @@
 # Makes dist/shadowkv-<version>-linux-x86_64.tar.gz: command line, tests, benchmarks and native tests with a Java
 # runtime of their own, for a machine that has neither JDK nor Maven (glibc as of Debian 12 or newer).
 #
-#   bench/bundle.sh [--with-openblas] [Maven options, as -Dshadowkv.cuda.architectures=90]
+#   bench/bundle.sh [--with-openblas] [Maven options, as -Dshadowkv.cuda.architectures=90a-real]
 #
 # OpenBLAS serves the CPU backend alone, which works without it or takes the machine's own; with it in the archive the
 # limit of 64 MiB is not kept.

@@ -39,6 +39,22 @@ struct Shape {
   }
 };
 
+// All rotated, stored in one type; the rest as above.
+inline Shape shape(int group, int heads, int dim, int chunk, int rank, int storage, int query, int slots = 0) {
+  Shape s;
+  s.group = group;
+  s.heads = heads;
+  s.dim = dim;
+  s.rotary = dim;
+  s.chunk = chunk;
+  s.rank = rank;
+  s.storage = s.value = s.landmark = storage;
+  s.query = query;
+  s.output = query;
+  s.slots = slots;
+  return s;
+}
+
 struct Session {
   Session(const Shape& s, std::int64_t length, std::int64_t recent_begin, int outlier_count, std::mt19937_64& random)
       : shape(s),

@@ -480,21 +480,6 @@ void check_refusals() {
   CHECK(refused(SKV_INVALID_ARGUMENT, [&] { RUN(decode_layer, layer.params(b)); }));
 }
 
-Shape shape(int group, int heads, int dim, int chunk, int rank, int storage, int query, int slots = 0) {
-  Shape s;
-  s.group = group;
-  s.heads = heads;
-  s.dim = dim;
-  s.rotary = dim;
-  s.chunk = chunk;
-  s.rank = rank;
-  s.storage = s.value = s.landmark = storage;
-  s.query = query;
-  s.output = query;
-  s.slots = slots;
-  return s;
-}
-
 }  // namespace
 
 int main() {

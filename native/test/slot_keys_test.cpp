@@ -303,17 +303,8 @@ void test_refusals() {
   }));
 }
 
-Shape shape(int group, int heads, int dim, int chunk, int rank, int storage, int query) {
-  Shape s;
-  s.group = group;
-  s.heads = heads;
-  s.dim = dim;
-  s.rotary = dim;
-  s.chunk = chunk;
-  s.rank = rank;
-  s.storage = s.value = s.landmark = storage;
-  s.query = query;
-  s.output = query;
+Shape selecting(int group, int heads, int dim, int chunk, int rank, int storage, int query) {
+  Shape s = shape(group, heads, dim, chunk, rank, storage, query);
   s.select = 37;
   return s;
 }
@@ -324,10 +315,10 @@ int main() {
   generator = check::fresh_generator();
   for (instruction_set = 1; instruction_set <= static_cast<int>(skv::cpu::best_instruction_set()); ++instruction_set) {
     std::vector<Shape> shapes = {
-        shape(4, 2, 128, 8, 40, SKV_BF16, SKV_F32),   shape(1, 3, 64, 8, 16, SKV_F32, SKV_F32),
-        shape(7, 2, 128, 16, 33, SKV_BF16, SKV_F16),  shape(8, 1, 96, 16, 64, SKV_F16, SKV_F16),
-        shape(16, 1, 64, 8, 100, SKV_BF16, SKV_BF16), shape(3, 1, 256, 16, 20, SKV_BF16, SKV_F32),
-        shape(2, 2, 2, 8, 16, SKV_F32, SKV_F32),      shape(5, 1, 70, 8, 21, SKV_BF16, SKV_F32)};
+        selecting(4, 2, 128, 8, 40, SKV_BF16, SKV_F32),   selecting(1, 3, 64, 8, 16, SKV_F32, SKV_F32),
+        selecting(7, 2, 128, 16, 33, SKV_BF16, SKV_F16),  selecting(8, 1, 96, 16, 64, SKV_F16, SKV_F16),
+        selecting(16, 1, 64, 8, 100, SKV_BF16, SKV_BF16), selecting(3, 1, 256, 16, 20, SKV_BF16, SKV_F32),
+        selecting(2, 2, 2, 8, 16, SKV_F32, SKV_F32),      selecting(5, 1, 70, 8, 21, SKV_BF16, SKV_F32)};
     shapes[2].landmark = SKV_I8;
     shapes[3].value = SKV_F8_E4M3;
     shapes[4].value = SKV_F8_E4M3;

@@ -572,20 +572,6 @@ void check_meaning() {
   CHECK(off < 0.05 * off_without);
 }
 
-Shape shape(int group, int heads, int dim, int chunk, int rank, int storage, int query) {
-  Shape s;
-  s.group = group;
-  s.heads = heads;
-  s.dim = dim;
-  s.rotary = dim;
-  s.chunk = chunk;
-  s.rank = rank;
-  s.storage = s.value = s.landmark = storage;
-  s.query = query;
-  s.output = query;
-  return s;
-}
-
 }  // namespace
 
 int main() {
