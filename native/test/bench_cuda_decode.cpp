@@ -111,9 +111,10 @@ class StageTimes {
     skv::cuda::count_clusters(traits_);
     int least = 0, greatest = 0;
     check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "priorities");
-    for (auto& side : side_) {
-      const int priority = &side == &side_.back() ? least : greatest;  // as the backend's own
-      check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, priority), "stream");
+    for (int i = 0; i < skv::cuda::Launch::kSideStreams; ++i) {
+      check(cudaStreamCreateWithPriority(&side_[static_cast<std::size_t>(i)], cudaStreamNonBlocking,
+                                         skv::cuda::Launch::side_priority(i, least, greatest)),
+            "stream");
     }
     for (auto& event : events_) {
       check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "event");
@@ -168,7 +169,7 @@ class StageTimes {
   skv::cuda::Cublas cublas_;
   std::array<cudaStream_t, skv::cuda::Launch::kSideStreams> side_ = {};
   std::array<cudaEvent_t, skv::cuda::Launch::kEvents> events_ = {};
-  std::array<cudaEvent_t, 80> marks_ = {};
+  std::array<cudaEvent_t, 160> marks_ = {};
 };
 
 struct Ceilings {

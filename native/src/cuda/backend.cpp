@@ -102,10 +102,10 @@ class CudaBackend final : public Backend {
       } else {
         stream_ = reinterpret_cast<cudaStream_t>(params.stream);
       }
-      // The last is for work as urgent as that on the context's stream, the others for what it waits for.
-      for (cudaStream_t& side : side_) {
-        const int priority = &side == &side_.back() ? least : greatest;
-        check(cudaStreamCreateWithPriority(&side, cudaStreamNonBlocking, priority), "creating a side stream");
+      for (int i = 0; i < Launch::kSideStreams; ++i) {
+        check(cudaStreamCreateWithPriority(&side_[static_cast<std::size_t>(i)], cudaStreamNonBlocking,
+                                           Launch::side_priority(i, least, greatest)),
+              "creating a side stream");
       }
       for (cudaEvent_t& event : events_) {
         check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "creating an event");

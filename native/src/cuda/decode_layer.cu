@@ -6,7 +6,7 @@
 namespace skv::cuda {
 namespace {
 
-constexpr int kMostGroups = 16;
+constexpr int kMostGroups = 32;
 
 // Parts of the batch: part i is the pairs from bound[i] to bound[i + 1].
 struct Groups {
@@ -21,9 +21,9 @@ struct Groups {
 // Parts whose values are fetched, and attended, one after the other: small ones leave little attention behind the last
 // fetch; each costs launches.
 Groups fetched_groups(const skv_decode_layer_params& p) {
-  constexpr int kUsualPairs = 8;
+  const int usual_pairs = p.shortlist > 0 ? 16 : 8;
   const int pairs = all_pairs(p.batch, p.geometry).count;
-  const int wanted = p.groups > 0 ? p.groups : pairs / kUsualPairs;
+  const int wanted = p.groups > 0 ? p.groups : pairs / usual_pairs;
   Groups groups;
   groups.count = std::clamp(wanted, 1, std::max(1, std::min(pairs, kMostGroups)));
   for (int i = 0; i <= groups.count; ++i) {
@@ -32,16 +32,18 @@ Groups fetched_groups(const skv_decode_layer_params& p) {
   return groups;
 }
 
-constexpr int kMostSelections = 3;
+constexpr int kSelectStreams = 3;
 
 // Parts that are selected at once: a small one so that the link begins early, then larger ones that keep ahead of it
-// and fill the device. Each ends where a fetched group does.
-Groups selected_groups(const Groups& fetched) {
+// and fill the device, but none so large that fetches wait long for its end; with a rerank, which takes longer than
+// the link, smaller ones. Each ends where a fetched group does.
+Groups selected_groups(const skv_decode_layer_params& p, const Groups& fetched) {
+  const int most = p.shortlist > 0 ? 2 : 8;
   Groups groups;
   groups.count = 0;
   int next = 0;
-  for (int taken = 1; next < fetched.count; taken *= 3) {
-    const int last = groups.count + 1 < kMostSelections ? std::min(next + taken, fetched.count) : fetched.count;
+  for (int taken = 1; next < fetched.count; taken = std::min(2 * taken, most)) {
+    const int last = std::min(next + taken, fetched.count);
     groups.bound[static_cast<std::size_t>(groups.count)] = fetched.bound[static_cast<std::size_t>(next)];
     groups.bound[static_cast<std::size_t>(++groups.count)] = fetched.bound[static_cast<std::size_t>(last)];
     next = last;
@@ -170,8 +172,9 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 
 // The link is what a step waits for, so everything before a fetch only has to keep the link fed, and attention fills
 // what is left of the machine. Fetches take turns on two side streams, so that one begins while another ends.
-// Selections have a stream each, and each begins when all blocks of the one before it have: it takes the SMs that those
-// leave, before attention gets any, but never theirs. All of these are more urgent than attention: the next groups are
+// The first selections have a stream each, and each begins when all blocks of the one before it have: it takes the SMs
+// that those leave, before attention gets any, but never theirs; the rest follow on the last of these streams. Fetches
+// are more urgent than selections, earlier selections than later ones, all of them than attention: the next groups are
 // selected and the last ones attended while the values of a group travel. Attention of the last group begins beside its
 // fetch, and waits for the values only when it needs them. What a selection leaves out is weighed behind it, beside the
 // fetch.
@@ -269,11 +272,11 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   attention.selected_count = s.selected_count;
   attention.output = p.output;
 
-  const Groups fetched = fetched_groups(p), selected = selected_groups(fetched);
+  const Groups fetched = fetched_groups(p), selected = selected_groups(p, fetched);
   const bool piped = fetched.count > 1;
   const auto side = [&](int i) { return piped ? launch.side[i] : launch.stream; };
   cudaStream_t const fetch_streams[2] = {side(0), side(1)};
-  cudaStream_t const select_streams[kMostSelections] = {side(2), side(3), side(4)};
+  cudaStream_t const select_streams[kSelectStreams] = {side(2), side(3), side(4)};
   cudaStream_t const attention_streams[2] = {launch.stream, side(5)};
   int event = 0;
   const auto order = [&](cudaStream_t earlier, cudaStream_t later) {
@@ -282,7 +285,8 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
     }
   };
   // Behind the new tokens, and behind nothing that follows them on the caller's stream.
-  for (int i = 0; i < selected.count; ++i) {
+  const int select_stream_count = std::min(selected.count, kSelectStreams);
+  for (int i = 0; i < select_stream_count; ++i) {
     order(launch.stream, select_streams[i]);
   }
   int selections = 0;
@@ -292,9 +296,9 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
     const PairRange pairs = fetched.range(group);
     if (selections < selected.count && selected.range(selections).first == pairs.first) {
       const PairRange part = selected.range(selections);
-      select_stream = select_streams[selections];
+      select_stream = select_streams[std::min(selections, kSelectStreams - 1)];
       const int at_once = part.count + (selections == 1 ? selected.range(0).count : 0);
-      const bool another = selections + 1 < selected.count;
+      const bool another = selections + 1 < select_stream_count;
       cudaEvent_t const begun = another ? launch.events[event++] : nullptr;
       launch_selection(selection, s.selection, selection_plan, launch.traits, part, at_once, begun, select_stream);
       if (another) {
@@ -328,7 +332,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   if (attended_aside) {
     order(attention_streams[1], launch.stream);
   }
-  for (int i = 0; p.tail && i < selected.count; ++i) {
+  for (int i = 0; p.tail && i < select_stream_count; ++i) {
     order(select_streams[i], launch.stream);
   }
   CombineOutput out;

@@ -10,6 +10,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -84,10 +85,15 @@ class Workspace {
 
 struct Launch {
   static constexpr int kSideStreams = 6;
-  static constexpr int kEvents = 64;
+  static constexpr int kEvents = 128;
+
+  // Side streams are less urgent from one to the next, the first two alike, the last no more than `least`.
+  static int side_priority(int index, int least, int greatest) {
+    return index == kSideStreams - 1 ? least : std::min(least, greatest + std::max(0, index - 1));
+  }
 
   cudaStream_t stream = nullptr;
-  cudaStream_t* side = nullptr;   // [kSideStreams], non-blocking; the last as urgent as stream, the others more
+  cudaStream_t* side = nullptr;   // [kSideStreams], non-blocking, with side_priority
   cudaEvent_t* events = nullptr;  // [kEvents], without timing; free for any use within one operation
   Workspace workspace;
   const DeviceTraits& traits;
