@@ -28,7 +28,7 @@ extern "C" {
 #define SKV_API
 #endif
 
-enum { SKV_ABI_VERSION = 2 };
+enum { SKV_ABI_VERSION = 3 };
 
 typedef struct skv_context skv_context;
 typedef struct skv_graph skv_graph;
@@ -126,6 +126,7 @@ SKV_API skv_status skv_outlier_select(skv_context *context, const skv_outlier_se
 SKV_API skv_status skv_chunk_gather(skv_context *context, const skv_chunk_gather_params *params);
 SKV_API skv_status skv_value_store(skv_context *context, const skv_value_store_params *params);
 SKV_API skv_status skv_moment_update(skv_context *context, const skv_moment_update_params *params);
+SKV_API skv_status skv_value_fit(skv_context *context, const skv_value_fit_params *params);
 
 /* --- Decoding ------------------------------------------------------------------------------- */
 

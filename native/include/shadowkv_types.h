@@ -72,7 +72,8 @@ enum {
   SKV_OP_CONVERT = 23,
   SKV_OP_ARGMAX = 24,
   SKV_OP_RANDOM_FILL = 25,
-  SKV_OP_MOMENT_UPDATE = 26
+  SKV_OP_MOMENT_UPDATE = 26,
+  SKV_OP_VALUE_FIT = 27
 };
 
 /* Limits that both backends share. */
@@ -162,6 +163,7 @@ typedef struct skv_shadow_layer {
   int64_t outlier_capacity;
   float *moments;          /* [K][D*D + 2*D + 4] or null: sums over the indexed tokens of a head, of v k^T ([D][D], row = element of v), k, v and 1 (three floats unused) */
   void *slot_keys;         /* [K][slots][C][D] storage_type, rotated, or null; CPU only. Not null: rebuilt keys are rounded to storage_type wherever they are used, also with slots = 0, and values are read in place. With slots > 0, skv_decode_layer keeps these keys in the slots and rebuilds only those of chunks that are in none: of its shortlist where it reranks (slots >= shortlist), else of its selection; all sessions of a batch or none have it. Whoever changes the coefficients of a chunk sets slot_chunk to -1 where that chunk is. The other operations do not fill such slots: after skv_cache_plan on them, slot_chunk is to be set to -1 */
+  void *value_basis;       /* [K][r][D] storage_type or null: v ~ coefficients . value_basis, for the tokens that a rerank drops */
 } skv_shadow_layer;
 
 /* One layer of one session in a dense cache. */
@@ -338,6 +340,24 @@ typedef struct skv_moment_update_params {
 } skv_moment_update_params;
 
 /*
+ * Fits the map from coefficients to values, v ~ a . value_basis, by least squares over the given tokens, without
+ * a constant: row j of a head is sum(a_j v) / sum(a_j^2). The columns of the coefficients must be orthogonal over
+ * those tokens, as skv_low_rank_factor makes them of the tokens that it is given: each row is fitted by itself.
+ * A column whose sum(a_j^2) is at most 2^-24 of the largest one's is rounding alone and gives a row of zeros, as a
+ * column of zeros does. Accumulates in fp32 and rounds once, at the end.
+ */
+typedef struct skv_value_fit_params {
+  uint32_t struct_size;
+  int32_t storage_type;      /* of coefficients, values and value_basis */
+  int32_t key_value_heads, head_dim, rank;
+  const void *coefficients;  /* [..][r], row = position */
+  const void *values;        /* [K][capacity][D], row = position % capacity */
+  int64_t capacity;          /* tokens, >= tokens */
+  int64_t first_position, tokens; /* tokens may be 0: rows of zeros */
+  void *value_basis;         /* [K][r][D] */
+} skv_value_fit_params;
+
+/*
  * Picks chunks by landmark. Logit of chunk c for query head h:
  * (q_h . mean_c + radius_weight * |q_h| * radius_c) / sqrt(D); score of a chunk for a key/value head: the
  * largest, over its G query heads, of logit - logsumexp over all indexed chunks. The `select` best are
@@ -380,7 +400,9 @@ typedef struct skv_rerank_params {
   int32_t select;            /* S <= shortlist_stride */
   int32_t *selected;         /* [B][K][S], ascending */
   int32_t *selected_count;   /* [B][K] */
-  float *tail;               /* [B][H] or null: what landmark_topk left for the shortlist; the shortlisted chunks not selected are added with their exact weight */
+  float *tail;               /* [B][H] or null: what landmark_topk left for the shortlist; the shortlisted chunks not selected are added with their exact weight, with `dropped` only of layers without value_basis */
+  float *dropped;            /* [B][H] or null: natural log of the exact weight of the shortlisted tokens not selected: of the sum of p = exp(q_h . key / sqrt(D)) over them; -infinity: there are none, or the layer has no value_basis */
+  float *dropped_values;     /* [B][H][D], with dropped: their value, sum(p * coefficients) / sum(p) . value_basis; not written where dropped is -infinity */
 } skv_rerank_params;
 
 /*
@@ -434,6 +456,8 @@ typedef struct skv_sparse_attention_params {
   const int32_t *selected_slot;   /* [B][K][S] */
   const int32_t *selected_count;  /* [B][K] */
   const float *tail;         /* [B][H] or null: natural log of the weight of the indexed tokens not selected. They take part in the softmax as one token of that weight and the value mean(v) + cov(v, k) q_h / sqrt(D), by the moments of the layer. No such part: where the weight is not finite, a layer has no moments or a head none of its tokens in them */
+  const float *dropped;      /* [B][H] or null: natural log of the weight of a further part of the softmax, as skv_rerank gives it; no such part where it is not finite */
+  const float *dropped_values; /* [B][H][D], with dropped: the value of that part */
   void *output;              /* [B][H][D] */
   float *log_sum_exp;        /* [B][H] or null: natural log of the softmax denominator */
 } skv_sparse_attention_params;
@@ -495,7 +519,7 @@ typedef struct skv_decode_layer_params {
   int32_t shortlist;         /* chunks to rerank, > S; 0: no rerank */
   int64_t max_chunks;        /* no session of the batch has more indexed chunks */
   int32_t groups;            /* CUDA: how many parts of the batch are pipelined; 0: default */
-  int32_t tail;              /* not 0: the tokens left out take part by their landmarks and the layers' moments */
+  int32_t tail;              /* not 0: the tokens left out take part by their landmarks and the layers' moments; with a shortlist and a layer's value_basis, those that the rerank drops by their exact weight and predicted value */
   void *output;              /* [B][H][D] */
   skv_decode_counters *counters; /* [B] or null */
 } skv_decode_layer_params;

@@ -15,6 +15,7 @@
   X(chunk_gather, skv_chunk_gather_params, skv_chunk_gather, SKV_OP_CHUNK_GATHER)                  \
   X(value_store, skv_value_store_params, skv_value_store, SKV_OP_VALUE_STORE)                      \
   X(moment_update, skv_moment_update_params, skv_moment_update, SKV_OP_MOMENT_UPDATE)              \
+  X(value_fit, skv_value_fit_params, skv_value_fit, SKV_OP_VALUE_FIT)                              \
   X(landmark_topk, skv_landmark_topk_params, skv_landmark_topk, SKV_OP_LANDMARK_TOPK)              \
   X(rerank, skv_rerank_params, skv_rerank, SKV_OP_RERANK)                                          \
   X(cache_plan, skv_cache_plan_params, skv_cache_plan, SKV_OP_CACHE_PLAN)                          \

@@ -211,6 +211,30 @@ void test_building() {
   moments.REFUSES(rotated_keys = nullptr, kInvalid, "rotated_keys is null");
   moments.REFUSES(values = nullptr, kInvalid, "values is null");
   moments.REFUSES(moments = nullptr, kInvalid, "moments is null");
+
+  auto w = sized<skv_value_fit_params>();
+  w.key_value_heads = 2;
+  w.head_dim = 32;
+  w.rank = 16;
+  w.coefficients = memory;
+  w.values = memory + 65536;
+  w.capacity = 32;
+  w.first_position = 16;
+  w.tokens = 32;
+  w.value_basis = memory + 131072;
+  const Entry<skv_value_fit_params> fits{skv_value_fit, "skv_value_fit", w};
+  fits.REFUSES(storage_type = SKV_I8, kUnsupported, "storage_type is 4 (I8)");
+  fits.REFUSES(key_value_heads = 33, kUnsupported, "key_value_heads is 33");
+  fits.REFUSES(head_dim = 31, kUnsupported, "must be even");
+  fits.REFUSES(rank = 300, kUnsupported, "rank is 300");
+  fits.REFUSES(tokens = -1, kInvalid, "tokens is -1");
+  fits.REFUSES(tokens = 33, kInvalid, "tokens is 33, must be 0..32");
+  fits.REFUSES(first_position = -1, kInvalid, "first_position is -1");
+  fits.REFUSES(first_position = INT64_MAX / 64, kInvalid, "do not fit into 64 bits");
+  fits.REFUSES(capacity = 0, kInvalid, "capacity is 0");
+  fits.REFUSES(coefficients = nullptr, kInvalid, "coefficients is null");
+  fits.REFUSES(values = nullptr, kInvalid, "values is null");
+  fits.REFUSES(value_basis = nullptr, kInvalid, "value_basis is null");
 }
 
 // Without a session: every refusal comes before the backend is asked.
@@ -267,6 +291,7 @@ void test_decoding() {
   rerank.REFUSES(select = 9, kInvalid, "select is 9, must be 1..8");
   rerank.REFUSES(shortlist_stride = 2000, kUnsupported, "shortlist_stride is 2000");
   rerank.REFUSES(shortlist = nullptr, kInvalid, "shortlist is null");
+  rerank.REFUSES(dropped = reinterpret_cast<float*>(memory), kInvalid, "dropped_values is null");
 
   auto c = sized<skv_cache_plan_params>();
   c.geometry = geometry();
@@ -305,6 +330,7 @@ void test_decoding() {
   const Entry<skv_sparse_attention_params> sparse{skv_sparse_attention, "skv_sparse_attention", s};
   sparse.REFUSES(output_type = SKV_I8, kUnsupported, "output_type is 4 (I8)");
   sparse.REFUSES(output = nullptr, kInvalid, "output is null");
+  sparse.REFUSES(dropped = reinterpret_cast<float*>(memory), kInvalid, "dropped_values is null");
   sparse.REFUSES(geometry.head_dim = 300, kUnsupported, "head_dim is 300");
 
   auto d = sized<skv_dense_attention_params>();

@@ -215,4 +215,23 @@ void check_moment_update(const skv_moment_update_params* p, bool pointers) {
   check.pointer("moments", p->moments);
 }
 
+void check_value_fit(const skv_value_fit_params* p, bool pointers) {
+  const Check check = begin("skv_value_fit", p, pointers);
+  check.type("storage_type", p->storage_type);
+  check.heads("key_value_heads", p->key_value_heads);
+  check.head_dim(p->head_dim);
+  check.rank("rank", p->rank);
+  check.at_least("tokens", p->tokens, 0);
+  check.range("first_position", p->first_position, 0, INT64_MAX - p->tokens);
+  check.elements("coefficients", {p->first_position + p->tokens, p->rank});
+  check.at_least("capacity", p->capacity, 1);
+  check.elements("the ring", {p->key_value_heads, p->capacity, p->head_dim});
+  check.range("tokens", p->tokens, 0, p->capacity);
+  if (p->tokens > 0) {
+    check.pointer("coefficients", p->coefficients);
+    check.pointer("values", p->values);
+  }
+  check.pointer("value_basis", p->value_basis);
+}
+
 }  // namespace skv::abi

@@ -49,6 +49,9 @@ void check_rerank(const skv_rerank_params* p, bool pointers) {
   check.pointer("shortlist_count", p->shortlist_count);
   check.pointer("selected", p->selected);
   check.pointer("selected_count", p->selected_count);
+  if (p->dropped) {
+    check.pointer("dropped_values", p->dropped_values);
+  }
 }
 
 void check_cache_plan(const skv_cache_plan_params* p, bool pointers) {
@@ -87,6 +90,9 @@ void check_sparse_attention(const skv_sparse_attention_params* p, bool pointers)
   check.pointer("selected", p->selected);
   check.pointer("selected_slot", p->selected_slot);
   check.pointer("selected_count", p->selected_count);
+  if (p->dropped) {
+    check.pointer("dropped_values", p->dropped_values);
+  }
   check.pointer("output", p->output);
 }
 

@@ -48,6 +48,9 @@ Rerank::Rerank(const skv_rerank_params& p, Execution& execution, const std::int3
   const skv_geometry& g = p.geometry;
   check_shadow_geometry(g, p.query_type, "rerank");
   const ExecutionTraits traits = execution.traits();
+  if (p.dropped) {
+    throw Error(SKV_NOT_AVAILABLE, "the CPU backend predicts no values of dropped tokens");
+  }
   execution.workspace.require(rerank_workspace(p, traits), "rerank");
   Workspace& workspace = execution.workspace;
   const std::uint64_t threads = static_cast<std::uint64_t>(traits.threads);

@@ -61,6 +61,9 @@ SparseAttention::SparseAttention(const skv_sparse_attention_params& p, Execution
   const skv_geometry& g = p.geometry;
   check_shadow_geometry(g, p.query_type, "sparse_attention");
   check_shadow_geometry(g, p.output_type, "sparse_attention");
+  if (p.dropped) {
+    throw Error(SKV_NOT_AVAILABLE, "the CPU backend attends to no dropped tokens");
+  }
   Workspace& workspace = execution.workspace;
   workspace.require(sparse_attention_workspace(p, traits_), "sparse_attention");
   queries_ = prepare_queries(g, p.batch, p.query_type, p.queries, execution);

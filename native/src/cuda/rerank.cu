@@ -246,6 +246,9 @@ std::uint64_t rerank_workspace(const skv_rerank_params& p, const DeviceTraits&) 
 }
 
 void rerank(const skv_rerank_params& p, Launch& launch) {
+  if (p.dropped) {
+    throw Error(SKV_NOT_AVAILABLE, "the CUDA backend predicts no values of dropped tokens");
+  }
   check_rerank(p);
   launch.workspace.require(rerank_workspace(p, launch.traits), "rerank");
   Workspace workspace = launch.workspace;

@@ -593,6 +593,9 @@ std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, c
 }
 
 void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
+  if (p.dropped) {
+    throw Error(SKV_NOT_AVAILABLE, "the CUDA backend attends to no dropped tokens");
+  }
   check_sparse(p);
   launch.workspace.require(sparse_attention_workspace(p, launch.traits), "sparse_attention");
   Workspace workspace = launch.workspace;

@@ -477,6 +477,15 @@ public class ShadowKv {
     public static int SKV_OP_MOMENT_UPDATE() {
         return SKV_OP_MOMENT_UPDATE;
     }
+    private static final int SKV_OP_VALUE_FIT = (int)27L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.SKV_OP_VALUE_FIT = 27
+     * }
+     */
+    public static int SKV_OP_VALUE_FIT() {
+        return SKV_OP_VALUE_FIT;
+    }
     private static final int SKV_MAX_HEAD_DIM = (int)256L;
     /**
      * {@snippet lang=c :
@@ -549,10 +558,10 @@ public class ShadowKv {
     public static int SKV_MAX_BATCH() {
         return SKV_MAX_BATCH;
     }
-    private static final int SKV_ABI_VERSION = (int)2L;
+    private static final int SKV_ABI_VERSION = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum <anonymous>.SKV_ABI_VERSION = 2
+     * enum <anonymous>.SKV_ABI_VERSION = 3
      * }
      */
     public static int SKV_ABI_VERSION() {
@@ -3045,6 +3054,65 @@ public class ShadowKv {
         try {
             if (TRACE_DOWNCALLS) {
                 traceDowncall("skv_moment_update", context, params);
+            }
+            return (int)mh$.invokeExact(context, params);
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class skv_value_fit {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            ShadowKv.C_INT,
+            ShadowKv.C_POINTER,
+            ShadowKv.C_POINTER
+        );
+
+        public static final MemorySegment ADDR = ShadowKv.findOrThrow("skv_value_fit");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * skv_status skv_value_fit(skv_context *context, const skv_value_fit_params *params)
+     * }
+     */
+    public static FunctionDescriptor skv_value_fit$descriptor() {
+        return skv_value_fit.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * skv_status skv_value_fit(skv_context *context, const skv_value_fit_params *params)
+     * }
+     */
+    public static MethodHandle skv_value_fit$handle() {
+        return skv_value_fit.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * skv_status skv_value_fit(skv_context *context, const skv_value_fit_params *params)
+     * }
+     */
+    public static MemorySegment skv_value_fit$address() {
+        return skv_value_fit.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * skv_status skv_value_fit(skv_context *context, const skv_value_fit_params *params)
+     * }
+     */
+    public static int skv_value_fit(MemorySegment context, MemorySegment params) {
+        var mh$ = skv_value_fit.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("skv_value_fit", context, params);
             }
             return (int)mh$.invokeExact(context, params);
         } catch (Throwable ex$) {

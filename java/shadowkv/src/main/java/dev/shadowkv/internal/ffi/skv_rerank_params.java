@@ -30,6 +30,8 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t *selected;
  *     int32_t *selected_count;
  *     float *tail;
+ *     float *dropped;
+ *     float *dropped_values;
  * }
  * }
  */
@@ -57,7 +59,9 @@ public class skv_rerank_params {
         MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("selected"),
         ShadowKv.C_POINTER.withName("selected_count"),
-        ShadowKv.C_POINTER.withName("tail")
+        ShadowKv.C_POINTER.withName("tail"),
+        ShadowKv.C_POINTER.withName("dropped"),
+        ShadowKv.C_POINTER.withName("dropped_values")
     ).withName("skv_rerank_params");
 
     /**
@@ -725,6 +729,94 @@ public class skv_rerank_params {
      */
     public static void tail(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(tail$LAYOUT, tail$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout dropped$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("dropped"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * float *dropped
+     * }
+     */
+    public static final AddressLayout dropped$layout() {
+        return dropped$LAYOUT;
+    }
+
+    private static final long dropped$OFFSET = 176;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * float *dropped
+     * }
+     */
+    public static final long dropped$offset() {
+        return dropped$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * float *dropped
+     * }
+     */
+    public static MemorySegment dropped(MemorySegment struct) {
+        return struct.get(dropped$LAYOUT, dropped$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * float *dropped
+     * }
+     */
+    public static void dropped(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(dropped$LAYOUT, dropped$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout dropped_values$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("dropped_values"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * float *dropped_values
+     * }
+     */
+    public static final AddressLayout dropped_values$layout() {
+        return dropped_values$LAYOUT;
+    }
+
+    private static final long dropped_values$OFFSET = 184;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * float *dropped_values
+     * }
+     */
+    public static final long dropped_values$offset() {
+        return dropped_values$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * float *dropped_values
+     * }
+     */
+    public static MemorySegment dropped_values(MemorySegment struct) {
+        return struct.get(dropped_values$LAYOUT, dropped_values$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * float *dropped_values
+     * }
+     */
+    public static void dropped_values(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(dropped_values$LAYOUT, dropped_values$OFFSET, fieldValue);
     }
 
     /**

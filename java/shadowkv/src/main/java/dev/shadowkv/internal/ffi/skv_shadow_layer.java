@@ -33,6 +33,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int64_t outlier_capacity;
  *     float *moments;
  *     void *slot_keys;
+ *     void *value_basis;
  * }
  * }
  */
@@ -60,7 +61,8 @@ public class skv_shadow_layer {
         ShadowKv.C_LONG.withName("chunk_capacity"),
         ShadowKv.C_LONG.withName("outlier_capacity"),
         ShadowKv.C_POINTER.withName("moments"),
-        ShadowKv.C_POINTER.withName("slot_keys")
+        ShadowKv.C_POINTER.withName("slot_keys"),
+        ShadowKv.C_POINTER.withName("value_basis")
     ).withName("skv_shadow_layer");
 
     /**
@@ -860,6 +862,50 @@ public class skv_shadow_layer {
      */
     public static void slot_keys(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(slot_keys$LAYOUT, slot_keys$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout value_basis$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("value_basis"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * void *value_basis
+     * }
+     */
+    public static final AddressLayout value_basis$layout() {
+        return value_basis$LAYOUT;
+    }
+
+    private static final long value_basis$OFFSET = 144;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * void *value_basis
+     * }
+     */
+    public static final long value_basis$offset() {
+        return value_basis$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * void *value_basis
+     * }
+     */
+    public static MemorySegment value_basis(MemorySegment struct) {
+        return struct.get(value_basis$LAYOUT, value_basis$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * void *value_basis
+     * }
+     */
+    public static void value_basis(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(value_basis$LAYOUT, value_basis$OFFSET, fieldValue);
     }
 
     /**

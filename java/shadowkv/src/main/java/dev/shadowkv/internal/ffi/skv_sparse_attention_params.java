@@ -29,6 +29,8 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     const int32_t *selected_slot;
  *     const int32_t *selected_count;
  *     const float *tail;
+ *     const float *dropped;
+ *     const float *dropped_values;
  *     void *output;
  *     float *log_sum_exp;
  * }
@@ -56,6 +58,8 @@ public class skv_sparse_attention_params {
         ShadowKv.C_POINTER.withName("selected_slot"),
         ShadowKv.C_POINTER.withName("selected_count"),
         ShadowKv.C_POINTER.withName("tail"),
+        ShadowKv.C_POINTER.withName("dropped"),
+        ShadowKv.C_POINTER.withName("dropped_values"),
         ShadowKv.C_POINTER.withName("output"),
         ShadowKv.C_POINTER.withName("log_sum_exp")
     ).withName("skv_sparse_attention_params");
@@ -683,6 +687,94 @@ public class skv_sparse_attention_params {
         struct.set(tail$LAYOUT, tail$OFFSET, fieldValue);
     }
 
+    private static final AddressLayout dropped$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("dropped"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const float *dropped
+     * }
+     */
+    public static final AddressLayout dropped$layout() {
+        return dropped$LAYOUT;
+    }
+
+    private static final long dropped$OFFSET = 160;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const float *dropped
+     * }
+     */
+    public static final long dropped$offset() {
+        return dropped$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const float *dropped
+     * }
+     */
+    public static MemorySegment dropped(MemorySegment struct) {
+        return struct.get(dropped$LAYOUT, dropped$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const float *dropped
+     * }
+     */
+    public static void dropped(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(dropped$LAYOUT, dropped$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout dropped_values$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("dropped_values"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const float *dropped_values
+     * }
+     */
+    public static final AddressLayout dropped_values$layout() {
+        return dropped_values$LAYOUT;
+    }
+
+    private static final long dropped_values$OFFSET = 168;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const float *dropped_values
+     * }
+     */
+    public static final long dropped_values$offset() {
+        return dropped_values$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const float *dropped_values
+     * }
+     */
+    public static MemorySegment dropped_values(MemorySegment struct) {
+        return struct.get(dropped_values$LAYOUT, dropped_values$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const float *dropped_values
+     * }
+     */
+    public static void dropped_values(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(dropped_values$LAYOUT, dropped_values$OFFSET, fieldValue);
+    }
+
     private static final AddressLayout output$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("output"));
 
     /**
@@ -695,7 +787,7 @@ public class skv_sparse_attention_params {
         return output$LAYOUT;
     }
 
-    private static final long output$OFFSET = 160;
+    private static final long output$OFFSET = 176;
 
     /**
      * Offset for field:
@@ -739,7 +831,7 @@ public class skv_sparse_attention_params {
         return log_sum_exp$LAYOUT;
     }
 
-    private static final long log_sum_exp$OFFSET = 168;
+    private static final long log_sum_exp$OFFSET = 184;
 
     /**
      * Offset for field:
