@@ -97,7 +97,9 @@ struct ClusterParams {
   ClusterLayout layout;
   int first_pair;
   int group;
-  int stages;  // tiles of a warp that are under way
+  int stages;            // tiles of a warp that are under way
+  float* listed_logits;  // [B*K][G][listed_stride], or null
+  std::int64_t listed_stride;
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

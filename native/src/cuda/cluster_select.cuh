@@ -168,10 +168,10 @@ __device__ inline int crowded_threshold(const ClusterLayout& layout, int count, 
 }
 
 // Marks the chosen chunks of a share in the bitmap of the cluster's first block, and hands it those that are still to
-// be ranked. Returns the share of the softmax that this thread's marked chunks hold.
-template <class MassOf>
+// be ranked; `list` is told of all these. Returns the share of the softmax that this thread's marked chunks hold.
+template <class List>
 __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, const Share& share, float high,
-                                                 const MassOf& mass_of, unsigned char* shared) {
+                                                 const List& list, unsigned char* shared) {
   const cg::cluster_group cluster = cg::this_cluster();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   auto& memory = *reinterpret_cast<ClusterShared*>(shared);
@@ -200,7 +200,7 @@ __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, co
         bitmap[(share.first + i) / 32] = taken;
       }
       if (bins[w] < threshold) {
-        mass += mass_of(i);
+        mass += list(i);
       }
       if (ranked) {
         int place = 0;
@@ -211,7 +211,7 @@ __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, co
         if (bins[w] == ranked_bin) {
           candidates[place].score = score[w];
           candidates[place].chunk = share.first + i;
-          candidates[place].mass = mass_of(i);
+          candidates[place].mass = list(i);
         }
       }
     }
@@ -220,9 +220,9 @@ __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, co
 }
 
 // The same once the exact threshold is known: of the scores at it, the `equals` first are taken. By one warp, in order.
-template <class MassOf>
+template <class List>
 __device__ inline unsigned long long mark_above(const ClusterLayout& layout, const Share& share, float threshold,
-                                                int equals, const MassOf& mass_of, unsigned char* shared) {
+                                                int equals, const List& list, unsigned char* shared) {
   const cg::cluster_group cluster = cg::this_cluster();
   const int lane = static_cast<int>(threadIdx.x);
   const auto* const scores = reinterpret_cast<const float*>(shared + layout.scores);
@@ -241,7 +241,7 @@ __device__ inline unsigned long long mark_above(const ClusterLayout& layout, con
       bitmap[(share.first + base) / 32] = word;
     }
     if (taken) {
-      mass += mass_of(i);
+      mass += list(i);
     }
     equals -= min(equals, __popc(equal));
   }

@@ -99,9 +99,9 @@ void check_shadow_geometry(const skv_geometry& geometry, std::int32_t query_type
 // not depend on the launch.
 constexpr int kSelectionUnit = 64;
 
-// All null where clusters of blocks keep this to themselves.
+// Null where clusters of blocks keep this to themselves.
 struct SelectionScratch {
-  float* logits = nullptr;     // [B*K][G][chunk_stride]
+  float* logits = nullptr;     // [B*K][G][chunk_stride]; of clusters those of the listed chunks, and only for a tail
   float2* partials = nullptr;  // [B*K][G][units]: largest logit and sum of exponentials of a unit of chunks
   float2* plain = nullptr;     // [B*K][G][units]: the same of logits without what radii add
   float* scores = nullptr;     // [B*K][chunk_stride], only when a row does not fit in shared memory
@@ -109,8 +109,9 @@ struct SelectionScratch {
   std::int64_t units = 0;
 };
 
-std::uint64_t selection_scratch_bytes(const skv_landmark_topk_params& p, const DeviceTraits& traits);
-SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const DeviceTraits& traits,
+// tail: whether the weight of what is not selected will be asked for.
+std::uint64_t selection_scratch_bytes(const skv_landmark_topk_params& p, const DeviceTraits& traits, bool tail);
+SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const DeviceTraits& traits, bool tail,
                                         Workspace& workspace);
 
 // Where a selection is turned into a cache plan by the same kernel; all null when it is not.
@@ -123,7 +124,7 @@ struct PlanOutput {
 
 // at_once: pairs that are selected at the same time, these among them. begun: null, or recorded when another selection
 // can begin without taking this one's place. p.tail gets the weight of all indexed tokens,
-// those selected included: launch_tail sees to the rest.
+// those selected included: launch_tail takes these off.
 void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
                       const DeviceTraits& traits, PairRange pairs, int at_once, cudaEvent_t begun, cudaStream_t stream);
 
@@ -131,17 +132,20 @@ void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch&
 // of logits in device memory.
 [[gnu::visibility("default")]] void count_clusters(DeviceTraits& traits);  // when a context is made
 bool selects_in_clusters(const skv_landmark_topk_params& p, const DeviceTraits& traits);
-void launch_landmark_cluster(const skv_landmark_topk_params& p, const PlanOutput& plan, const DeviceTraits& traits,
-                             PairRange pairs, int at_once, cudaEvent_t begun, cudaStream_t stream);
+void launch_landmark_cluster(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
+                             const DeviceTraits& traits, PairRange pairs, int at_once, cudaEvent_t begun,
+                             cudaStream_t stream);
 void launch_landmark_logits(const skv_landmark_topk_params& p, const SelectionScratch& scratch,
                             const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
 
 struct RerankScratch {
   float* chunk_mass = nullptr;  // [B*K][G][shortlist_stride]: log2 of a chunk's summed exponentials
+  float* scores = nullptr;      // [B*K][G][shortlist_stride*C]: log2 of a token's exponential, or null
 };
 
-std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p);
-RerankScratch take_rerank_scratch(const skv_rerank_params& p, Workspace& workspace);
+// dropped: whether the dropped tokens will be asked for.
+std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p, bool dropped);
+RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool dropped, Workspace& workspace);
 void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan, PairRange pairs,
                    cudaStream_t stream);
 
@@ -155,7 +159,7 @@ struct AttentionPartials {
   float2* statistics = nullptr;
   float* sums = nullptr;
   int splits = 0;
-  int tails = 0;  // of the splits, the last ones, which are not launch_sparse_attention's: 1 or none
+  int tails = 0;  // of the splits, the last ones, which are not launch_sparse_attention's
 };
 
 std::uint64_t attention_partials_bytes(std::int64_t pairs, int splits, const skv_geometry& geometry);
@@ -176,8 +180,10 @@ struct TailParams {
   const skv_shadow_layer* layers = nullptr;
   const skv_session_state* states = nullptr;
   float* weight = nullptr;  // [B][H], natural log; changed in place
-  // Not 0: `weight` is that of all landmarks, and the listed chunks are to be taken off.
-  int subtract = 0;
+  // Given: `weight` is that of all landmarks, and the listed chunks, whose logits these are, are to be taken off.
+  const float* logits = nullptr;  // [B*K][G][chunk_stride]
+  std::int64_t chunk_stride = 0;
+  float radius_weight = 0;                     // that is in the logits
   const std::int32_t* listed = nullptr;        // [B*K][listed_stride], ascending
   const std::int32_t* listed_count = nullptr;  // [B*K]
   int listed_stride = 0;
@@ -186,10 +192,53 @@ struct TailParams {
   const std::int32_t* selected = nullptr;  // [B*K][select], ascending
   const std::int32_t* selected_count = nullptr;
   int select = 0;
+  bool predicted = false;      // ... except in layers with a value basis, where they are a part of their own
   AttentionPartials partials;  // where the part goes; null: nowhere
+  int split = 0;               // which of the parts it is
 };
 
+// The weight of what `selection` leaves out, once launch_selection has made it with `scratch`.
+TailParams tail_of(const skv_landmark_topk_params& selection, const SelectionScratch& scratch);
+// The same, with what `rerank` drops of it.
+void add_dropped(TailParams& tail, const skv_rerank_params& rerank, const RerankScratch& scratch);
 void launch_tail(const TailParams& p, PairRange pairs, cudaStream_t stream);
+
+constexpr int kDroppedTokens = 256;  // of a shortlist that make one part of a sum
+
+struct DroppedScratch {
+  float2* statistics = nullptr;  // [B*K][units][G]: largest log2 score, and the sum of exponentials relative to it
+  float* sums = nullptr;         // [B*K][units][G][r]: of coefficients by these
+  int units = 0;
+};
+
+std::uint64_t dropped_scratch_bytes(const skv_rerank_params& p);
+DroppedScratch take_dropped_scratch(const skv_rerank_params& p, Workspace& workspace);
+
+// Tokens that a rerank drops, of layers with a value basis: their weight and value, and their part of the attention.
+struct DroppedParams {
+  skv_geometry geometry = {};
+  const skv_shadow_layer* layers = nullptr;
+  const skv_session_state* states = nullptr;
+  const std::int32_t* listed = nullptr;        // [B*K][listed_stride], ascending
+  const std::int32_t* listed_count = nullptr;  // [B*K]
+  int listed_stride = 0;
+  const float* scores = nullptr;           // [B*K][G][listed_stride*C], log2
+  const std::int32_t* selected = nullptr;  // [B*K][select], ascending
+  const std::int32_t* selected_count = nullptr;
+  int select = 0;
+  DroppedScratch scratch;
+  float* weight = nullptr;     // [B][H] or null, natural log
+  float* values = nullptr;     // [B][H][D] or null
+  AttentionPartials partials;  // where the part goes; null: nowhere
+  int split = 0;               // which of the parts it is
+};
+
+DroppedParams dropped_of(const skv_rerank_params& rerank, const RerankScratch& rerank_scratch,
+                         const DroppedScratch& scratch);
+void launch_dropped(const DroppedParams& p, PairRange pairs, cudaStream_t stream);
+// A part of the attention of a given weight [B][H] and value [B][H][D]. pairs: all of the batch.
+void launch_given_part(const float* weights, const float* values, const AttentionPartials& partials, int split,
+                       const skv_geometry& geometry, PairRange pairs, cudaStream_t stream);
 
 // Which splits of a pair hold anything is known from its length alone for dense caches; others fill all.
 struct CombineOutput {

@@ -91,6 +91,7 @@ struct DecodeScratch {
   float* tail = nullptr;  // [B][H], where the tokens left out take part
   SelectionScratch selection;
   RerankScratch rerank;
+  DroppedScratch dropped;
   AttentionPartials partials;
 };
 
@@ -107,8 +108,18 @@ std::uint64_t lists_bytes(const skv_decode_layer_params& p) {
   return 4 * row + shortlist + 4 * Workspace::align(pairs * 4) + tail_bytes(p);
 }
 
+// What a rerank drops has a value of its own.
+bool has_dropped(const skv_decode_layer_params& p) {
+  return p.tail && p.shortlist > 0;
+}
+
+// Parts of what a selection leaves out: of the dropped tokens, then of the tail.
+int tails_of(const skv_decode_layer_params& p) {
+  return (p.tail ? 1 : 0) + (has_dropped(p) ? 1 : 0);
+}
+
 int splits_of(const skv_decode_layer_params& p) {
-  return sparse_attention_splits(p.geometry, p.select) + (p.tail ? 1 : 0);
+  return sparse_attention_splits(p.geometry, p.select) + tails_of(p);
 }
 
 std::uint64_t query_bytes(const skv_decode_layer_params& p) {
@@ -133,12 +144,15 @@ DecodeScratch take_scratch(const skv_decode_layer_params& p, const DeviceTraits&
   if (p.tail) {
     s.tail = workspace.take<float>(tail_bytes(p) / sizeof(float));
   }
-  s.selection = take_selection_scratch(selection_of(p), traits, workspace);
+  s.selection = take_selection_scratch(selection_of(p), traits, p.tail != 0, workspace);
   if (p.shortlist > 0) {
-    s.rerank = take_rerank_scratch(rerank_of(p), workspace);
+    s.rerank = take_rerank_scratch(rerank_of(p), has_dropped(p), workspace);
+    if (has_dropped(p)) {
+      s.dropped = take_dropped_scratch(rerank_of(p), workspace);
+    }
   }
   s.partials = take_attention_partials(static_cast<std::int64_t>(pairs), splits_of(p), p.geometry, workspace);
-  s.partials.tails = p.tail ? 1 : 0;
+  s.partials.tails = tails_of(p);
   return s;
 }
 
@@ -165,8 +179,9 @@ void check_decode(const skv_decode_layer_params& p) {
 
 std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const DeviceTraits& traits) {
   const PairRange pairs = all_pairs(p.batch, p.geometry);
-  return query_bytes(p) + lists_bytes(p) + selection_scratch_bytes(selection_of(p), traits) +
-         (p.shortlist > 0 ? rerank_scratch_bytes(rerank_of(p)) : 0) +
+  return query_bytes(p) + lists_bytes(p) + selection_scratch_bytes(selection_of(p), traits, p.tail != 0) +
+         (p.shortlist > 0 ? rerank_scratch_bytes(rerank_of(p), has_dropped(p)) : 0) +
+         (has_dropped(p) ? dropped_scratch_bytes(rerank_of(p)) : 0) +
          attention_partials_bytes(pairs.count, splits_of(p), p.geometry);
 }
 
@@ -176,8 +191,7 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 // that those leave, before attention gets any, but never theirs; the rest follow on the last of these streams. Fetches
 // are more urgent than selections, earlier selections than later ones, all of them than attention: the next groups are
 // selected and the last ones attended while the values of a group travel. Attention of the last group begins beside its
-// fetch, and waits for the values only when it needs them. What a selection leaves out is weighed behind it, beside the
-// fetch.
+// fetch, and waits for the values only when it needs them. What a selection leaves out is weighed beside the fetch.
 // Reached by graph, 8 sessions of 122880 tokens: 0.332 ms at 60 % resident (link 0.242 at the rate of the copy engine,
 // 0.268 at that of reads by kernels), 0.223 at 83 %; fp8 values 0.243 and 0.192; one session 0.082 and 0.068 (H200,
 // 2026-11-28, bench_cuda_decode). The first fetch begins after 0.06, the last attention ends 0.02 behind the last
@@ -228,23 +242,19 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   rerank.selected_count = s.selected_count;
 
   TailParams tail;
-  tail.geometry = p.geometry;
-  tail.query_type = SKV_F32;
-  tail.queries = s.queries;
-  tail.layers = p.layers;
-  tail.states = p.states;
-  tail.weight = s.tail;
-  tail.subtract = 1;
-  tail.listed = selection.selected;
-  tail.listed_count = selection.selected_count;
-  tail.listed_stride = selection.select;
-  if (p.shortlist > 0) {
-    tail.chunk_mass = s.rerank.chunk_mass;
-    tail.selected = s.selected;
-    tail.selected_count = s.selected_count;
-    tail.select = p.select;
+  DroppedParams dropped;
+  if (p.tail) {
+    tail = tail_of(selection, s.selection);
+    tail.partials = s.partials;
+    tail.split = s.partials.splits - 1;
   }
-  tail.partials = s.partials;
+  if (has_dropped(p)) {
+    add_dropped(tail, rerank, s.rerank);
+    tail.predicted = true;
+    dropped = dropped_of(rerank, s.rerank, s.dropped);
+    dropped.partials = s.partials;
+    dropped.split = s.partials.splits - 2;
+  }
 
   skv_value_gather_params gather = {};
   gather.struct_size = sizeof(gather);
@@ -278,6 +288,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   cudaStream_t const fetch_streams[2] = {side(0), side(1)};
   cudaStream_t const select_streams[kSelectStreams] = {side(2), side(3), side(4)};
   cudaStream_t const attention_streams[2] = {launch.stream, side(5)};
+  cudaStream_t const tail_stream = launch.side[5];
   int event = 0;
   const auto order = [&](cudaStream_t earlier, cudaStream_t later) {
     if (earlier != later) {
@@ -308,14 +319,18 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
         launch_rerank(rerank, s.rerank, s.plan, part, select_stream);
       }
       launched("select", group, select_stream);
+      if (p.tail) {
+        order(select_stream, tail_stream);
+        if (has_dropped(p)) {
+          launch_dropped(dropped, part, tail_stream);
+        }
+        launch_tail(tail, part, tail_stream);
+        launched("tail", group, tail_stream);
+      }
       ++selections;
     }
     cudaStream_t const fetch_stream = fetch_streams[group % 2];
     order(select_stream, fetch_stream);
-    if (p.tail && selected.range(selections - 1).end() == pairs.end()) {
-      launch_tail(tail, selected.range(selections - 1), select_stream);
-      launched("tail", group, select_stream);
-    }
     launch_value_gather(gather, pairs, fetch_stream);
     launched("gather", group, fetch_stream);
     const bool last = group + 1 == fetched.count;
@@ -332,8 +347,8 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   if (attended_aside) {
     order(attention_streams[1], launch.stream);
   }
-  for (int i = 0; p.tail && i < select_stream_count; ++i) {
-    order(select_streams[i], launch.stream);
+  if (p.tail) {
+    order(tail_stream, launch.stream);
   }
   CombineOutput out;
   out.output = p.output;

@@ -119,7 +119,14 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   cluster.sync();
 
   find_threshold(layout, p.select, shared);
-  const auto mass_of = [&](int i) -> unsigned long long {
+  // What is told of a chunk that is listed, or may be: its logits, and the share of the softmax that it holds.
+  const auto list = [&](int i) -> unsigned long long {
+    if (q.listed_logits) {
+      float* const to = q.listed_logits + static_cast<std::int64_t>(pair) * q.group * q.listed_stride + share.first + i;
+      for (int g = 0; g < q.group; ++g) {
+        to[g * q.listed_stride] = logits[g * layout.stride + i];
+      }
+    }
     if (!p.mass) {
       return 0;
     }
@@ -131,11 +138,11 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   };
   unsigned long long mass = 0;
   if (memory.members <= kCandidates) {
-    mass = mark_chunks(layout, share, high, mass_of, shared);
+    mass = mark_chunks(layout, share, high, list, shared);
   } else {
     float threshold = 0;
     const int equals = crowded_threshold(layout, share.count, high, p.select, shared, threshold);
-    mass = mark_above(layout, share, threshold, equals, mass_of, shared);
+    mass = mark_above(layout, share, threshold, equals, list, shared);
   }
   if (p.mass) {
     mass = warp_sum_long(mass);
@@ -220,10 +227,12 @@ bool selects_in_clusters(const skv_landmark_topk_params& p, const DeviceTraits& 
          cluster_shape(p, traits, p.batch * p.geometry.key_value_heads).blocks > 0;
 }
 
-void launch_landmark_cluster(const skv_landmark_topk_params& p, const PlanOutput& plan, const DeviceTraits& traits,
-                             PairRange pairs, int at_once, cudaEvent_t begun, cudaStream_t stream) {
+void launch_landmark_cluster(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
+                             const DeviceTraits& traits, PairRange pairs, int at_once, cudaEvent_t begun,
+                             cudaStream_t stream) {
   const ClusterShape shape = cluster_shape(p, traits, at_once);
-  const ClusterParams q = {p, plan, shape.layout, pairs.first, group_size(p.geometry), shape.stages};
+  const ClusterParams q = {
+      p, plan, shape.layout, pairs.first, group_size(p.geometry), shape.stages, scratch.logits, scratch.chunk_stride};
   const bool int8 = p.geometry.landmark_type == SKV_I8, wide = q.group > 8;
   const int dim = p.geometry.head_dim;
   launch_beside("landmark selection", Beside{.cluster = shape.blocks, .begun = begun},

@@ -243,14 +243,14 @@ void check_topk(const skv_landmark_topk_params& p) {
 
 }  // namespace
 
-std::uint64_t selection_scratch_bytes(const skv_landmark_topk_params& p, const DeviceTraits& traits) {
-  if (selects_in_clusters(p, traits)) {
-    return 0;
-  }
+std::uint64_t selection_scratch_bytes(const skv_landmark_topk_params& p, const DeviceTraits& traits, bool tail) {
   const std::uint64_t pairs = static_cast<std::uint64_t>(p.batch) * p.geometry.key_value_heads;
   const std::uint64_t units = static_cast<std::uint64_t>(units_of(p.max_chunks));
   const std::uint64_t group = static_cast<std::uint64_t>(group_size(p.geometry));
   const std::uint64_t stride = units * kUnit;
+  if (selects_in_clusters(p, traits)) {
+    return tail ? Workspace::align(pairs * group * stride * sizeof(float)) : 0;
+  }
   std::uint64_t bytes = Workspace::align(pairs * group * stride * sizeof(float)) +
                         2 * Workspace::align(pairs * group * units * sizeof(float2));
   if (!scores_fit(p, static_cast<std::int64_t>(stride), traits)) {
@@ -259,19 +259,22 @@ std::uint64_t selection_scratch_bytes(const skv_landmark_topk_params& p, const D
   return bytes;
 }
 
-SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const DeviceTraits& traits,
+SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const DeviceTraits& traits, bool tail,
                                         Workspace& workspace) {
   const std::uint64_t pairs = static_cast<std::uint64_t>(p.batch) * p.geometry.key_value_heads;
   const std::uint64_t group = static_cast<std::uint64_t>(group_size(p.geometry));
   SelectionScratch scratch;
-  if (selects_in_clusters(p, traits)) {
-    return scratch;
-  }
   scratch.units = units_of(p.max_chunks);
   scratch.chunk_stride = scratch.units * kUnit;
   const auto units = static_cast<std::uint64_t>(scratch.units),
              stride = static_cast<std::uint64_t>(scratch.chunk_stride);
-  scratch.logits = workspace.take<float>(pairs * group * stride);
+  const bool clusters = selects_in_clusters(p, traits);
+  if (tail || !clusters) {
+    scratch.logits = workspace.take<float>(pairs * group * stride);
+  }
+  if (clusters) {
+    return scratch;
+  }
   scratch.partials = workspace.take<float2>(pairs * group * units);
   scratch.plain = workspace.take<float2>(pairs * group * units);
   if (!scores_fit(p, scratch.chunk_stride, traits)) {
@@ -291,7 +294,7 @@ void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch&
                                           std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
   }
   if (selects_in_clusters(p, traits)) {
-    launch_landmark_cluster(p, plan, traits, pairs, at_once, begun, stream);
+    launch_landmark_cluster(p, scratch, plan, traits, pairs, at_once, begun, stream);
     return;
   }
   launch_landmark_logits(p, scratch, traits, pairs, stream);
@@ -312,29 +315,18 @@ void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch&
 }
 
 std::uint64_t landmark_topk_workspace(const skv_landmark_topk_params& p, const DeviceTraits& traits) {
-  return selection_scratch_bytes(p, traits);
+  return selection_scratch_bytes(p, traits, p.tail != nullptr);
 }
 
 void landmark_topk(const skv_landmark_topk_params& p, Launch& launch) {
   check_topk(p);
   launch.workspace.require(landmark_topk_workspace(p, launch.traits), "landmark_topk");
   Workspace workspace = launch.workspace;
-  const SelectionScratch scratch = take_selection_scratch(p, launch.traits, workspace);
+  const SelectionScratch scratch = take_selection_scratch(p, launch.traits, p.tail != nullptr, workspace);
   const PairRange pairs = all_pairs(p.batch, p.geometry);
   launch_selection(p, scratch, {}, launch.traits, pairs, pairs.count, nullptr, launch.stream);
   if (p.tail) {
-    TailParams tail;
-    tail.geometry = p.geometry;
-    tail.query_type = p.query_type;
-    tail.queries = p.queries;
-    tail.layers = p.layers;
-    tail.states = p.states;
-    tail.weight = p.tail;
-    tail.subtract = 1;
-    tail.listed = p.selected;
-    tail.listed_count = p.selected_count;
-    tail.listed_stride = p.select;
-    launch_tail(tail, pairs, launch.stream);
+    launch_tail(tail_of(p, scratch), pairs, launch.stream);
   }
 }
 

@@ -29,6 +29,19 @@ __device__ void shortlist_rows(const skv_rerank_params& p, const UnitPair& pair,
   rows.position[token] = position;
 }
 
+// Log2 of each token's exponential of the unit, for each head.
+__device__ void write_scores(const RerankParams& q, const float* scores, int pair_index, int first, int count) {
+  const int tokens = min(kUnitTokens, count * q.p.geometry.chunk - first);
+  const std::int64_t stride = static_cast<std::int64_t>(q.p.shortlist_stride) * q.p.geometry.chunk;
+  float* const to = q.scratch.scores + static_cast<std::int64_t>(pair_index) * q.group * stride + first;
+  for (int i = static_cast<int>(threadIdx.x); i < kUnitTokens * q.group; i += kUnitThreads) {
+    const int token = i % kUnitTokens, head = i / kUnitTokens;
+    if (token < tokens) {
+      to[head * stride + token] = scores[head * kScoreStride + token];
+    }
+  }
+}
+
 // Log2 of the summed exponentials of each chunk of the unit, for each head.
 __device__ void write_chunk_mass(const RerankParams& q, const float* scores, int pair_index, int first, int count) {
   const int chunk = q.p.geometry.chunk;
@@ -106,6 +119,9 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
   }
   __syncthreads();
   write_chunk_mass(q, scores, pair_index, first, count);
+  if (q.scratch.scores) {
+    write_scores(q, scores, pair_index, first, count);
+  }
 }
 
 struct alignas(16) RerankShared {
@@ -203,15 +219,24 @@ void check_rerank(const skv_rerank_params& p) {
 
 }  // namespace
 
-std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p) {
-  return Workspace::align(static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.query_heads) *
-                          static_cast<std::uint64_t>(p.shortlist_stride) * sizeof(float));
+std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p, bool dropped) {
+  const std::uint64_t masses = static_cast<std::uint64_t>(p.batch) *
+                               static_cast<std::uint64_t>(p.geometry.query_heads) *
+                               static_cast<std::uint64_t>(p.shortlist_stride);
+  return Workspace::align(masses * sizeof(float)) +
+         (dropped ? Workspace::align(masses * static_cast<std::uint64_t>(p.geometry.chunk) * sizeof(float)) : 0);
 }
 
-RerankScratch take_rerank_scratch(const skv_rerank_params& p, Workspace& workspace) {
-  return {
-      workspace.take<float>(static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.query_heads) *
-                            static_cast<std::uint64_t>(p.shortlist_stride))};
+RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool dropped, Workspace& workspace) {
+  const std::uint64_t masses = static_cast<std::uint64_t>(p.batch) *
+                               static_cast<std::uint64_t>(p.geometry.query_heads) *
+                               static_cast<std::uint64_t>(p.shortlist_stride);
+  RerankScratch scratch;
+  scratch.chunk_mass = workspace.take<float>(masses);
+  if (dropped) {
+    scratch.scores = workspace.take<float>(masses * static_cast<std::uint64_t>(p.geometry.chunk));
+  }
+  return scratch;
 }
 
 void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan, PairRange pairs,
@@ -242,19 +267,23 @@ void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, con
 }
 
 std::uint64_t rerank_workspace(const skv_rerank_params& p, const DeviceTraits&) {
-  return rerank_scratch_bytes(p);
+  // Dropped tokens are counted whether they are asked for or not: who asks may not have their address yet.
+  return rerank_scratch_bytes(p, true) + dropped_scratch_bytes(p);
 }
 
 void rerank(const skv_rerank_params& p, Launch& launch) {
-  if (p.dropped) {
-    throw Error(SKV_NOT_AVAILABLE, "the CUDA backend predicts no values of dropped tokens");
-  }
   check_rerank(p);
   launch.workspace.require(rerank_workspace(p, launch.traits), "rerank");
   Workspace workspace = launch.workspace;
-  const RerankScratch scratch = take_rerank_scratch(p, workspace);
+  const RerankScratch scratch = take_rerank_scratch(p, p.dropped != nullptr, workspace);
   const PairRange pairs = all_pairs(p.batch, p.geometry);
   launch_rerank(p, scratch, {}, pairs, launch.stream);
+  if (p.dropped) {
+    DroppedParams dropped = dropped_of(p, scratch, take_dropped_scratch(p, workspace));
+    dropped.weight = p.dropped;
+    dropped.values = p.dropped_values;
+    launch_dropped(dropped, pairs, launch.stream);
+  }
   if (p.tail) {
     TailParams tail;
     tail.geometry = p.geometry;
@@ -263,13 +292,8 @@ void rerank(const skv_rerank_params& p, Launch& launch) {
     tail.layers = p.layers;
     tail.states = p.states;
     tail.weight = p.tail;
-    tail.listed = p.shortlist;
-    tail.listed_count = p.shortlist_count;
-    tail.listed_stride = p.shortlist_stride;
-    tail.chunk_mass = scratch.chunk_mass;
-    tail.selected = p.selected;
-    tail.selected_count = p.selected_count;
-    tail.select = p.select;
+    add_dropped(tail, p, scratch);
+    tail.predicted = p.dropped != nullptr;
     launch_tail(tail, pairs, launch.stream);
   }
 }

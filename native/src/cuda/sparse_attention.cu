@@ -587,24 +587,23 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const Attenti
 }
 
 std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, const DeviceTraits&) {
-  // A tail is counted whether there is one or not: who asks may not have its address yet.
+  // A tail and dropped tokens are counted whether there are any or not: who asks may not have their address yet.
   return attention_partials_bytes(all_pairs(p.batch, p.geometry).count,
-                                  sparse_attention_splits(p.geometry, p.select) + 1, p.geometry);
+                                  sparse_attention_splits(p.geometry, p.select) + 2, p.geometry);
 }
 
 void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
-  if (p.dropped) {
-    throw Error(SKV_NOT_AVAILABLE, "the CUDA backend attends to no dropped tokens");
-  }
   check_sparse(p);
   launch.workspace.require(sparse_attention_workspace(p, launch.traits), "sparse_attention");
   Workspace workspace = launch.workspace;
   const PairRange pairs = all_pairs(p.batch, p.geometry);
-  const int tails = p.tail ? 1 : 0;
-  AttentionPartials partials = take_attention_partials(
-      pairs.count, sparse_attention_splits(p.geometry, p.select) + tails, p.geometry, workspace);
+  const int own = sparse_attention_splits(p.geometry, p.select), tails = (p.tail ? 1 : 0) + (p.dropped ? 1 : 0);
+  AttentionPartials partials = take_attention_partials(pairs.count, own + tails, p.geometry, workspace);
   partials.tails = tails;
   launch_sparse_attention(p, partials, launch.traits, pairs, false, launch.stream);
+  if (p.dropped) {
+    launch_given_part(p.dropped, p.dropped_values, partials, own, p.geometry, pairs, launch.stream);
+  }
   if (p.tail) {
     TailParams tail;
     tail.geometry = p.geometry;
@@ -612,8 +611,9 @@ void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
     tail.queries = p.queries;
     tail.layers = p.layers;
     tail.states = p.states;
-    tail.weight = const_cast<float*>(p.tail);  // read alone: nothing is subtracted or added
+    tail.weight = const_cast<float*>(p.tail);  // read alone: nothing is taken off or added
     tail.partials = partials;
+    tail.split = own + tails - 1;
     launch_tail(tail, pairs, launch.stream);
   }
   CombineOutput out;
