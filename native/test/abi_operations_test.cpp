@@ -223,6 +223,7 @@ void test_building() {
   w.tokens = 32;
   w.value_basis = memory + 131072;
   const Entry<skv_value_fit_params> fits{skv_value_fit, "skv_value_fit", w};
+  fits.accepts();
   fits.REFUSES(storage_type = SKV_I8, kUnsupported, "storage_type is 4 (I8)");
   fits.REFUSES(key_value_heads = 33, kUnsupported, "key_value_heads is 33");
   fits.REFUSES(head_dim = 31, kUnsupported, "must be even");

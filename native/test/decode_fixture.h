@@ -72,7 +72,8 @@ struct Session {
         landmark_scales(SKV_F32, s.heads * capacity),
         radius(SKV_F32, s.heads * capacity),
         value_scales(SKV_F32, s.heads * capacity),
-        moments(SKV_F32, s.heads * skv::MomentLayout(s.dim).floats) {
+        moments(SKV_F32, s.heads * skv::MomentLayout(s.dim).floats),
+        value_basis(s.storage, static_cast<std::int64_t>(s.heads) * s.rank * s.dim) {
     std::normal_distribution<double> normal;
     std::uniform_real_distribution<double> uniform;
     // Coefficients of a falling spectrum, as keys have.
@@ -80,6 +81,7 @@ struct Session {
       coefficients.set(i, normal(random) * 3.0 / std::sqrt(1.0 + static_cast<double>(i % s.rank)));
     }
     basis.fill(random, 0.35);
+    value_basis.fill(random, 0.2);
     if (s.landmark == SKV_I8) {
       for (std::int64_t i = 0; i < landmarks.count(); ++i) {
         landmarks.set(i, std::clamp(std::round(normal(random) * 50), -127.0, 127.0));
@@ -121,6 +123,8 @@ struct Session {
   }
   Session(const Session&) = delete;
 
+  void predict() { layer.value_basis = value_basis.data(); }
+
   bool indexed(int head, std::int64_t chunk) const {
     return chunk < state.indexed_chunks && radius[head * capacity + chunk] >= 0;
   }
@@ -130,6 +134,7 @@ struct Session {
   int outlier_capacity;
   Array coefficients, basis, landmarks, outlier_keys, outlier_values, recent_keys, recent_values, values, slot_values,
       landmark_scales, radius, value_scales, moments;
+  Array value_basis;  // of no layer before predict() is called
   std::vector<std::int32_t> slot_chunk, slot_stamp;
   skv_shadow_layer layer{};
   skv_session_state state{};
@@ -240,7 +245,7 @@ struct Attention {
   double log_sum_exp = -std::numeric_limits<double>::infinity(), log_sum_exp_tolerance = 0;
 };
 
-// What stands for tokens left out: their weight, and the value that is to be expected of them.
+// What stands for tokens as one: their weight, and the value that is to be expected of them.
 struct Rest {
   double log_weight;
   std::vector<double> value, tolerance;
@@ -274,12 +279,12 @@ inline Rest rest_of(const std::vector<double>& query, const Array& moments, std:
   return rest;
 }
 
-// query_error: relative error that the query itself may carry. rest: null or with a finite weight.
+// query_error: relative error that the query itself may carry. rests: of finite weight.
 inline Attention attention(const std::vector<double>& query, const std::vector<Token>& tokens, double query_error = 0,
-                           const Rest* rest = nullptr) {
+                           const std::vector<Rest>& rests = {}) {
   const std::size_t dim = query.size();
   Attention result{std::vector<double>(dim), std::vector<double>(dim)};
-  if (tokens.empty() && rest == nullptr) {
+  if (tokens.empty() && rests.empty()) {
     return result;
   }
   std::vector<double> scores;
@@ -299,14 +304,16 @@ inline Attention attention(const std::vector<double>& query, const std::vector<T
   }
   double sum = 0;
   std::vector<double> size(dim), carried(dim);
-  if (rest != nullptr) {
-    largest = std::max(largest, rest->log_weight);
-    const double weight = std::exp(rest->log_weight - largest);
-    sum = weight;
+  for (const Rest& rest : rests) {
+    largest = std::max(largest, rest.log_weight);
+  }
+  for (const Rest& rest : rests) {
+    const double weight = std::exp(rest.log_weight - largest);
+    sum += weight;
     for (std::size_t d = 0; d < dim; ++d) {
-      result.output[d] = weight * rest->value[d];
-      size[d] = weight * std::fabs(rest->value[d]);
-      carried[d] = weight * rest->tolerance[d];
+      result.output[d] += weight * rest.value[d];
+      size[d] += weight * std::fabs(rest.value[d]);
+      carried[d] += weight * rest.tolerance[d];
     }
   }
   for (std::size_t t = 0; t < tokens.size(); ++t) {

@@ -50,6 +50,7 @@ struct Motion {
       : batch(s, rows), layer(batch), shortlist(list) {
     for (auto& session : batch.sessions) {
       session->layer.slot_values = nullptr;
+      session->predict();
     }
     batch.refresh();
   }

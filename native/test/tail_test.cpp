@@ -347,11 +347,11 @@ void check_sparse_tail(Batch& b) {
                    from.moments[head * layout.floats + layout.count] > 0;
       }
       const std::vector<double> q = b.query(session, query);
-      Rest rest{};
+      std::vector<Rest> rests;
       if (has_rest) {
-        rest = rest_of(q, from.moments, head, b.tail[at]);
+        rests.push_back(rest_of(q, from.moments, head, b.tail[at]));
       }
-      const Attention expected = attention(q, tokens, 0, has_rest ? &rest : nullptr);
+      const Attention expected = attention(q, tokens, 0, rests);
       for (int d = 0; d < s.dim; ++d) {
         const double want = expected.output[static_cast<std::size_t>(d)];
         const double allowed = output_tolerance(s.output, want, expected.tolerance[static_cast<std::size_t>(d)]);

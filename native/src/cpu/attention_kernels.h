@@ -104,9 +104,9 @@ struct AttentionKernels {
   void (*log_sum_of_means)(const float* logits, const float* radius, float weight, std::int64_t count, float* largest,
                            float* sum);
 
-  // sums[i][j] += sum over t of a[t][i] * b[t][j], for t < count, i and j < padded_dim(dim), which is the width of all
-  // three. count <= kProductsAtOnce; one rounding a product and one more for each of them.
-  void (*add_products)(const float* a, const float* b, std::int64_t count, int dim, float* sums);
+  // sums[i][j] += sum over t of a[t][i] * b[t][j], for t < count, i < padded_dim(a_dim) and j < padded_dim(b_dim), the
+  // widths of the rows. count <= kProductsAtOnce; one rounding a product and one more for each of them.
+  void (*add_products)(const float* a, int a_dim, const float* b, int b_dim, std::int64_t count, float* sums);
 
   // Rebuilt keys: the basis of a head [rank][dim] brought into the order that rebuild() reads, and keys
   // [groups * kRebuiltGroup][padded_dim(dim)] = coefficients . basis. coefficients[group]: [kRebuiltGroup][rank] as

@@ -55,8 +55,8 @@ inline void product_tile(const float* a, std::int64_t a_row, std::int64_t a_step
 }
 
 // Bound by the multipliers. A tile of columns of b is brought together, so that its rows lie one behind the other.
-void add_products(const float* a, const float* b, std::int64_t count, int dim, float* sums) {
-  const std::int64_t width = padded_dim(dim);
+void add_products(const float* a, int a_dim, const float* b, int b_dim, std::int64_t count, float* sums) {
+  const std::int64_t rows = padded_dim(a_dim), width = padded_dim(b_dim);
   alignas(kVectorBytes) float columns[kProductsAtOnce * kProductColumns];
   alignas(kVectorBytes) float tile[kProductRows * kProductColumns];
   for (std::int64_t j = 0; j < width; j += kProductColumns) {
@@ -65,8 +65,8 @@ void add_products(const float* a, const float* b, std::int64_t count, int dim, f
         store(columns + t * kProductColumns + c, load(b + t * width + j + c));
       }
     }
-    for (std::int64_t i = 0; i < width; i += kProductRows) {
-      product_tile<false>(a + i, 1, width, columns, count, tile, kProductColumns, nullptr);
+    for (std::int64_t i = 0; i < rows; i += kProductRows) {
+      product_tile<false>(a + i, 1, rows, columns, count, tile, kProductColumns, nullptr);
       for (int row = 0; row < kProductRows; ++row) {
         float* const to = sums + (i + row) * width + j;
         for (int c = 0; c < kProductColumns; c += kLanes) {

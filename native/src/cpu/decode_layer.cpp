@@ -25,7 +25,9 @@ struct Between {
   std::int32_t* fetch_slot;
   std::int32_t* fetch_count;  // [B][K]
   float* mass;                // [B][K]
-  float* tail;                // [B][H], where the tokens left out take part
+  float* tail;                // [B][H], where the tokens left out take part, and with rerank the following
+  float* dropped;             // [B][H]
+  float* dropped_values;      // [B][H][D]
 };
 
 bool reranks(const skv_decode_layer_params& p) {
@@ -52,15 +54,22 @@ bool keeps_keys(const skv_decode_layer_params& p) {
   return with != 0;
 }
 
+std::uint64_t query_rows(const skv_decode_layer_params& p) {
+  return static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.query_heads);
+}
+
 std::uint64_t query_count(const skv_decode_layer_params& p) {
-  return static_cast<std::uint64_t>(p.batch) * static_cast<std::uint64_t>(p.geometry.query_heads) *
-         static_cast<std::uint64_t>(p.geometry.head_dim);
+  return query_rows(p) * static_cast<std::uint64_t>(p.geometry.head_dim);
+}
+
+// Counted by the step, not by its layers: whether they have a basis of values is not known before they are there.
+bool predicts(const skv_decode_layer_params& p) {
+  return p.tail != 0 && reranks(p);
 }
 
 std::uint64_t tail_bytes(const skv_decode_layer_params& p) {
-  return p.tail == 0 ? 0
-                     : Workspace::bytes_of<float>(static_cast<std::uint64_t>(p.batch) *
-                                                  static_cast<std::uint64_t>(p.geometry.query_heads));
+  return (p.tail != 0 ? Workspace::bytes_of<float>(query_rows(p)) : 0) +
+         (predicts(p) ? Workspace::bytes_of<float>(query_rows(p)) + Workspace::bytes_of<float>(query_count(p)) : 0);
 }
 
 std::uint64_t between_bytes(const skv_decode_layer_params& p) {
@@ -90,7 +99,9 @@ Between take_between(const skv_decode_layer_params& p, Workspace& workspace) {
   b.selected_count = workspace.take<std::int32_t>(pairs);
   b.fetch_count = workspace.take<std::int32_t>(pairs);
   b.mass = workspace.take<float>(pairs);
-  b.tail = p.tail == 0 ? nullptr : workspace.take<float>(tail_bytes(p) / sizeof(float));
+  b.tail = p.tail != 0 ? workspace.take<float>(query_rows(p)) : nullptr;
+  b.dropped = predicts(p) ? workspace.take<float>(query_rows(p)) : nullptr;
+  b.dropped_values = predicts(p) ? workspace.take<float>(query_count(p)) : nullptr;
   return b;
 }
 
@@ -130,6 +141,8 @@ skv_rerank_params rerank_of(const skv_decode_layer_params& p, const Between& b) 
   rerank.selected = b.selected;
   rerank.selected_count = b.selected_count;
   rerank.tail = b.tail;
+  rerank.dropped = b.dropped;
+  rerank.dropped_values = b.dropped_values;
   return rerank;
 }
 
@@ -181,6 +194,8 @@ skv_sparse_attention_params attention_of(const skv_decode_layer_params& p, const
   attention.selected_slot = b.slot;
   attention.selected_count = b.selected_count;
   attention.tail = b.tail;
+  attention.dropped = b.dropped;
+  attention.dropped_values = b.dropped_values;
   attention.output = p.output;
   return attention;
 }

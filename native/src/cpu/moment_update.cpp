@@ -72,7 +72,7 @@ class Block {
     }
   }
   void flush() {
-    kernels_.add_products(values_, keys_, tokens_, p_.head_dim, sums_);
+    kernels_.add_products(values_, p_.head_dim, keys_, p_.head_dim, tokens_, sums_);
     add_rows(keys_, tokens_, layout_.width, sums_ + layout_.keys());
     add_rows(values_, tokens_, layout_.width, sums_ + layout_.values());
     sums_[layout_.count()] += static_cast<float>(tokens_);

@@ -14,6 +14,10 @@ namespace skv::cpu {
 namespace {
 
 constexpr std::int64_t kUnitTokens = 256;
+// Tokens that are dropped together: their coefficients stay near until they are added.
+constexpr std::int64_t kDroppedTokens = 64;
+// So wide are rows of coefficients and of values.
+static_assert(padded_dim(SKV_MAX_RANK) == SKV_MAX_RANK && padded_dim(SKV_MAX_HEAD_DIM) == SKV_MAX_HEAD_DIM);
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // Order keys of a shortlist and what select_best wants.
@@ -48,9 +52,6 @@ Rerank::Rerank(const skv_rerank_params& p, Execution& execution, const std::int3
   const skv_geometry& g = p.geometry;
   check_shadow_geometry(g, p.query_type, "rerank");
   const ExecutionTraits traits = execution.traits();
-  if (p.dropped) {
-    throw Error(SKV_NOT_AVAILABLE, "the CPU backend predicts no values of dropped tokens");
-  }
   execution.workspace.require(rerank_workspace(p, traits), "rerank");
   Workspace& workspace = execution.workspace;
   const std::uint64_t threads = static_cast<std::uint64_t>(traits.threads);
@@ -155,9 +156,91 @@ void Rerank::choose(std::int64_t pair, int thread) const {
     p_.selected[pair * p_.select + i] = chunks[places[i]];
   }
   p_.selected_count[pair] = taken;
-  if (p_.tail != nullptr) {
+  const bool predicts = p_.dropped != nullptr && p_.layers[pair / p_.geometry.key_value_heads].value_basis != nullptr;
+  if (p_.dropped != nullptr) {
+    std::fill_n(p_.dropped + pair * group_, group_, kNothing);
+  }
+  if (predicts && taken < count) {
+    predict(pair, places, taken);
+  } else if (!predicts && p_.tail != nullptr) {
     leave(pair, rows, places, taken);
   }
+}
+
+// Weight and value of the tokens that are dropped: their scores are there, their coefficients, weighted and summed,
+// give the value by one product with the basis of values. G * r multiply-adds a token, a few of a hundred of what its
+// key took, and its coefficients read once more.
+void Rerank::predict(std::int64_t pair, const std::int32_t* places, std::int32_t taken) const {
+  const skv_geometry& g = p_.geometry;
+  const skv_shadow_layer& layer = p_.layers[pair / g.key_value_heads];
+  const std::int64_t rank_width = padded_dim(g.rank), width = padded_dim(g.head_dim);
+  const std::int32_t* const chunks = p_.shortlist + pair * p_.shortlist_stride;
+  alignas(64) float sums[SKV_MAX_GROUP * SKV_MAX_RANK], values[SKV_MAX_GROUP * SKV_MAX_HEAD_DIM];
+  float largest[SKV_MAX_GROUP], sum[SKV_MAX_GROUP];
+  std::fill_n(sums, group_ * rank_width, 0.0F);
+  std::fill_n(values, group_ * width, 0.0F);
+  std::fill_n(largest, group_, kNothing);
+  std::fill_n(sum, group_, 0.0F);
+  std::int32_t block[kDroppedTokens / kRebuiltGroup];  // places in the shortlist
+  std::int64_t filled = 0;
+  const auto flush = [&] {
+    add_dropped(pair, block, filled, {largest, sum}, sums);
+    filled = 0;
+  };
+  for (std::int64_t i = 0, next = 0; i < listed(pair); ++i) {
+    if (next < taken && places[next] == i) {
+      ++next;
+      continue;
+    }
+    fetch_ahead(coefficients(layer, chunks[i]), coefficient_bytes());
+    block[filled++] = static_cast<std::int32_t>(i);
+    if (filled == kDroppedTokens / g.chunk) {
+      flush();
+    }
+  }
+  flush();
+  kernels_.rows[g.storage_type].accumulate(
+      sums, rank_width, group_,
+      element_at(static_cast<const void*>(layer.value_basis), g.storage_type,
+                 pair % g.key_value_heads * g.rank * static_cast<std::int64_t>(g.head_dim)),
+      g.rank, g.head_dim, values);
+  for (std::int64_t q = 0; q < group_; ++q) {
+    const std::int64_t row = pair * group_ + q;
+    const float share = 1.0F / sum[q];
+    p_.dropped[row] = log_of_sum(largest[q], sum[q]);
+    for (std::int64_t d = 0; d < g.head_dim; ++d) {
+      p_.dropped_values[row * g.head_dim + d] = values[q * width + d] * share;
+    }
+  }
+}
+
+// Adds a block of dropped chunks, by their places in the shortlist, to a running softmax whose values are coefficients.
+void Rerank::add_dropped(std::int64_t pair, const std::int32_t* places, std::int64_t count,
+                         const RunningSoftmax& softmax, float* sums) const {
+  const skv_geometry& g = p_.geometry;
+  const skv_shadow_layer& layer = p_.layers[pair / g.key_value_heads];
+  const std::int32_t* const chunks = p_.shortlist + pair * p_.shortlist_stride;
+  alignas(64) float weights[SKV_MAX_GROUP * kDroppedTokens];
+  for (std::int64_t q = 0; q < group_; ++q) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::copy_n(scores_ + (pair * group_ + q) * token_stride_ + places[i] * g.chunk, g.chunk,
+                  weights + q * kDroppedTokens + i * g.chunk);
+    }
+  }
+  kernels_.soften(weights, kDroppedTokens, group_, count * g.chunk, softmax, sums, g.rank);
+  for (std::int64_t i = 0; i < count; ++i) {
+    kernels_.rows[g.storage_type].accumulate(weights + i * g.chunk, kDroppedTokens, group_,
+                                             coefficients(layer, chunks[places[i]]), g.chunk, g.rank, sums);
+  }
+}
+
+const void* Rerank::coefficients(const skv_shadow_layer& layer, std::int64_t chunk) const {
+  return element_at(static_cast<const void*>(layer.coefficients), p_.geometry.storage_type,
+                    chunk * p_.geometry.chunk * p_.geometry.rank);
+}
+
+std::int64_t Rerank::coefficient_bytes() const {
+  return static_cast<std::int64_t>(p_.geometry.chunk) * p_.geometry.rank * element_bytes(p_.geometry.storage_type);
 }
 
 // What is dropped joins what landmark_topk left; the masses `rows` of the selected are spent for it.

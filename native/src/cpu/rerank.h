@@ -33,6 +33,12 @@ class Rerank {
   void rounded(std::int64_t pair, std::int64_t first, std::int64_t count, int thread, void** keys) const;
   // Adds what is not selected to the tail of a pair; the masses `rows` of the selected are lost.
   void leave(std::int64_t pair, float* rows, const std::int32_t* places, std::int32_t taken) const;
+  // Weight and value of what is not selected, of which there is some.
+  void predict(std::int64_t pair, const std::int32_t* places, std::int32_t taken) const;
+  void add_dropped(std::int64_t pair, const std::int32_t* places, std::int64_t count, const RunningSoftmax& softmax,
+                   float* sums) const;
+  const void* coefficients(const skv_shadow_layer& layer, std::int64_t chunk) const;
+  std::int64_t coefficient_bytes() const;
 
   const skv_rerank_params& p_;
   const AttentionKernels& kernels_;

@@ -11,7 +11,7 @@
 namespace skv::cpu {
 namespace {
 
-// How the attention of one pair is cut, in this order of parts: selected, outliers, recent, tail.
+// How the attention of one pair is cut, in this order of parts: selected, outliers, recent, tail, dropped.
 constexpr std::int64_t kSelectedPartTokens = 256;
 constexpr std::int64_t kRecentPartTokens = 256;
 // Scores of a block of tokens, query by query.
@@ -26,6 +26,9 @@ std::int64_t recent_parts(const skv_geometry& g) {
 std::int64_t tail_parts(const skv_sparse_attention_params& p) {
   return p.tail == nullptr ? 0 : 1;
 }
+std::int64_t dropped_parts(const skv_sparse_attention_params& p) {
+  return p.dropped == nullptr ? 0 : 1;
+}
 
 // Keys of a part of each thread, where they are rounded but not kept.
 std::uint64_t rounded_bytes(const skv_geometry& g, const ExecutionTraits& traits) {
@@ -36,11 +39,13 @@ std::uint64_t rounded_bytes(const skv_geometry& g, const ExecutionTraits& traits
 }  // namespace
 
 std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, const ExecutionTraits& traits) {
-  // A tail is counted whether there is one or not: who asks for a workspace may not have its address yet.
-  constexpr std::int64_t kOutlierParts = 4, kTailParts = 1;
+  // A tail and dropped tokens are counted whether there are any or not: who asks for a workspace may not have their
+  // addresses yet.
+  constexpr std::int64_t kOutlierParts = 4, kTailParts = 1, kDroppedParts = 1;
   const skv_geometry& g = p.geometry;
   return prepared_query_bytes(g, p.batch) +
-         AttentionParts::bytes(head_pairs(g, p.batch), selected_parts(p) + kOutlierParts + recent_parts(g) + kTailParts,
+         AttentionParts::bytes(head_pairs(g, p.batch),
+                               selected_parts(p) + kOutlierParts + recent_parts(g) + kTailParts + kDroppedParts,
                                group_size(g), g.head_dim) +
          Workspace::bytes_of<RebuiltKeys>(static_cast<std::uint64_t>(traits.threads)) +
          static_cast<std::uint64_t>(traits.threads) * RebuiltKeys::bytes(g, traits) + rounded_bytes(g, traits);
@@ -57,13 +62,11 @@ SparseAttention::SparseAttention(const skv_sparse_attention_params& p, Execution
       selected_parts_(selected_parts(p)),
       recent_parts_(recent_parts(p.geometry)),
       tail_parts_(tail_parts(p)),
+      dropped_parts_(dropped_parts(p)),
       group_(group_size(p.geometry)) {
   const skv_geometry& g = p.geometry;
   check_shadow_geometry(g, p.query_type, "sparse_attention");
   check_shadow_geometry(g, p.output_type, "sparse_attention");
-  if (p.dropped) {
-    throw Error(SKV_NOT_AVAILABLE, "the CPU backend attends to no dropped tokens");
-  }
   Workspace& workspace = execution.workspace;
   workspace.require(sparse_attention_workspace(p, traits_), "sparse_attention");
   queries_ = prepare_queries(g, p.batch, p.query_type, p.queries, execution);
@@ -108,8 +111,10 @@ void SparseAttention::attend(std::int64_t pair, std::int64_t number, int thread)
   } else if (number < selected_parts_ + kOutlierParts + recent_parts_) {
     const std::int64_t first = state.recent_begin + (number - selected_parts_ - kOutlierParts) * kRecentPartTokens;
     recent(part, first, std::min(first + kRecentPartTokens, state.length));
-  } else {
+  } else if (number < selected_parts_ + kOutlierParts + recent_parts_ + tail_parts_) {
     tail(part);
+  } else {
+    dropped(part);
   }
 }
 
@@ -266,6 +271,19 @@ void SparseAttention::tail(const Part& part) const {
     }
     part.softmax.largest[q] = log_weight[q];
     part.softmax.sum[q] = 1.0F;
+  }
+}
+
+// What a rerank dropped, as one token of the weight and value that it gave them.
+void SparseAttention::dropped(const Part& part) const {
+  const std::int64_t dim = p_.geometry.head_dim, width = padded_dim(dim);
+  for (std::int64_t q = 0; q < group_; ++q) {
+    const std::int64_t row = part.pair * group_ + q;
+    if (std::isfinite(p_.dropped[row])) {
+      std::copy_n(p_.dropped_values + row * dim, dim, part.sums + q * width);
+      part.softmax.largest[q] = p_.dropped[row];
+      part.softmax.sum[q] = 1.0F;
+    }
   }
 }
 

@@ -19,7 +19,7 @@ class SparseAttention {
   SparseAttention(const skv_sparse_attention_params& p, Execution& execution, const Rerank* reranked, bool kept);
 
   std::int64_t pairs() const { return pairs_; }  // (session, key/value head)
-  std::int64_t parts() const { return selected_parts_ + kOutlierParts + recent_parts_ + tail_parts_; }
+  std::int64_t parts() const { return selected_parts_ + kOutlierParts + recent_parts_ + tail_parts_ + dropped_parts_; }
 
   // Parts of a pair, in any order; `thread` tells scratch memory apart. Then, when all are done, their sum.
   void attend(std::int64_t pair, std::int64_t part, int thread) const;
@@ -43,6 +43,7 @@ class SparseAttention {
   void rounded(const Part& part, std::int64_t first, std::int64_t end, int thread) const;
   void weigh(const Part& part, std::int64_t first, std::int64_t count, float* scores) const;
   void tail(const Part& part) const;
+  void dropped(const Part& part) const;
   void recent(const Part& part, std::int64_t first, std::int64_t end) const;
   void rows(const Part& part, const void* keys, const void* values, std::int64_t first, std::int64_t count) const;
   // Values of a selected chunk, by its number in the selection.
@@ -54,7 +55,7 @@ class SparseAttention {
   const Rerank* reranked_;
   bool kept_;
   ExecutionTraits traits_;
-  std::int64_t pairs_, selected_parts_, recent_parts_, tail_parts_;
+  std::int64_t pairs_, selected_parts_, recent_parts_, tail_parts_, dropped_parts_;
   std::int32_t group_;
   const float* queries_;
   AttentionParts sums_;
