@@ -4,7 +4,6 @@
 
 #include <cstdio>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -46,7 +45,6 @@ struct Batch {
     }
     max_chunks += 3;  // a capacity, not the exact number
     tables = std::make_unique<Tables>(*backend, shape, longest + 1);
-    std::vector<skv_shadow_layer> table;
     for (const auto& session : sessions) {
       table.push_back(session->layer());
     }
@@ -72,6 +70,7 @@ struct Batch {
 
   int size() const { return static_cast<int>(states.size()); }
   void write_states() { state_memory->write(states); }
+  void write_table() { layers->write(table); }
   std::vector<double> query(int session, int head) const {
     const auto d = static_cast<std::size_t>(shape.head_dim);
     const auto at = (static_cast<std::size_t>(session) * shape.query_heads + static_cast<std::size_t>(head)) * d;
@@ -80,6 +79,7 @@ struct Batch {
 
   Shape shape;
   std::vector<std::unique_ptr<ShadowSession>> sessions;
+  std::vector<skv_shadow_layer> table;  // [B]; write_table() takes changes to the device
   std::vector<skv_session_state> states;
   std::int64_t max_chunks = 0;
   std::unique_ptr<Tables> tables;
@@ -109,6 +109,70 @@ inline skv_landmark_topk_params topk_params(const Batch& b, float radius_weight)
   p.mass = b.mass->as<float>();
   return p;
 }
+
+// Reranks what landmark_topk has left in the batch.
+inline skv_rerank_params rerank_params(const Batch& b, int keep, const Memory& selected, const Memory& counts) {
+  skv_rerank_params p = {};
+  p.struct_size = sizeof(p);
+  p.query_type = SKV_F32;
+  p.geometry = b.shape.geometry();
+  p.batch = b.size();
+  p.queries = b.query_memory->as<void>();
+  p.layers = b.layers->as<skv_shadow_layer>();
+  p.states = b.state_memory->as<skv_session_state>();
+  p.rope = b.tables->rope();
+  p.shortlist_stride = b.shape.select;
+  p.shortlist = b.selected->as<std::int32_t>();
+  p.shortlist_count = b.selected_count->as<std::int32_t>();
+  p.select = keep;
+  p.selected = selected.as<std::int32_t>();
+  p.selected_count = counts.as<std::int32_t>();
+  return p;
+}
+
+// Attends to what is selected in the batch.
+inline skv_sparse_attention_params sparse_params(const Batch& b, const Memory& slots, const Memory& output,
+                                                 const Memory& log_sums) {
+  skv_sparse_attention_params p = {};
+  p.struct_size = sizeof(p);
+  p.query_type = p.output_type = SKV_F32;
+  p.geometry = b.shape.geometry();
+  p.batch = b.size();
+  p.queries = b.query_memory->as<void>();
+  p.layers = b.layers->as<skv_shadow_layer>();
+  p.states = b.state_memory->as<skv_session_state>();
+  p.rope = b.tables->rope();
+  p.select = b.shape.select;
+  p.selected = b.selected->as<std::int32_t>();
+  p.selected_slot = slots.as<std::int32_t>();
+  p.selected_count = b.selected_count->as<std::int32_t>();
+  p.output = output.as<void>();
+  p.log_sum_exp = log_sums.as<float>();
+  return p;
+}
+
+// Gives all sessions but one a basis of values.
+inline void add_value_bases(Batch& b, std::size_t without) {
+  for (std::size_t i = 0; i < b.sessions.size(); ++i) {
+    if (i != without) {
+      b.sessions[i]->add_value_basis(*backend, generator);
+      b.table[i].value_basis = b.sessions[i]->layer().value_basis;
+    }
+  }
+  b.write_table();
+}
+
+// The queries of a batch [B][H].
+inline std::vector<std::vector<double>> queries_of(const Batch& b) {
+  std::vector<std::vector<double>> queries;
+  for (int i = 0; i < b.size() * b.shape.query_heads; ++i) {
+    queries.push_back(b.query(i / b.shape.query_heads, i % b.shape.query_heads));
+  }
+  return queries;
+}
+
+// What takes part in attention for tokens left out, [B][H] of any number of parts.
+using Rests = std::vector<std::vector<fixture::OracleRest>>;
 
 // The tokens that a key/value head of a session attends to, given its selection.
 inline std::vector<fixture::OracleToken> attended(const Batch& b, int session, int head,
@@ -151,12 +215,12 @@ inline std::vector<fixture::OracleToken> attended(const Batch& b, int session, i
   return tokens;
 }
 
-// Compares outputs [B][H][D] with the oracle for given selections [B][K]. rests: empty, or [B][H] of what takes part
-// for tokens left out.
+// Compares outputs [B][H][D] with the oracle for given selections [B][K]. rests: empty where nothing takes part for
+// tokens left out.
 inline void check_attention(const Batch& b, const std::vector<std::vector<std::int32_t>>& selections,
                             const std::vector<std::vector<double>>& queries, const std::vector<float>& output,
                             const std::vector<float>& log_sums, double query_unit, double output_unit,
-                            const std::vector<std::optional<fixture::OracleRest>>& rests = {}) {
+                            const Rests& rests = {}) {
   const Shape& s = b.shape;
   const double weight_unit = s.group() > 8 ? fixture::kBf16Unit : fixture::kSplitUnit;
   const auto d = static_cast<std::size_t>(s.head_dim);
@@ -168,7 +232,7 @@ inline void check_attention(const Batch& b, const std::vector<std::vector<std::i
       for (int g = 0; g < s.group(); ++g) {
         const auto at =
             static_cast<std::size_t>(session) * s.query_heads + static_cast<std::size_t>(head * s.group() + g);
-        const fixture::OracleRest* const rest = !rests.empty() && rests[at] ? &*rests[at] : nullptr;
+        const auto rest = rests.empty() ? std::vector<fixture::OracleRest>{} : rests[at];
         const auto expected =
             fixture::oracle_attention(queries[at], tokens, query_unit, weight_unit, output_unit, rest);
         for (std::size_t e = 0; e < d; ++e) {
@@ -182,7 +246,7 @@ inline void check_attention(const Batch& b, const std::vector<std::vector<std::i
           }
         }
         if (!log_sums.empty()) {
-          if (tokens.empty() && !rest) {
+          if (tokens.empty() && rest.empty()) {
             CHECK(log_sums[at] == -INFINITY);
           } else {
             CHECK_NEAR(log_sums[at], expected.log_sum_exp, expected.log_sum_exp_tolerance);
@@ -250,6 +314,8 @@ inline std::vector<std::vector<double>> rotated_queries(const Batch& b, const St
   return queries;
 }
 
+inline constexpr float kRadiusWeight = 0.5F;
+
 inline skv_decode_layer_params decode_params(const Batch& b, const StepInput& in, Memory& output, int groups,
                                              int shortlist, int tail = 0) {
   skv_decode_layer_params p = {};
@@ -263,7 +329,7 @@ inline skv_decode_layer_params decode_params(const Batch& b, const StepInput& in
   p.layers = b.layers->as<skv_shadow_layer>();
   p.states = b.state_memory->as<skv_session_state>();
   p.rope = b.tables->rope();
-  p.radius_weight = 0.5F;
+  p.radius_weight = kRadiusWeight;
   p.select = b.shape.select;
   p.shortlist = shortlist;
   p.max_chunks = b.max_chunks;

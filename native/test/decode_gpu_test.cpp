@@ -234,29 +234,10 @@ void check_sparse(Batch& b) {
   Memory output(*backend, b.queries.size() * 4), log_sums(*backend, b.queries.size() / s.head_dim * 4);
   output.poison();
   log_sums.poison();
-  skv_sparse_attention_params p = {};
-  p.struct_size = sizeof(p);
-  p.query_type = SKV_F32;
-  p.output_type = SKV_F32;
-  p.geometry = s.geometry();
-  p.batch = b.size();
-  p.queries = b.query_memory->as<void>();
-  p.layers = b.layers->as<skv_shadow_layer>();
-  p.states = b.state_memory->as<skv_session_state>();
-  p.rope = b.tables->rope();
-  p.select = s.select;
-  p.selected = b.selected->as<std::int32_t>();
-  p.selected_slot = b.selected_slot->as<std::int32_t>();
-  p.selected_count = b.selected_count->as<std::int32_t>();
-  p.output = output.as<void>();
-  p.log_sum_exp = log_sums.as<float>();
+  const auto p = sparse_params(b, *b.selected_slot, output, log_sums);
   reserve(SKV_OP_SPARSE_ATTENTION, &p);
   backend->sparse_attention(p);
-  std::vector<std::vector<double>> queries;
-  for (int i = 0; i < b.size() * s.query_heads; ++i) {
-    queries.push_back(b.query(i / s.query_heads, i % s.query_heads));
-  }
-  check_attention(b, read_selections(b), queries, output.read<float>(), log_sums.read<float>(),
+  check_attention(b, read_selections(b), queries_of(b), output.read<float>(), log_sums.read<float>(),
                   s.group() > 8 ? fixture::kBf16Unit : fixture::kSplitUnit, fixture::kF32Unit);
 }
 
@@ -268,21 +249,7 @@ void check_rerank(Batch& b) {
   Memory selected(*backend, pairs * static_cast<std::uint64_t>(keep) * 4), counts(*backend, pairs * 4);
   selected.poison();
   counts.poison();
-  skv_rerank_params p = {};
-  p.struct_size = sizeof(p);
-  p.query_type = SKV_F32;
-  p.geometry = s.geometry();
-  p.batch = b.size();
-  p.queries = b.query_memory->as<void>();
-  p.layers = b.layers->as<skv_shadow_layer>();
-  p.states = b.state_memory->as<skv_session_state>();
-  p.rope = b.tables->rope();
-  p.shortlist_stride = s.select;
-  p.shortlist = b.selected->as<std::int32_t>();
-  p.shortlist_count = b.selected_count->as<std::int32_t>();
-  p.select = keep;
-  p.selected = selected.as<std::int32_t>();
-  p.selected_count = counts.as<std::int32_t>();
+  const auto p = rerank_params(b, keep, selected, counts);
   reserve(SKV_OP_RERANK, &p);
   backend->rerank(p);
   const auto chosen = selected.read<std::int32_t>();

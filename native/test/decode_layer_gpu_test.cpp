@@ -93,9 +93,13 @@ void test_generation() {
   }
 }
 
+enum class Tail { kNone, kMoments, kPredicted };
+
 // Bit for bit the same, whatever is resident, however the batch is cut, whoever else is in it, and from a graph.
-void test_independence(int value_type, int shortlist, int slots, int tail) {
-  std::printf("independence, value type %d, shortlist %d, %d slots, tail %d\n", value_type, shortlist, slots, tail);
+void test_independence(int value_type, int shortlist, int slots, Tail with) {
+  const int tail = with == Tail::kNone ? 0 : 1;
+  std::printf("independence, value type %d, shortlist %d, %d slots, tail %d%s\n", value_type, shortlist, slots, tail,
+              with == Tail::kPredicted ? ", predicted values" : "");
   Shape s;
   s.key_value_heads = 4;
   s.query_heads = 16;
@@ -103,6 +107,9 @@ void test_independence(int value_type, int shortlist, int slots, int tail) {
   s.select = 30;
   s.slots = slots;
   Batch b(s, {{501 * 8 + 5, 500 * 8, 3, 520}, {0, 0, 0, 9}, {77 * 8, 75 * 8, 0, 77}, {300 * 8 + 60, 300 * 8, 7, 520}});
+  if (with == Tail::kPredicted) {
+    add_value_bases(b, 3);
+  }
   Memory output(*backend, b.queries.size() * 2);
   const StepInput in(b);
   const auto reference = decode(decode_params(b, in, output, 1, shortlist, tail), output);
@@ -172,13 +179,16 @@ void test_independence(int value_type, int shortlist, int slots, int tail) {
 int main() {
   return run([] {
     test_generation();
-    test_independence(SKV_BF16, 0, 50, 0);
-    test_independence(SKV_BF16, 0, 0, 0);
-    test_independence(SKV_F8_E4M3, 0, 50, 0);
-    test_independence(SKV_BF16, 60, 50, 0);
-    test_independence(SKV_F8_E4M3, 60, 0, 0);
-    test_independence(SKV_BF16, 0, 50, 1);
-    test_independence(SKV_F8_E4M3, 60, 50, 1);
-    test_independence(SKV_BF16, 60, 0, 1);
+    test_independence(SKV_BF16, 0, 50, Tail::kNone);
+    test_independence(SKV_BF16, 0, 0, Tail::kNone);
+    test_independence(SKV_F8_E4M3, 0, 50, Tail::kNone);
+    test_independence(SKV_BF16, 60, 50, Tail::kNone);
+    test_independence(SKV_F8_E4M3, 60, 0, Tail::kNone);
+    test_independence(SKV_BF16, 0, 50, Tail::kMoments);
+    test_independence(SKV_F8_E4M3, 60, 50, Tail::kMoments);
+    test_independence(SKV_BF16, 60, 0, Tail::kMoments);
+    test_independence(SKV_F8_E4M3, 60, 50, Tail::kPredicted);
+    test_independence(SKV_BF16, 60, 0, Tail::kPredicted);
+    test_independence(SKV_BF16, 75, 40, Tail::kPredicted);
   });
 }

@@ -291,22 +291,44 @@ class ShadowSession {
                ? from_e4m3(values8[at]) * value_scales[at / static_cast<std::size_t>(shape_.head_dim * shape_.chunk)]
                : from_bf16(values[at]);
   }
-  std::vector<double> rebuilt_key(int head, std::int64_t position, const Tables& tables) const {
-    const int d = shape_.head_dim;
-    std::vector<double> key(static_cast<std::size_t>(d), 0.0);
+  // The coefficients of a token times a head's part of one of the two bases; in size, if given, the magnitudes of the
+  // terms.
+  std::vector<double> product(int head, std::int64_t position, const std::vector<std::uint16_t>& of,
+                              std::vector<double>* size = nullptr) const {
+    const auto d = static_cast<std::size_t>(shape_.head_dim);
+    std::vector<double> sums(d, 0.0), sizes(d, 0.0);
     for (int i = 0; i < shape_.rank; ++i) {
       const double a = from_bf16(coefficients[static_cast<std::size_t>(position * shape_.rank + i)]);
-      const auto row = (static_cast<std::size_t>(head) * shape_.rank + i) * d;
-      for (int e = 0; e < d; ++e) {
-        key[static_cast<std::size_t>(e)] += a * from_bf16(basis[row + static_cast<std::size_t>(e)]);
+      const auto row = (static_cast<std::size_t>(head) * shape_.rank + static_cast<std::size_t>(i)) * d;
+      for (std::size_t e = 0; e < d; ++e) {
+        const double term = a * from_bf16(of[row + e]);
+        sums[e] += term;
+        sizes[e] += std::fabs(term);
       }
     }
+    if (size) {
+      *size = sizes;
+    }
+    return sums;
+  }
+  std::vector<double> rebuilt_key(int head, std::int64_t position, const Tables& tables) const {
+    std::vector<double> key = product(head, position, basis);
     tables.rotate(key.data(), position);
     return key;
   }
 
+  // Values of coefficients, of about the size of the session's own.
+  void add_value_basis(skv::Backend& backend, std::mt19937_64& random) {
+    std::normal_distribution<double> normal(0.0, 0.05);
+    value_basis.resize(basis.size());
+    for (auto& x : value_basis) {
+      x = to_bf16(normal(random));
+    }
+    layer_.value_basis = keep(backend, value_basis);
+  }
+
   std::vector<std::uint16_t> coefficients, basis, landmarks, recent_keys, recent_values, outlier_keys, outlier_values,
-      values;
+      values, value_basis;
   std::vector<std::int8_t> landmarks8;
   std::vector<std::uint8_t> values8;
   std::vector<float> radius, landmark_scales, value_scales, moments;
@@ -363,7 +385,7 @@ struct OracleToken {
   bool rounded_key;  // the kernel rounds it to bf16
 };
 
-// What stands for tokens left out, as attention sees it. Tolerances are bounds.
+// What stands for tokens left out, as attention sees it: one more part of the softmax. Tolerances are bounds.
 struct OracleRest {
   double log_weight, log_weight_tolerance;
   std::vector<double> value, tolerance;
@@ -404,20 +426,19 @@ struct OracleHead {
   double log_sum_exp = -INFINITY, log_sum_exp_tolerance = 0;
 };
 
-// query_unit: relative rounding error of queries; weight_unit: of softmax weights; output_unit: of the output. rest:
-// null, or one more part.
+// query_unit: relative rounding error of queries; weight_unit: of softmax weights; output_unit: of the output.
 inline OracleHead oracle_attention(const std::vector<double>& query, const std::vector<OracleToken>& tokens,
                                    double query_unit, double weight_unit, double output_unit,
-                                   const OracleRest* rest = nullptr) {
+                                   const std::vector<OracleRest>& rests = {}) {
   const std::size_t d = query.size();
   OracleHead head;
   head.output.assign(d, 0.0);
   head.tolerance.assign(d, 0.0);
-  if (tokens.empty() && !rest) {
+  if (tokens.empty() && rests.empty()) {
     return head;
   }
   const double root = std::sqrt(static_cast<double>(d));
-  // Of the tokens, and behind them of the rest.
+  // Of the tokens, and behind them of the rests.
   std::vector<double> scores, errors;
   std::vector<const std::vector<double>*> values;
   double largest = -INFINITY;
@@ -436,10 +457,10 @@ inline OracleHead oracle_attention(const std::vector<double>& query, const std::
     values.push_back(&token.value);
     largest = std::max(largest, scores.back());
   }
-  if (rest) {
-    scores.push_back(rest->log_weight);
-    errors.push_back((rest->log_weight_tolerance + 4 * kF32Unit * (1 + std::fabs(rest->log_weight))) / 6);
-    values.push_back(&rest->value);
+  for (const OracleRest& rest : rests) {
+    scores.push_back(rest.log_weight);
+    errors.push_back((rest.log_weight_tolerance + 4 * kF32Unit * (1 + std::fabs(rest.log_weight))) / 6);
+    values.push_back(&rest.value);
     largest = std::max(largest, scores.back());
   }
   double sum = 0;
@@ -461,14 +482,16 @@ inline OracleHead oracle_attention(const std::vector<double>& query, const std::
     double variance = 0, magnitude = 0;
     for (std::size_t t = 0; t < scores.size(); ++t) {
       const double value = (*values[t])[i], away = scores[t] * (value - head.output[i]);
-      // The weight of the rest stays in f32.
+      // The weight of a rest stays in f32.
       const double weight = t < tokens.size() ? scores[t] * value * weight_unit : 0.0;
       variance += away * away * errors[t] * errors[t] + weight * weight / 3;
       magnitude += scores[t] * std::fabs(value);
     }
     // exp2 and the running rescaling are good to a few f32 units, relative.
-    head.tolerance[i] = 6 * std::sqrt(variance) + output_unit * std::fabs(head.output[i]) + 32 * kF32Unit * magnitude +
-                        (rest ? scores.back() * rest->tolerance[i] : 0.0);
+    head.tolerance[i] = 6 * std::sqrt(variance) + output_unit * std::fabs(head.output[i]) + 32 * kF32Unit * magnitude;
+    for (std::size_t r = 0; r < rests.size(); ++r) {
+      head.tolerance[i] += scores[tokens.size() + r] * rests[r].tolerance[i];
+    }
   }
   head.log_sum_exp = largest + std::log(sum);
   head.log_sum_exp_tolerance =
