@@ -139,15 +139,16 @@ void launch_landmark_logits(const skv_landmark_topk_params& p, const SelectionSc
                             const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
 
 struct RerankScratch {
-  float* chunk_mass = nullptr;  // [B*K][G][shortlist_stride]: log2 of a chunk's summed exponentials
-  float* scores = nullptr;      // [B*K][G][shortlist_stride*C]: log2 of a token's exponential, or null
+  float* chunk_mass = nullptr;     // [B*K][G][shortlist_stride]: log2 of a chunk's summed exponentials
+  float* scores = nullptr;         // [B*K][G][shortlist_stride*C]: log2 of a token's exponential, or null
+  std::int32_t* places = nullptr;  // [B*K][select]: where in the shortlist a selected chunk was, or null
 };
 
-// dropped: whether the dropped tokens will be asked for.
-std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p, bool dropped);
-RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool dropped, Workspace& workspace);
-void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan, PairRange pairs,
-                   cudaStream_t stream);
+// scores: whether those of tokens will be wanted.
+std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p, bool scores);
+RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool scores, Workspace& workspace);
+void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan,
+                   const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
 
 void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, cudaStream_t stream);
 
@@ -167,10 +168,18 @@ AttentionPartials take_attention_partials(std::int64_t pairs, int splits, const 
                                           Workspace& workspace);
 
 int sparse_attention_splits(const skv_geometry& geometry, std::int32_t select);
+// Scores of the selected tokens that a rerank has left: then no key is rebuilt again. All null: there are none.
+struct GivenScores {
+  const float* scores = nullptr;         // as in RerankScratch
+  const std::int32_t* places = nullptr;  // as in RerankScratch
+  std::int64_t stride = 0;               // tokens of a row of scores
+};
+
 // beside_fetch: the launch before this one on the stream is the fetch of the pairs' values; everything that does not
 // need them is done beside it.
-void launch_sparse_attention(const skv_sparse_attention_params& p, const AttentionPartials& partials,
-                             const DeviceTraits& traits, PairRange pairs, bool beside_fetch, cudaStream_t stream);
+void launch_sparse_attention(const skv_sparse_attention_params& p, const GivenScores& given,
+                             const AttentionPartials& partials, const DeviceTraits& traits, PairRange pairs,
+                             bool beside_fetch, cudaStream_t stream);
 
 // What a selection leaves out: the weight of those tokens, and their part of the attention.
 struct TailParams {

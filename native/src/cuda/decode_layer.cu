@@ -146,7 +146,7 @@ DecodeScratch take_scratch(const skv_decode_layer_params& p, const DeviceTraits&
   }
   s.selection = take_selection_scratch(selection_of(p), traits, p.tail != 0, workspace);
   if (p.shortlist > 0) {
-    s.rerank = take_rerank_scratch(rerank_of(p), has_dropped(p), workspace);
+    s.rerank = take_rerank_scratch(rerank_of(p), true, workspace);
     if (has_dropped(p)) {
       s.dropped = take_dropped_scratch(rerank_of(p), workspace);
     }
@@ -180,7 +180,7 @@ void check_decode(const skv_decode_layer_params& p) {
 std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const DeviceTraits& traits) {
   const PairRange pairs = all_pairs(p.batch, p.geometry);
   return query_bytes(p) + lists_bytes(p) + selection_scratch_bytes(selection_of(p), traits, p.tail != 0) +
-         (p.shortlist > 0 ? rerank_scratch_bytes(rerank_of(p), has_dropped(p)) : 0) +
+         (p.shortlist > 0 ? rerank_scratch_bytes(rerank_of(p), true) : 0) +
          (has_dropped(p) ? dropped_scratch_bytes(rerank_of(p)) : 0) +
          attention_partials_bytes(pairs.count, splits_of(p), p.geometry);
 }
@@ -281,6 +281,10 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   attention.selected_slot = s.plan.selected_slot;
   attention.selected_count = s.selected_count;
   attention.output = p.output;
+  GivenScores given;
+  if (p.shortlist > 0) {
+    given = {s.rerank.scores, s.rerank.places, static_cast<std::int64_t>(p.shortlist) * p.geometry.chunk};
+  }
 
   const Groups fetched = fetched_groups(p), selected = selected_groups(p, fetched);
   const bool piped = fetched.count > 1;
@@ -316,7 +320,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
         check(cudaStreamWaitEvent(select_streams[selections + 1], begun, 0), "waiting for an event");
       }
       if (p.shortlist > 0) {
-        launch_rerank(rerank, s.rerank, s.plan, part, select_stream);
+        launch_rerank(rerank, s.rerank, s.plan, launch.traits, part, select_stream);
       }
       launched("select", group, select_stream);
       if (p.tail) {
@@ -338,7 +342,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
     cudaStream_t const attention_stream = beside_fetch ? fetch_stream : attention_streams[group % 2];
     order(fetch_stream, attention_stream);
     attended_aside |= attention_stream == attention_streams[1];
-    launch_sparse_attention(attention, s.partials, launch.traits, pairs, beside_fetch, attention_stream);
+    launch_sparse_attention(attention, given, s.partials, launch.traits, pairs, beside_fetch, attention_stream);
     launched("attention", group, attention_stream);
     if (last) {
       order(fetch_stream, launch.stream);

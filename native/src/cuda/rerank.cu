@@ -11,21 +11,19 @@ struct RerankParams {
   PlanOutput plan;
   int first_pair;
   int group;
+  int units_per_block;
 };
 
-// Rows of tokens [first, first + 128) of a pair's shortlist.
+// Rows of tokens [first, first + 128) of a pair's shortlist. Behind its end they are those of the first chunk, whose
+// scores nobody reads: a row is then always there.
 __device__ void shortlist_rows(const skv_rerank_params& p, const UnitPair& pair, int pair_index, int first, int count,
                                UnitRows& rows) {
   const int token = static_cast<int>(threadIdx.x);
   const int place = (first + token) / p.geometry.chunk, in_chunk = (first + token) % p.geometry.chunk;
-  const void* key = nullptr;
-  std::int64_t position = 0;
-  if (place < count) {
-    const std::int64_t chunk = p.shortlist[static_cast<std::int64_t>(pair_index) * p.shortlist_stride + place];
-    position = chunk * p.geometry.chunk + in_chunk;
-    key = static_cast<const __nv_bfloat16*>(p.layers[pair.session].coefficients) + position * p.geometry.rank;
-  }
-  rows.key[token] = key;
+  const std::int64_t chunk =
+      p.shortlist[static_cast<std::int64_t>(pair_index) * p.shortlist_stride + (place < count ? place : 0)];
+  const std::int64_t position = chunk * p.geometry.chunk + in_chunk;
+  rows.key[token] = static_cast<const __nv_bfloat16*>(p.layers[pair.session].coefficients) + position * p.geometry.rank;
   rows.position[token] = position;
 }
 
@@ -65,12 +63,85 @@ __device__ void write_chunk_mass(const RerankParams& q, const float* scores, int
   }
 }
 
-// Exact masses of a shortlist's chunks from rebuilt keys, 128 tokens a block. kHeadDim 0: every shape, slowly.
+// What the unit that begins at token `first` has come to.
+__device__ void write_unit(const RerankParams& q, const float* scores, int pair_index, int first, int count) {
+  write_chunk_mass(q, scores, pair_index, first, count);
+  if (q.scratch.scores) {
+    write_scores(q, scores, pair_index, first, count);
+  }
+}
+
+// Exact masses of a shortlist's chunks from rebuilt keys, some units of 128 tokens a block.
 //
-// coefficients [..][r], basis [K][r][D] -> chunk_mass [B*K][G][shortlist]. Floor: the coefficients once and r*D*2
-// operations a token; bound like the first half of sparse_attention.
+// coefficients [..][r], basis [K][r][D] -> chunk_mass [B*K][G][shortlist], scores [B*K][G][shortlist*C]. Floor: the
+// coefficients once and r*D*2 operations a token; bound like the first half of sparse_attention. The coefficients of a
+// unit are on their way while the keys of the one before it are rotated and scored.
 template <int kHeadDim, Turn kTurn>
 __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __grid_constant__ RerankParams q) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const skv_rerank_params& p = q.p;
+  const skv_geometry& g = p.geometry;
+  const int pair_index = q.first_pair + static_cast<int>(blockIdx.y);
+  const UnitPair pair = unit_pair(g, pair_index, q.group);
+  const int count = p.states[pair.session].length <= 0 ? 0 : min(p.shortlist_count[pair_index], p.shortlist_stride);
+  const int span = q.units_per_block * kUnitTokens;
+  int first = static_cast<int>(blockIdx.x) * span;
+  const int end = min(first + span, count * g.chunk);
+  if (first >= end) {
+    return;
+  }
+  const UnitLayout layout = unit_layout(kHeadDim, g.rank, g.chunk, q.group, false);
+  auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
+  auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
+  auto* const queries = reinterpret_cast<__nv_bfloat16*>(shared + layout.queries);
+  auto* const fine = reinterpret_cast<float2*>(shared + layout.fine);
+  auto* const base = reinterpret_cast<float2*>(shared + layout.base);
+  unsigned char* const basis = shared + layout.basis;
+  unsigned char* const coefficients = shared + layout.coefficients;
+  const auto* const head_basis = static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
+                                 static_cast<std::int64_t>(pair.head) * g.rank * g.head_dim;
+  if (threadIdx.x < kUnitTokens) {
+    shortlist_rows(p, pair, pair_index, first, count, rows);
+  }
+  stage_queries<kHeadDim>(
+      p.queries, p.query_type, pair, [&](int d) { return unit_column<kTurn>(p.rope, d); }, queries);
+  __syncthreads();
+  {
+    const ChunkRotations<kHeadDim> rotations(p.rope, g.chunk, rows);
+    stage_coefficients(rows, g.rank, coefficients);
+    stage_basis<kHeadDim, kTurn>(head_basis, g.rank, p.rope, basis);
+    stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
+    rotations.write(base);
+  }
+  while (true) {
+    copy_async_wait_all();
+    shared_memory_for_products();
+    __syncthreads();
+    const int next = first + kUnitTokens;
+    if (next < end && threadIdx.x < kUnitTokens) {
+      shortlist_rows(p, pair, pair_index, next, count, rows);
+    }
+    rebuilt_scores<kHeadDim, kTurn>(rows, g.rank, g.chunk, q.group, coefficients, basis, base, fine, queries, scores,
+                                    [&] {
+                                      __syncthreads();
+                                      if (next < end) {
+                                        stage_coefficients(rows, g.rank, coefficients);
+                                      }
+                                    });
+    __syncthreads();
+    if (next >= end) {
+      write_unit(q, scores, pair_index, first, count);
+      return;
+    }
+    const ChunkRotations<kHeadDim> rotations(p.rope, g.chunk, rows);
+    write_unit(q, scores, pair_index, first, count);
+    rotations.write(base);
+    first = next;
+  }
+}
+
+// The same for every shape, without tensor cores: correct, not fast.
+__global__ void __launch_bounds__(kUnitThreads) rerank_mass_any_kernel(const __grid_constant__ RerankParams q) {
   extern __shared__ __align__(16) unsigned char shared[];
   const skv_rerank_params& p = q.p;
   const skv_geometry& g = p.geometry;
@@ -81,47 +152,23 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
   if (first >= count * g.chunk) {
     return;
   }
-  const UnitLayout layout = unit_layout(kHeadDim, g.rank, g.chunk, q.group, false);
+  const UnitLayout layout = unit_layout(0, g.rank, g.chunk, q.group, false);
   auto& rows = *reinterpret_cast<UnitRows*>(shared + layout.rows);
   auto* const scores = reinterpret_cast<float*>(shared + layout.scores);
+  auto* const queries = reinterpret_cast<float*>(shared + layout.queries);
   if (threadIdx.x < kUnitTokens) {
     shortlist_rows(p, pair, pair_index, first, count, rows);
   }
-  const auto* const head_basis = static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
-                                 static_cast<std::int64_t>(pair.head) * g.rank * g.head_dim;
-  if constexpr (kHeadDim == 0) {
-    auto* const queries = reinterpret_cast<float*>(shared + layout.queries);
-    for (int i = static_cast<int>(threadIdx.x); i < q.group * g.head_dim; i += kUnitThreads) {
-      queries[i] = load_element(p.queries, p.query_type, pair.first_query * g.head_dim + i);
-    }
-    __syncthreads();
-    any_scores(rows, true, head_basis, g.head_dim, g.rank, p.rope, q.group, queries,
-               reinterpret_cast<float*>(shared + layout.base), scores);
-  } else {
-    auto* const queries = reinterpret_cast<__nv_bfloat16*>(shared + layout.queries);
-    auto* const fine = reinterpret_cast<float2*>(shared + layout.fine);
-    auto* const base = reinterpret_cast<float2*>(shared + layout.base);
-    unsigned char* const basis = shared + layout.basis;
-    unsigned char* const coefficients = shared + layout.coefficients;
-    stage_queries<kHeadDim>(
-        p.queries, p.query_type, pair, [&](int d) { return unit_column<kTurn>(p.rope, d); }, queries);
-    __syncthreads();
-    const ChunkRotations<kHeadDim> rotations(p.rope, g.chunk, rows);
-    stage_coefficients(rows, g.rank, coefficients);
-    stage_basis<kHeadDim, kTurn>(head_basis, g.rank, p.rope, basis);
-    stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
-    rotations.write(base);
-    copy_async_wait_all();
-    shared_memory_for_products();
-    __syncthreads();
-    rebuilt_scores<kHeadDim, kTurn>(rows, g.rank, g.chunk, q.group, coefficients, basis, base, fine, queries, scores,
-                                    [] {});
+  for (int i = static_cast<int>(threadIdx.x); i < q.group * g.head_dim; i += kUnitThreads) {
+    queries[i] = load_element(p.queries, p.query_type, pair.first_query * g.head_dim + i);
   }
   __syncthreads();
-  write_chunk_mass(q, scores, pair_index, first, count);
-  if (q.scratch.scores) {
-    write_scores(q, scores, pair_index, first, count);
-  }
+  any_scores(rows, true,
+             static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
+                 static_cast<std::int64_t>(pair.head) * g.rank * g.head_dim,
+             g.head_dim, g.rank, p.rope, q.group, queries, reinterpret_cast<float*>(shared + layout.base), scores);
+  __syncthreads();
+  write_unit(q, scores, pair_index, first, count);
 }
 
 struct alignas(16) RerankShared {
@@ -188,6 +235,9 @@ __global__ void __launch_bounds__(kSelectThreads) rerank_select_kernel(const __g
   const std::int64_t selected_row = static_cast<std::int64_t>(pair) * p.select;
   for (int i = thread; i < count; i += kSelectThreads) {
     const int chunk = p.shortlist[static_cast<std::int64_t>(pair) * p.shortlist_stride + ids[i]];
+    if (q.scratch.places) {
+      q.scratch.places[selected_row + i] = ids[i];
+    }
     ids[i] = chunk;
     p.selected[selected_row + i] = chunk;
   }
@@ -217,30 +267,54 @@ void check_rerank(const skv_rerank_params& p) {
   }
 }
 
+std::uint64_t selected_chunks(const skv_rerank_params& p) {
+  return static_cast<std::uint64_t>(all_pairs(p.batch, p.geometry).count) * static_cast<std::uint64_t>(p.select);
+}
+
+// Units of a block share its basis and queries: as many as end the launch soonest, were staging these a unit's time.
+int units_per_block(std::int64_t units, int pairs, const DeviceTraits& traits) {
+  constexpr int kMostUnits = 8;
+  const std::int64_t at_once = std::int64_t{2} * traits.multiprocessors;
+  int best = 1;
+  std::int64_t least = 0;
+  for (int each = 1; each <= kMostUnits; ++each) {
+    const std::int64_t blocks = (units + each - 1) / each * pairs;
+    const std::int64_t time = (blocks + at_once - 1) / at_once * (each + 1);
+    if (each == 1 || time < least) {
+      best = each;
+      least = time;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
-std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p, bool dropped) {
+std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p, bool scores) {
   const std::uint64_t masses = static_cast<std::uint64_t>(p.batch) *
                                static_cast<std::uint64_t>(p.geometry.query_heads) *
                                static_cast<std::uint64_t>(p.shortlist_stride);
   return Workspace::align(masses * sizeof(float)) +
-         (dropped ? Workspace::align(masses * static_cast<std::uint64_t>(p.geometry.chunk) * sizeof(float)) : 0);
+         (scores ? Workspace::align(masses * static_cast<std::uint64_t>(p.geometry.chunk) * sizeof(float)) +
+                       Workspace::align(selected_chunks(p) * sizeof(std::int32_t))
+                 : 0);
 }
 
-RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool dropped, Workspace& workspace) {
+RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool scores, Workspace& workspace) {
   const std::uint64_t masses = static_cast<std::uint64_t>(p.batch) *
                                static_cast<std::uint64_t>(p.geometry.query_heads) *
                                static_cast<std::uint64_t>(p.shortlist_stride);
   RerankScratch scratch;
   scratch.chunk_mass = workspace.take<float>(masses);
-  if (dropped) {
+  if (scores) {
     scratch.scores = workspace.take<float>(masses * static_cast<std::uint64_t>(p.geometry.chunk));
+    scratch.places = workspace.take<std::int32_t>(selected_chunks(p));
   }
   return scratch;
 }
 
-void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan, PairRange pairs,
-                   cudaStream_t stream) {
+void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan,
+                   const DeviceTraits& traits, PairRange pairs, cudaStream_t stream) {
   if (pairs.count == 0) {
     return;
   }
@@ -248,16 +322,18 @@ void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, con
     throw Error(SKV_INVALID_ARGUMENT, "cache_plan needs as many slots as chunks are selected: " +
                                           std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
   }
-  const RerankParams q = {p, scratch, plan, pairs.first, group_size(p.geometry)};
   const auto units = (static_cast<std::int64_t>(p.shortlist_stride) * p.geometry.chunk + kUnitTokens - 1) / kUnitTokens;
-  const dim3 grid(static_cast<unsigned>(units), static_cast<unsigned>(pairs.count));
+  const bool tuned = unit_is_tuned(p.geometry, p.rope);
+  const int each = tuned ? units_per_block(units, pairs.count, traits) : 1;
+  const RerankParams q = {p, scratch, plan, pairs.first, group_size(p.geometry), each};
+  const dim3 grid(static_cast<unsigned>((units + each - 1) / each), static_cast<unsigned>(pairs.count));
   const auto launch = [&](auto kernel, int dim) {
     const auto bytes =
         static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, p.geometry.chunk, q.group, false).end);
     launch_beside("rerank masses", kernel, grid, dim3(kUnitThreads), bytes, stream, q);
   };
-  if (!unit_is_tuned(p.geometry, p.rope)) {
-    launch(rerank_mass_kernel<0, Turn::kNeighbours>, 0);
+  if (!tuned) {
+    launch(rerank_mass_any_kernel, 0);
   } else {
     with_unit_kernel(p.geometry, p.rope,
                      [&](auto dim, auto turn) { launch(rerank_mass_kernel<dim.value, turn.value>, dim.value); });
@@ -277,7 +353,7 @@ void rerank(const skv_rerank_params& p, Launch& launch) {
   Workspace workspace = launch.workspace;
   const RerankScratch scratch = take_rerank_scratch(p, p.dropped != nullptr, workspace);
   const PairRange pairs = all_pairs(p.batch, p.geometry);
-  launch_rerank(p, scratch, {}, pairs, launch.stream);
+  launch_rerank(p, scratch, {}, launch.traits, pairs, launch.stream);
   if (p.dropped) {
     DroppedParams dropped = dropped_of(p, scratch, take_dropped_scratch(p, workspace));
     dropped.weight = p.dropped;

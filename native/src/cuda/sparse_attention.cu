@@ -24,6 +24,7 @@ constexpr float kByteWeight = 16384.0F;
 
 struct SparseParams {
   skv_sparse_attention_params p;
+  GivenScores given;
   AttentionPartials partials;
   int first_pair;
   int group;
@@ -383,6 +384,47 @@ __device__ inline void attend_selected(const UnitBlock<kHeadDim>& block, const U
   write_empty(q, block.pair_index, work, first);
 }
 
+// The same with scores that are there already.
+template <int kHeadDim>
+__device__ inline void attend_scored(const UnitBlock<kHeadDim>& block, const UnitWork& work) {
+  const SparseParams& q = block.q;
+  const skv_sparse_attention_params& p = q.p;
+  const int chunk_tokens = p.geometry.chunk, selected_count = work.tokens / chunk_tokens;
+  const std::int32_t* const places = q.given.places + static_cast<std::int64_t>(block.pair_index) * p.select;
+  const float* const given = q.given.scores + static_cast<std::int64_t>(block.pair_index) * q.group * q.given.stride;
+  SelectedChunk selected = selected_chunk(p, block.pair_index, work.first, selected_count);
+  int first = work.first;
+  for (; first < work.end && first < work.tokens; first += work.stride) {
+    if (threadIdx.x < kUnitTokens) {
+      selected_rows(p, block.pair, selected, block.rows);
+    }
+    for (int i = unit_thread(); i < q.group * kUnitTokens; i += kUnitThreads) {
+      const int token = i % kUnitTokens, head = i / kUnitTokens, place = (first + token) / chunk_tokens;
+      block.scores[head * kScoreStride + token] =
+          place < selected_count
+              ? given[head * q.given.stride + places[place] * chunk_tokens + (first + token) % chunk_tokens]
+              : -INFINITY;
+    }
+    __syncthreads();
+    if (q.beside_fetch && first == work.first) {
+      wait_for_earlier();
+    }
+    block.stage_values();
+    // On its way while this unit is computed.
+    selected = selected_chunk(p, block.pair_index, first + kUnitTokens, selected_count);
+    block.find_largest_scale();
+    __syncthreads();
+    block.soften();
+    copy_async_wait_all();
+    __syncthreads();
+    typename UnitBlock<kHeadDim>::Sums sums = {};
+    block.add_values(sums);
+    block.write_part(work.split + (first - work.first) / kUnitTokens, sums);
+    __syncthreads();
+  }
+  write_empty(q, block.pair_index, work, first);
+}
+
 // Every stride-th unit of outliers and recent tokens, together one part.
 template <int kHeadDim>
 __device__ inline void attend_dense(const UnitBlock<kHeadDim>& block, const UnitWork& work,
@@ -434,6 +476,35 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
   block.begin_statistics();
   if (work.rebuilt) {
     attend_selected<kHeadDim, kTurn>(block, work, layout, shared);
+  } else {
+    attend_dense(block, work, state);
+  }
+}
+
+// The same after a rerank, whose scores of the selected tokens are there: their values alone are read.
+//
+// scores [B*K][G][shortlist*C], values [K][slots][C][D] -> partials [B*K][splits][G]([D]). Floor for a pair: S*C rows
+// of D values and G scores once.
+constexpr int kScoredBlocks = 3;  // of an SM
+
+template <int kHeadDim>
+__global__ void __launch_bounds__(kUnitThreads, kScoredBlocks)
+    scored_attention_kernel(const __grid_constant__ SparseParams q) {
+  extern __shared__ __align__(16) unsigned char shared[];
+  const skv_geometry& g = q.p.geometry;
+  const int pair_index = q.first_pair + static_cast<int>(blockIdx.y);
+  const UnitPair pair = unit_pair(g, pair_index, q.group);
+  const skv_session_state& state = q.p.states[pair.session];
+  const UnitWork work = unit_work(q, pair_index, state);
+  if (work.first >= work.tokens) {
+    write_empty(q, pair_index, work, work.first);
+    return;
+  }
+  const UnitLayout layout = unit_layout(kHeadDim, 0, g.chunk, q.group, true);
+  const UnitBlock<kHeadDim> block(q, pair_index, pair, work.rebuilt && g.value_type == SKV_F8_E4M3, layout, shared);
+  block.begin_statistics();
+  if (work.rebuilt) {
+    attend_scored(block, work);
   } else {
     attend_dense(block, work, state);
   }
@@ -555,34 +626,40 @@ int sparse_attention_splits(const skv_geometry& geometry, std::int32_t select) {
   return selected_splits(geometry, select) + dense_splits(geometry);
 }
 
-void launch_sparse_attention(const skv_sparse_attention_params& p, const AttentionPartials& partials,
-                             const DeviceTraits& traits, PairRange pairs, bool beside_fetch, cudaStream_t stream) {
+void launch_sparse_attention(const skv_sparse_attention_params& p, const GivenScores& given,
+                             const AttentionPartials& partials, const DeviceTraits& traits, PairRange pairs,
+                             bool beside_fetch, cudaStream_t stream) {
   if (pairs.count == 0) {
     return;
   }
+  const bool tuned = unit_is_tuned(p.geometry, p.rope), scored = tuned && given.scores;
   SparseParams q = {};
   q.p = p;
+  q.given = given;
   q.partials = partials;
   q.first_pair = pairs.first;
   q.group = group_size(p.geometry);
   q.selected_splits = selected_splits(p.geometry, p.select);
-  // Units of a block share its basis; as many as leave every SM its two blocks.
+  // Units of a block share its basis; as many as leave every SM its blocks.
+  const int blocks = (scored ? kScoredBlocks : 2) * traits.multiprocessors;
   constexpr int kMostUnits = 4;
-  q.units_per_block = std::clamp(q.selected_splits * pairs.count / (2 * traits.multiprocessors), 1, kMostUnits);
+  q.units_per_block = std::clamp(q.selected_splits * pairs.count / blocks, 1, kMostUnits);
   q.selected_blocks = (q.selected_splits + q.units_per_block - 1) / q.units_per_block;
-  q.beside_fetch = beside_fetch && traits.compute_major >= 9 && unit_is_tuned(p.geometry, p.rope);
+  q.beside_fetch = beside_fetch && traits.compute_major >= 9 && tuned;
   const int dense_blocks = partials.splits - partials.tails - q.selected_splits;
   const dim3 grid(static_cast<unsigned>(q.selected_blocks + dense_blocks), static_cast<unsigned>(pairs.count));
   const char* const name = "sparse attention";
-  const auto launch = [&](auto kernel, int dim) {
-    const auto bytes = static_cast<std::size_t>(unit_layout(dim, p.geometry.rank, p.geometry.chunk, q.group, true).end);
+  const auto launch = [&](auto kernel, int dim, int rank) {
+    const auto bytes = static_cast<std::size_t>(unit_layout(dim, rank, p.geometry.chunk, q.group, true).end);
     launch_beside(name, Beside{.early = q.beside_fetch}, kernel, grid, dim3(kUnitThreads), bytes, stream, q);
   };
-  if (!unit_is_tuned(p.geometry, p.rope)) {
-    launch(sparse_attention_any_kernel, 0);
+  if (!tuned) {
+    launch(sparse_attention_any_kernel, 0, 0);
   } else {
-    with_unit_kernel(p.geometry, p.rope,
-                     [&](auto dim, auto turn) { launch(sparse_attention_kernel<dim.value, turn.value>, dim.value); });
+    with_unit_kernel(p.geometry, p.rope, [&](auto dim, auto turn) {
+      scored ? launch(scored_attention_kernel<dim.value>, dim.value, 0)
+             : launch(sparse_attention_kernel<dim.value, turn.value>, dim.value, p.geometry.rank);
+    });
   }
 }
 
@@ -600,7 +677,7 @@ void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
   const int own = sparse_attention_splits(p.geometry, p.select), tails = (p.tail ? 1 : 0) + (p.dropped ? 1 : 0);
   AttentionPartials partials = take_attention_partials(pairs.count, own + tails, p.geometry, workspace);
   partials.tails = tails;
-  launch_sparse_attention(p, partials, launch.traits, pairs, false, launch.stream);
+  launch_sparse_attention(p, {}, partials, launch.traits, pairs, false, launch.stream);
   if (p.dropped) {
     launch_given_part(p.dropped, p.dropped_values, partials, own, p.geometry, pairs, launch.stream);
   }
