@@ -107,7 +107,7 @@ public class DecodeBenchmark extends DecodeState {
             int i = (int) (calls++ % SELECTIONS);
             decode.rerank(geometry, batch, Rows.of(queriesOf(i * STEPS / SELECTIONS), inputType), shadowLayers,
                     (long) (i % copies) * batch, states, 0, rope, context, shortlist, candidates[i], candidateCounts[i],
-                    select, selected[0], counts[0], null);
+                    select, selected[0], counts[0], null, null, null);
         });
         once();
         checkRerank(downloadInts(candidates[0], 0, shortlist), downloadInts(candidateCounts[0], 0, 1)[0]);
@@ -251,8 +251,8 @@ public class DecodeBenchmark extends DecodeState {
         define(work, this::overlapOnly, () -> {
             int i = (int) (calls++ % SELECTIONS);
             decode.sparseAttention(geometry, batch, Rows.of(queriesOf(i * (STEPS / SELECTIONS)), inputType), shadowLayers, 0,
-                    states, 0, rope, context, select, selected[i], selectedSlot[i], counts[i], null, Rows.of(output, inputType),
-                    null);
+                    states, 0, rope, context, select, selected[i], selectedSlot[i], counts[i], null, null, null,
+                    Rows.of(output, inputType), null);
         });
         once();
         int b = batch - 1;

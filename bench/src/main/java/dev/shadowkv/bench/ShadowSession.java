@@ -98,7 +98,7 @@ final class ShadowSession {
                     g.slots() == 0 ? null : state.allocate(g.valueType(), heads, g.slots(), g.chunk(), g.headDim()),
                     g.slots() == 0 ? null : state.filledInts((long) heads * g.slots()),
                     g.slots() == 0 ? null : state.filledInts((long) heads * g.slots()),
-                    first ? moments : state.copyOf(moments), null, capacity, outliers);
+                    first ? moments : state.copyOf(moments), null, null, capacity, outliers);
         }
     }
 

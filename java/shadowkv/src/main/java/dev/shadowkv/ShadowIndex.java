@@ -113,6 +113,11 @@ final class ShadowIndex {
                 options.rank(), geometry.rank(), 0, 0, shared.coefficients, shared.basis, scratch.singularValues,
                 scratch.energy);
         state.basisRows = options.rank();
+        if (options.predictDropped()) {
+            // Of the tokens that the columns of the coefficients are orthogonal over: all of the layer's.
+            cache.cacheKernels.valueFit(shared.coefficients, dense.values, heads, headDim, geometry.rank(), 0, state.length,
+                    shared.valueBasis);
+        }
     }
 
     private void index(ShadowSession session, LayerState state, SharedLayer shared, Staging dense, int chunks) {

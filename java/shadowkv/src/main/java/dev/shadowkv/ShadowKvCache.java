@@ -214,6 +214,7 @@ public final class ShadowKvCache extends CacheBase {
         fields.put("valueType", g.valueType().name());
         fields.put("landmarkType", g.landmarkType().name());
         fields.put("tail", Boolean.toString(options.tail()));
+        fields.put("predictDropped", Boolean.toString(options.predictDropped()));
         return fields;
     }
 
@@ -241,6 +242,7 @@ public final class ShadowKvCache extends CacheBase {
         private float radiusWeight = 0.5f;
         private double rerank;
         private Optional<Boolean> tail = Optional.empty();
+        private Optional<Boolean> predictDropped = Optional.empty();
         private int slots = -1;
         private boolean keepKeys;
         private ElementType valueType;
@@ -336,6 +338,17 @@ public final class ShadowKvCache extends CacheBase {
             return this;
         }
 
+        /**
+         * Whether the tokens that reranking drops take part with the values that their coefficients predict, {@code v ~ a R},
+         * at the exact weight of their rebuilt keys, and not with the tail's value. R is fitted when a layer is sealed, by least
+         * squares over its tokens, and takes the memory of one more basis a layer. Needs a rerank and a tail. Default: as there
+         * are both; on a GPU, which has no kernels for it: off.
+         */
+        public Builder predictDropped(boolean predicts) {
+            predictDropped = Optional.of(predicts);
+            return this;
+        }
+
         /** Value slots a key/value head; 0 reads values in place. Default: 0 on a CPU, the budget's chunks on a GPU. */
         public Builder slots(int count) {
             if (count < 0) {
@@ -405,6 +418,11 @@ public final class ShadowKvCache extends CacheBase {
             Limits.check("rerank", !(rerank > 1) || shortlist > select,
                     "such that the shortlist has more chunks than the budget and at most " + Geometry.MAX_SELECT,
                             rerank);
+            boolean leftOutTakesPart = tail.orElse(shortlist > 0);
+            boolean canPredict = shortlist > 0 && leftOutTakesPart;
+            boolean predicts = predictDropped.orElse(canPredict && s.device.isCpu());
+            Limits.check("predictDropped", !predicts || canPredict && s.device.isCpu(),
+                    "false, except on a CPU with a rerank and a tail", predicts);
             int scored = Math.max(select, shortlist);
             int slotCount = slots >= 0 ? slots : !s.device.isCpu() ? select : keepKeys ? scored : 0;
             Limits.check("slots", slotCount == 0 || slotCount >= select && slotCount <= Geometry.MAX_SLOTS,
@@ -417,7 +435,7 @@ public final class ShadowKvCache extends CacheBase {
                     landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
             int dense = outliers >= 0 ? outliers : Math.max(1, 24 * budget / 1024);
             return new ShadowOptions(geometry, rank, reserve, budget, dense, residualOutliers, residualLimit, local,
-                    radiusWeight, shortlist, tail.orElse(shortlist > 0), keepKeys);
+                    radiusWeight, shortlist, leftOutTakesPart, predicts, keepKeys);
         }
 
         private static MemoryPlan plan(CacheShape s, ShadowOptions o) {
@@ -444,6 +462,9 @@ public final class ShadowKvCache extends CacheBase {
                     g.rank()));
             if (o.tail()) {
                 workspace = Math.max(workspace, w.momentUpdate(g, dense / g.chunk()));
+            }
+            if (o.predictDropped()) {
+                workspace = Math.max(workspace, w.valueFit(g, dense));
             }
             return new MemoryPlan(wish.sessions(), wish.tokens(), wish.stagingTokens(), stagingLayers,
                     s.layers * (layout.sharedLayerBytes + layout.ownLayerBytes), s.layers * layout.pinnedLayerBytes,

@@ -21,6 +21,7 @@ final class ShadowLayout {
     final long outlierKeys;
     final long outlierValues;
     final long moments;
+    final long valueBasis;
     final long sharedLayerBytes;
 
     /** Chunks that an exact session keeps dense before the recent window. */
@@ -59,6 +60,7 @@ final class ShadowLayout {
         outlierKeys = place(outlierBytes);
         outlierValues = place(outlierBytes);
         moments = place(options.tail() ? g.momentFloats() * 4 : 0);
+        valueBasis = place(options.predictDropped() ? heads * g.rank() * d * e : 0);
         long indexedBytes = end;
 
         end = 0;

@@ -66,7 +66,7 @@ final class ShadowSession extends SessionBase {
                 exact ? s.exactKeys : s.outlierKeys, exact ? s.exactValues : s.outlierValues, o.recentKeys,
                         o.recentValues,
                 s.values, s.valueScales, o.slotValues, o.slotChunk, o.slotStamp, exact ? null : s.moments, o.slotKeys,
-                layout.chunks,
+                exact ? null : s.valueBasis, layout.chunks,
                 exact ? layout.exactChunks : cache.options.outlierCapacity());
     }
 
@@ -265,6 +265,9 @@ final class ShadowSession extends SessionBase {
                 }
                 if (s.moments != null) {
                     file.rows(s.moments, 0, s.moments.byteSize(), 1);
+                }
+                if (s.valueBasis != null) {
+                    file.rows(s.valueBasis, 0, s.valueBasis.byteSize(), 1);
                 }
                 long values = cache.chunkValueBytes();
                 file.hostRows(s.values, layout.chunks * values, chunks * values, heads);

@@ -21,6 +21,8 @@ final class SharedLayer {
     final Ring outlierValueRows;
     /** As in {@link dev.shadowkv.kernels.CacheKernels#momentUpdate}. */
     final DeviceBuffer moments;
+    /** As in {@link dev.shadowkv.kernels.CacheKernels#valueFit}. */
+    final DeviceBuffer valueBasis;
     final DeviceBuffer exactKeys;
     final DeviceBuffer exactValues;
     /** The exact copy once more, as the dense rows that it is; null where there is none. */
@@ -46,6 +48,7 @@ final class SharedLayer {
         outlierKeyRows = outlierKeys == null ? null : new Ring(outlierKeys, g.storageType(), outlierTokens);
         outlierValueRows = outlierValues == null ? null : new Ring(outlierValues, g.storageType(), outlierTokens);
         moments = part(slab, l.moments, options.tail() ? g.momentFloats() * 4 : 0);
+        valueBasis = part(slab, l.valueBasis, options.predictDropped() ? heads * g.rank() * d * e : 0);
         long exactTokens = l.exactChunks * g.chunk();
         exactKeys = part(slab, l.exactKeys, heads * exactTokens * d * e);
         exactValues = part(slab, l.exactValues, heads * exactTokens * d * e);

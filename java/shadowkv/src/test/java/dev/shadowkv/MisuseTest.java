@@ -409,7 +409,7 @@ class MisuseTest {
             older[8]--;
             Files.write(file, older);
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
-                    .hasMessageContaining("it has format 1, this library reads format 2");
+                    .hasMessageContaining("it has format 1, this library reads format 3");
             Files.writeString(file, "something else entirely");
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
                     .hasMessageContaining("not a saved session");

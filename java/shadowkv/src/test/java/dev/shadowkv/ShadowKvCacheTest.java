@@ -17,13 +17,17 @@ class ShadowKvCacheTest extends ShadowTest {
     private static final Random random = TestDevice.random(ShadowKvCacheTest.class);
 
     @ParameterizedTest
-    @CsvSource({"600, 8, 0.5, 0, true, 0", "603, 8, 0, 0, true, 0", "777, 16, 0.5, 0, true, 0", "601, 8, 0.25, 40, true, 0",
-        "600, 8, 0.5, 0, false, 0", "1404, 8, 0.5, 0, true, 2.5", "1805, 8, 0.5, 20, true, 4", "605, 8, 0.5, 0, true, 1.1",
-        "602, 16, 0.5, 0, false, 2"})
-    void isTheMethod(int prompt, int chunk, float radiusWeight, int slots, boolean tail, double rerank) {
+    @CsvSource({"600, 8, 0.5, 0, true, 0, false", "603, 8, 0, 0, true, 0, false", "777, 16, 0.5, 0, true, 0, false",
+        "601, 8, 0.25, 40, true, 0, false", "600, 8, 0.5, 0, false, 0, false", "1404, 8, 0.5, 0, true, 2.5, false",
+        "1805, 8, 0.5, 20, true, 4, false", "605, 8, 0.5, 0, true, 1.1, false", "602, 16, 0.5, 0, false, 2, false",
+        "1403, 8, 0.5, 0, true, 2.5, true", "1802, 8, 0.5, 20, true, 4, true", "607, 8, 0.5, 0, true, 1.1, true",
+        "2603, 16, 0.5, 0, true, 2, true"})
+    void isTheMethod(int prompt, int chunk, float radiusWeight, int slots, boolean tail, double rerank, boolean predict) {
+        Assumptions.assumeTrue(!predict || device.isCpu(), "values are predicted on a CPU");
         Tokens tokens = CacheRunner.tokens(random, prompt + 150, RANK);
-        try (ShadowKvCache cache = builder(1, 1, 2048).chunk(chunk).radiusWeight(radiusWeight).residualLimit(1)
-                .slots(slots).tail(tail).rerank(rerank).build(); KvSession session = cache.open(2000)) {
+        try (ShadowKvCache cache = builder(1, 1, 3000).chunk(chunk).radiusWeight(radiusWeight).residualLimit(1)
+                .slots(slots).tail(tail).rerank(rerank).predictDropped(predict).build();
+             KvSession session = cache.open(prompt + 200)) {
             CacheRunner.append(session, tokens, 0, prompt, random);
             session.seal();
             ShadowOracle oracle = new ShadowOracle(dense(), cache.options);

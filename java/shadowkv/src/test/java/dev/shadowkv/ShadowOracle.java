@@ -19,6 +19,10 @@ final class ShadowOracle {
     final int chunk;
     /** {@code [head][position]}: keys as the basis has them, rotated. */
     private final List<List<double[]>> rebuilt = new ArrayList<>();
+    /** {@code [position][rank]}. */
+    private final List<double[]> coefficients = new ArrayList<>();
+    /** {@code [head]}, of the tokens that were sealed; null: none are predicted. */
+    private List<ValueOracle> predicted;
     private final List<double[]> raw = new ArrayList<>();
     private List<Set<Integer>> outliers = new ArrayList<>();
     private final List<MomentOracle> moments = new ArrayList<>();
@@ -73,6 +77,12 @@ final class ShadowOracle {
             for (int head = 0; head < dense.keyValueHeads; head++) {
                 chooseOutliers(head, chunks);
             }
+            if (options.predictDropped()) {
+                predicted = new ArrayList<>();
+                for (int head = 0; head < dense.keyValueHeads; head++) {
+                    predicted.add(ValueOracle.fit(coefficients, dense.values.get(head)));
+                }
+            }
         }
     }
 
@@ -93,12 +103,14 @@ final class ShadowOracle {
     private void rebuild(int position) {
         int d = dense.headDim;
         double[] approximate = new double[dense.keyValueHeads * d];
-        for (double[] row : basis) {
-            double coefficient = Oracle.dot(row, raw.get(position));
+        double[] own = new double[basis.length];
+        for (int j = 0; j < own.length; j++) {
+            own[j] = Oracle.dot(basis[j], raw.get(position));
             for (int i = 0; i < approximate.length; i++) {
-                approximate[i] += coefficient * row[i];
+                approximate[i] += own[j] * basis[j][i];
             }
         }
+        coefficients.add(own);
         for (int head = 0; head < dense.keyValueHeads; head++) {
             double[] part = java.util.Arrays.copyOfRange(approximate, head * d, (head + 1) * d);
             rebuilt.get(head).add(dense.rotated(part, position));
@@ -178,6 +190,9 @@ final class ShadowOracle {
                 } else if (selected.contains(c)) {
                     keys.add(rebuilt.get(head).get(p));
                     values.add(dense.values.get(head).get(p));
+                } else if (predicted != null && shortlist.contains(c)) {
+                    keys.add(rebuilt.get(head).get(p));
+                    values.add(predicted.get(head).value(coefficients.get(p)));
                 }
             }
             for (int g = 0; g < group; g++) {
@@ -285,7 +300,7 @@ final class ShadowOracle {
             all.add(mean);
             if (!shortlist.contains(c)) {
                 left.add(mean);
-            } else if (!selected.contains(c)) {
+            } else if (!selected.contains(c) && predicted == null) {
                 dropped.addAll(rebuiltMembers(head, c));
             }
         }

@@ -6,7 +6,8 @@ import java.util.Random;
 
 /**
  * Made-up tokens of one layer as a model has them: keys with a spectrum that falls off, a shared mean and slowly
- * wandering content, so that chunks hang together; queries that look for some of the keys. 32-bit floats, token-major.
+ * wandering content, so that chunks hang together; values that follow it in part; queries that look for some of the keys.
+ * 32-bit floats, token-major.
  */
 final class Tokens {
 
@@ -28,12 +29,8 @@ final class Tokens {
 
     static Tokens random(Random random, int count, int queryHeads, int keyValueHeads, int headDim, int rank) {
         int width = keyValueHeads * headDim;
-        double[][] directions = new double[rank][width];
-        for (double[] direction : directions) {
-            for (int i = 0; i < width; i++) {
-                direction[i] = random.nextGaussian();
-            }
-        }
+        double[][] directions = gaussian(random, rank, width);
+        double[][] followed = gaussian(random, rank, width);
         float[] keys = new float[count * width];
         float[] values = new float[count * width];
         double[] content = new double[rank];
@@ -47,7 +44,11 @@ final class Tokens {
                     sum += content[r] * directions[r][i] / Math.sqrt(1 + r);
                 }
                 keys[t * width + i] = (float) (sum * 0.7);
-                values[t * width + i] = (float) random.nextGaussian();
+                double value = 0.7 * random.nextGaussian();
+                for (int r = 0; r < rank; r++) {
+                    value += 0.5 * content[r] * followed[r][i] / Math.sqrt(1 + r);
+                }
+                values[t * width + i] = (float) value;
             }
         }
         int queryWidth = queryHeads * headDim;
@@ -63,6 +64,16 @@ final class Tokens {
             }
         }
         return new Tokens(count, queries, keys, values);
+    }
+
+    private static double[][] gaussian(Random random, int rows, int width) {
+        double[][] result = new double[rows][width];
+        for (double[] row : result) {
+            for (int i = 0; i < width; i++) {
+                row[i] = random.nextGaussian();
+            }
+        }
+        return result;
     }
 
     MemorySegment queries(int from, int to) {

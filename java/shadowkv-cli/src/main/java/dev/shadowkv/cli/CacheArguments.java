@@ -57,6 +57,13 @@ final class CacheArguments implements Cloneable {
     private Boolean tail;
 
     @Option(
+            names = "--predict",
+            negatable = true,
+            description = "Whether those of them that reranking drops take part at their exact weight, with values predicted from the "
+                    + "coefficients of their keys. Default: with a rerank and a tail.")
+    private Boolean predict;
+
+    @Option(
             names = "--value-type",
             paramLabel = "TYPE",
             description = "How values are kept in host memory: f32, bf16, f16 or f8. Default: the storage type.")
@@ -117,6 +124,7 @@ final class CacheArguments implements Cloneable {
                 radiusWeight == null ? 0.5f : radiusWeight,
                 rerank == null ? CacheOptions.USUAL_RERANK : rerank,
                 Optional.ofNullable(tail),
+                Optional.ofNullable(predict),
                 type("--value-type", valueType),
                 type("--landmark-type", landmarkType),
                 type("--storage-type", storageType));

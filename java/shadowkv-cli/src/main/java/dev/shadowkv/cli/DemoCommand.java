@@ -213,6 +213,7 @@ final class DemoCommand implements Callable<Integer> {
         node.put("radiusWeight", shadow.radiusWeight());
         node.put("rerank", shadow.rerank());
         node.put("tail", shadow.tailTakesPart());
+        node.put("predict", shadow.predictsDropped());
         ObjectNode memory = node.putObject("memory");
         memory.set(EXACT, Output.plan(sides.memoryPlan(EXACT)));
         memory.set(SHADOW, Output.plan(sides.memoryPlan(SHADOW)));

@@ -75,6 +75,7 @@ final class ThroughputReport {
         node.put("radiusWeight", shadow.radiusWeight());
         node.put("rerank", shadow.rerank());
         node.put("tail", shadow.tailTakesPart());
+        node.put("predict", shadow.predictsDropped());
         node.put("valueType", typeName(shadow.valueType().orElse(storage)));
         node.put("landmarkType", typeName(shadow.landmarkType().orElse(storage)));
         return node;

@@ -84,6 +84,12 @@ final class TuneCommand implements Callable<Integer> {
             description = "Whether the tokens that a step does not select take part in it together. Default: with a rerank.")
     private Boolean tail;
 
+    @Option(
+            names = "--predict",
+            negatable = true,
+            description = "Whether values of the tokens that reranking drops are predicted. Default: with a rerank and a tail.")
+    private Boolean predict;
+
     @Option(names = "--value-type", paramLabel = "TYPE", description = "How values are kept: f32, bf16, f16 or f8. Default: the storage type.")
     private String valueType;
 
@@ -143,13 +149,18 @@ final class TuneCommand implements Callable<Integer> {
                     for (double rerank : reranks) {
                         all.add(new CacheOptions(
                                 CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.empty(), weight, rerank,
-                                Optional.ofNullable(tail), type,
+                                Optional.ofNullable(tail), predictWhere(rerank), type,
                                 Optional.empty(), Optional.empty()));
                     }
                 }
             }
         }
         return all;
+    }
+
+    /** Settings without a rerank drop nothing. */
+    private Optional<Boolean> predictWhere(double rerank) {
+        return rerank > 1 ? Optional.ofNullable(predict) : Optional.empty();
     }
 
     private static int within(int rank, int width) {
@@ -237,7 +248,8 @@ final class TuneCommand implements Callable<Integer> {
         String proposal = cheapest.map(row -> "Cheapest within " + maxLoss + " nats: --rank "
                         + row.options().rank().orElseThrow() + " --budget " + row.options().budget() + " --radius-weight "
                         + row.options().radiusWeight() + " --rerank " + Output.number("%.0f", row.options().rerank())
-                        + row.options().tail().map(chosen -> chosen ? " --tail" : " --no-tail").orElse(""))
+                        + row.options().tail().map(chosen -> chosen ? " --tail" : " --no-tail").orElse("")
+                        + row.options().predict().map(chosen -> chosen ? " --predict" : " --no-predict").orElse(""))
                 .orElse("No setting of these keeps the loss within " + maxLoss + " nats.");
         return table + System.lineSeparator() + proposal;
     }
@@ -249,6 +261,7 @@ final class TuneCommand implements Callable<Integer> {
         node.put("radiusWeight", row.options().radiusWeight());
         node.put("rerank", row.options().rerank());
         node.put("tail", row.options().tailTakesPart());
+        node.put("predict", row.options().predictsDropped());
         node.put("loss", row.loss().mean());
         node.put("lossError", row.loss().standardError());
         node.put("agreement", row.agreement());

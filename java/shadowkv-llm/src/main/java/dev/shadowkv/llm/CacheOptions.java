@@ -27,6 +27,8 @@ import java.util.OptionalLong;
  *     {@link ShadowKvCache#shortlist}; 1 or less: off
  * @param tail whether the tokens that a step does not select take part together, by their moments; not in the paper's
  *     method; by default as there is a rerank
+ * @param predict whether those of them that reranking drops take part with values that their coefficients predict; by
+ *     default as there are a rerank and a tail
  * @param valueType how values are kept in host memory
  * @param landmarkType how landmarks are kept
  * @param storageType how everything else is kept
@@ -40,6 +42,7 @@ public record CacheOptions(
         float radiusWeight,
         double rerank,
         Optional<Boolean> tail,
+        Optional<Boolean> predict,
         Optional<ElementType> valueType,
         Optional<ElementType> landmarkType,
         Optional<ElementType> storageType) {
@@ -55,6 +58,7 @@ public record CacheOptions(
         Objects.requireNonNull(rank, "rank");
         Objects.requireNonNull(outliers, "outliers");
         Objects.requireNonNull(tail, "tail");
+        Objects.requireNonNull(predict, "predict");
         Objects.requireNonNull(valueType, "valueType");
         Objects.requireNonNull(landmarkType, "landmarkType");
         Objects.requireNonNull(storageType, "storageType");
@@ -75,6 +79,9 @@ public record CacheOptions(
         }
         if (!(rerank >= 0) || Double.isInfinite(rerank)) {
             throw new IllegalArgumentException("rerank factor " + rerank + " is not a number >= 0");
+        }
+        if (predict.orElse(false) && !(rerank > 1 && tail.orElse(true))) {
+            throw new IllegalArgumentException("predict is on, which needs a rerank and a tail");
         }
     }
 
@@ -100,32 +107,46 @@ public record CacheOptions(
                 Optional.empty(),
                 Optional.empty(),
                 Optional.empty(),
+                Optional.empty(),
                 Optional.empty());
     }
 
     /** The same with another rank. */
     public CacheOptions withRank(int value) {
         return new CacheOptions(
-                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, tail, valueType, landmarkType, storageType);
+                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, tail, predict, valueType, landmarkType,
+                storageType);
     }
 
     /** The same with another weight of the radius. */
     public CacheOptions withRadiusWeight(float value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, value, rerank, tail, valueType, landmarkType, storageType);
+                kind, rank, budget, chunk, outliers, value, rerank, tail, predict, valueType, landmarkType, storageType);
     }
 
     /** The same with another rerank factor. */
     public CacheOptions withRerank(double value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, value, tail, valueType, landmarkType, storageType);
+                kind, rank, budget, chunk, outliers, radiusWeight, value, tail, predict, valueType, landmarkType, storageType);
     }
 
     /** The same with or without the tokens that a step does not select. */
     public CacheOptions withTail(boolean value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, rerank, Optional.of(value), valueType, landmarkType,
+                kind, rank, budget, chunk, outliers, radiusWeight, rerank, Optional.of(value), predict, valueType, landmarkType,
                 storageType);
+    }
+
+    /** The same with or without predicted values of the tokens that reranking drops. */
+    public CacheOptions withPredict(boolean value) {
+        return new CacheOptions(
+                kind, rank, budget, chunk, outliers, radiusWeight, rerank, tail, Optional.of(value), valueType, landmarkType,
+                storageType);
+    }
+
+    /** Whether the tokens that reranking drops take part with predicted values. */
+    public boolean predictsDropped() {
+        return rerankWithinLimits() > 1 && tailTakesPart() && predict.orElse(true);
     }
 
     /** Whether the tokens that a step does not select take part. */
@@ -140,7 +161,7 @@ public record CacheOptions(
         }
         CacheKind decided = capacity <= (long) SHORT_BUDGETS * budget ? CacheKind.DENSE : CacheKind.SHADOW;
         return new CacheOptions(
-                decided, rank, budget, chunk, outliers, radiusWeight, rerank, tail, valueType, landmarkType, storageType);
+                decided, rank, budget, chunk, outliers, radiusWeight, rerank, tail, predict, valueType, landmarkType, storageType);
     }
 
     /**
@@ -161,6 +182,7 @@ public record CacheOptions(
                         .rerank(rerankWithinLimits());
                 outliers.ifPresent(shadow::outliers);
                 tail.ifPresent(shadow::tail);
+                predict.ifPresent(wish -> shadow.predictDropped(wish && predictsDropped()));
                 valueType.ifPresent(shadow::valueType);
                 landmarkType.ifPresent(shadow::landmarkType);
                 yield shape(shadow, device, config, memory, length);

@@ -62,6 +62,7 @@ class TransformerTest {
                         Optional.of(true),
                         Optional.empty(),
                         Optional.empty(),
+                        Optional.empty(),
                         Optional.empty());
     }
 

@@ -15,6 +15,7 @@ import dev.shadowkv.internal.ffi.skv_moment_update_params;
 import dev.shadowkv.internal.ffi.skv_outlier_select_params;
 import dev.shadowkv.internal.ffi.skv_rebuild_keys_params;
 import dev.shadowkv.internal.ffi.skv_store_tokens_params;
+import dev.shadowkv.internal.ffi.skv_value_fit_params;
 import dev.shadowkv.internal.ffi.skv_value_store_params;
 
 /**
@@ -369,6 +370,45 @@ public final class CacheKernels {
             params.pointer(skv_moment_update_params.moments$offset(), "moments", moments,
                     Math.multiplyExact(4, Geometry.momentFloats(keyValueHeads, headDim)));
             params.context.runReserved("moment_update", ShadowKv.SKV_OP_MOMENT_UPDATE(), ShadowKv::skv_moment_update, p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /**
+     * Fits the map from coefficients to values, {@code v ~ a . valueBasis}, by least squares over the given tokens, without
+     * a constant: row j of a head is {@code sum(a_j v) / sum(a_j^2)}. The columns of the coefficients must be orthogonal over
+     * those tokens, as {@link #lowRankFactor} makes them of its tokens. A column that is rounding alone, with at most 2^-24 of
+     * the largest sum of squares, gives a row of zeros.
+     *
+     * @param coefficients {@code [firstPosition + tokens][r]} of the values' type; row = position
+     * @param values at least {@code tokens} of them; position p lies in row {@code p % capacity}
+     * @param valueBasis {@code [K][r][D]} of the same type
+     */
+    public void valueFit(DeviceBuffer coefficients, Ring values, int keyValueHeads, int headDim, int rank,
+                         long firstPosition, long tokens, DeviceBuffer valueBasis) {
+        Params.notNegative("firstPosition", firstPosition);
+        if (Params.notNegative("tokens", tokens) > values.capacity()) {
+            throw new IndexOutOfBoundsException("values has " + values.capacity() + " tokens, fewer than " + tokens);
+        }
+        ElementType type = values.type();
+        Params.positive("rank", rank);
+        MemorySegment p = params.begin(skv_value_fit_params.sizeof());
+        try {
+            skv_value_fit_params.storage_type(p, type.code());
+            skv_value_fit_params.key_value_heads(p, Params.positive("keyValueHeads", keyValueHeads));
+            skv_value_fit_params.head_dim(p, Params.positive("headDim", headDim));
+            skv_value_fit_params.rank(p, rank);
+            params.pointer(skv_value_fit_params.coefficients$offset(), "coefficients", coefficients,
+                    Params.bytes(type, Math.addExact(firstPosition, tokens), rank));
+            params.pointer(skv_value_fit_params.values$offset(), "values", values.buffer(),
+                    values.bytes(keyValueHeads, headDim));
+            skv_value_fit_params.capacity(p, values.capacity());
+            skv_value_fit_params.first_position(p, firstPosition);
+            skv_value_fit_params.tokens(p, tokens);
+            params.pointer(skv_value_fit_params.value_basis$offset(), "value_basis", valueBasis,
+                    Params.bytes(type, keyValueHeads, rank, headDim));
+            params.context.runReserved("value_fit", ShadowKv.SKV_OP_VALUE_FIT(), ShadowKv::skv_value_fit, p);
         } finally {
             params.end();
         }

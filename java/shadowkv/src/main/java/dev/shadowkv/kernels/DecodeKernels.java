@@ -91,17 +91,24 @@ public final class DecodeKernels {
      * @param selected {@code [B][K][S]} ascending; 32-bit integers
      * @param selectedCount {@code [B][K]} 32-bit integers
      * @param tail {@code [B][H]} floats, what {@link #landmarkTopK} left out of the shortlist, changed: chunks of the
-     *     shortlist that are not selected are added with their exact weight; or null
+     *     shortlist that are not selected are added with their exact weight, with {@code dropped} only of layers without a
+     *     basis of values; or null
+     * @param dropped {@code [B][H]} floats, the natural logarithm of the exact weight of the tokens of those chunks, of the
+     *     sum of {@code exp(q . key / sqrt(D))}; negative infinity where there are none or a layer has no basis of values. Or
+     *     null
+     * @param droppedValues {@code [B][H][D]} floats, with {@code dropped}: their value, their weighted mean coefficients
+     *     times the basis of values; not written where there are none
      */
     public void rerank(Geometry geometry, int batch, Rows queries, ShadowLayers layers, long firstLayer,
                        SessionStates states, long firstState, RopeTable rope, long maxPositions, int shortlistStride,
                        DeviceBuffer shortlist, DeviceBuffer shortlistCount, int select, DeviceBuffer selected,
-                       DeviceBuffer selectedCount, DeviceBuffer tail) {
+                       DeviceBuffer selectedCount, DeviceBuffer tail, DeviceBuffer dropped,
+                       DeviceBuffer droppedValues) {
         queries.dense("queries");
         long heads = (long) batch * geometry.keyValueHeads();
         Params.select(select);
         if (shortlistStride < select) {
-        throw new IllegalArgumentException("shortlistStride " + shortlistStride + " is less than select " + select);
+            throw new IllegalArgumentException("shortlistStride " + shortlistStride + " is less than select " + select);
         }
         MemorySegment p = params.begin(skv_rerank_params.sizeof());
         try {
@@ -119,7 +126,11 @@ public final class DecodeKernels {
             skv_rerank_params.select(p, select);
             params.pointer(skv_rerank_params.selected$offset(), "selected", selected, 4 * heads * select);
             params.pointer(skv_rerank_params.selected_count$offset(), "selected_count", selectedCount, 4 * heads);
-            params.optional(skv_rerank_params.tail$offset(), "tail", tail, 4L * batch * geometry.queryHeads());
+            long rows = (long) batch * geometry.queryHeads();
+            params.optional(skv_rerank_params.tail$offset(), "tail", tail, 4 * rows);
+            params.optional(skv_rerank_params.dropped$offset(), "dropped", dropped, 4 * rows);
+            params.optional(skv_rerank_params.dropped_values$offset(), "dropped_values", droppedValues,
+                    4 * rows * geometry.headDim());
             params.context.runReserved("rerank", ShadowKv.SKV_OP_RERANK(), ShadowKv::skv_rerank, p);
         } finally {
             params.end();
@@ -188,13 +199,17 @@ public final class DecodeKernels {
      * @param tail {@code [B][H]} floats, the natural logarithm of the weight of the indexed tokens that are not selected.
      *     They take part in the softmax with that weight and the value {@code mean(v) + cov(v, k) q_h / sqrt(D)} of the
      *     layer's moments; sessions without moments have no such part. Or null
+     * @param dropped {@code [B][H]} floats, the natural logarithm of the weight of a further part of the softmax, as
+     *     {@link #rerank} gives it; no such part where it is not finite. Or null
+     * @param droppedValues {@code [B][H][D]} floats, with {@code dropped}: the value of that part
      * @param output {@code [B][H][D]}, dense
      * @param logSumExp {@code [B][H]} floats, the natural logarithm of the softmax denominator; or null
      */
     public void sparseAttention(Geometry geometry, int batch, Rows queries, ShadowLayers layers, long firstLayer,
                                 SessionStates states, long firstState, RopeTable rope, long maxPositions, int select,
                                 DeviceBuffer selected, DeviceBuffer selectedSlot, DeviceBuffer selectedCount,
-                                DeviceBuffer tail, Rows output, DeviceBuffer logSumExp) {
+                                DeviceBuffer tail, DeviceBuffer dropped, DeviceBuffer droppedValues, Rows output,
+                                DeviceBuffer logSumExp) {
         queries.dense("queries");
         output.dense("output");
         long heads = (long) batch * geometry.keyValueHeads();
@@ -217,6 +232,10 @@ public final class DecodeKernels {
             params.pointer(skv_sparse_attention_params.selected_count$offset(), "selected_count", selectedCount,
                     4 * heads);
             params.optional(skv_sparse_attention_params.tail$offset(), "tail", tail, 4L * batch * geometry.queryHeads());
+            params.optional(skv_sparse_attention_params.dropped$offset(), "dropped", dropped,
+                    4L * batch * geometry.queryHeads());
+            params.optional(skv_sparse_attention_params.dropped_values$offset(), "dropped_values", droppedValues,
+                    4L * batch * width);
             params.rows(skv_sparse_attention_params.output$offset(), "output", output, batch, width);
             params.optional(skv_sparse_attention_params.log_sum_exp$offset(), "log_sum_exp", logSumExp,
                     4L * batch * geometry.queryHeads());
@@ -270,7 +289,8 @@ public final class DecodeKernels {
      * @param keys {@code [B][K][D]} before RoPE
      * @param values {@code [B][K][D]}
      * @param shortlist chunks to rerank, more than {@code select}; 0: no rerank
-     * @param tail whether indexed tokens that are not selected take part, by their landmarks and the layers' moments
+     * @param tail whether indexed tokens that are not selected take part, by their landmarks and the layers' moments; those
+     *     of a shortlist by their exact weight and, where a layer has a basis of values, by what that predicts
      * @param output {@code [B][H][D]}, dense
      * @param counters {@code [B]} of {@link #COUNTER_BYTES}, added to: selected chunks and fetched chunks (64-bit
      * integers),

@@ -29,11 +29,13 @@ import dev.shadowkv.DeviceBuffer;
  * @param slotKeys {@code [K][slots][C][D]} storage type, rotated: rebuilt keys of the chunks in the slots, so that a
  *     decode layer rebuilds only those of chunks that are in none; on a CPU only. In a table without slots they say that rebuilt keys are rounded as kept ones
  *     are. Or null: keys are rebuilt in every step
+ * @param valueBasis {@code [K][r][D]} storage type: a value is about its token's coefficients times that, which stands for
+ *     the tokens that a rerank drops; or null: they are part of what is not selected
  */
 public record ShadowLayer(DeviceBuffer coefficients, DeviceBuffer basis, DeviceBuffer landmarks,
                           DeviceBuffer landmarkScales, DeviceBuffer radius, DeviceBuffer outlierKeys,
                           DeviceBuffer outlierValues, DeviceBuffer recentKeys, DeviceBuffer recentValues,
                           MemorySegment values, DeviceBuffer valueScales, DeviceBuffer slotValues,
                           DeviceBuffer slotChunk, DeviceBuffer slotStamp, DeviceBuffer moments, DeviceBuffer slotKeys,
-                          long chunkCapacity, long outlierCapacity) {
+                          DeviceBuffer valueBasis, long chunkCapacity, long outlierCapacity) {
 }

@@ -64,7 +64,8 @@ public final class ShadowLayers extends Table {
                 : buffer("moments", layer.moments(), 4 * g.momentFloats()));
         skv_shadow_layer.slot_keys(at, layer.slotKeys() == null ? MemorySegment.NULL
                 : buffer("slotKeys", layer.slotKeys(), Params.bytes(storage, slotEntries, chunkElements)));
-        skv_shadow_layer.value_basis(at, MemorySegment.NULL);
+        skv_shadow_layer.value_basis(at, layer.valueBasis() == null ? MemorySegment.NULL
+                : buffer("valueBasis", layer.valueBasis(), Params.bytes(storage, heads, g.rank(), g.headDim())));
         skv_shadow_layer.chunk_capacity(at, chunks);
         skv_shadow_layer.outlier_capacity(at, layer.outlierCapacity());
     }

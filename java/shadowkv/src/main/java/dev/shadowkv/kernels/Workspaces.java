@@ -11,6 +11,7 @@ import dev.shadowkv.internal.ffi.skv_low_rank_factor_params;
 import dev.shadowkv.internal.ffi.skv_low_rank_project_params;
 import dev.shadowkv.internal.ffi.skv_moment_update_params;
 import dev.shadowkv.internal.ffi.skv_prefill_attention_params;
+import dev.shadowkv.internal.ffi.skv_value_fit_params;
 
 /** Bytes of workspace that operations need, asked for beforehand: for memory plans, and before a capture. */
 public final class Workspaces {
@@ -106,6 +107,22 @@ public final class Workspaces {
             skv_moment_update_params.chunks(p, chunks);
             skv_moment_update_params.chunk_capacity(p, chunks);
             return params.context.workspaceBytes("moment_update", ShadowKv.SKV_OP_MOMENT_UPDATE(), p);
+        } finally {
+            params.end();
+        }
+    }
+
+    /** Of {@link CacheKernels#valueFit}. */
+    public long valueFit(Geometry geometry, long tokens) {
+        MemorySegment p = params.begin(skv_value_fit_params.sizeof());
+        try {
+            skv_value_fit_params.storage_type(p, geometry.storageType().code());
+            skv_value_fit_params.key_value_heads(p, geometry.keyValueHeads());
+            skv_value_fit_params.head_dim(p, geometry.headDim());
+            skv_value_fit_params.rank(p, geometry.rank());
+            skv_value_fit_params.capacity(p, Math.max(1, tokens));
+            skv_value_fit_params.tokens(p, tokens);
+            return params.context.workspaceBytes("value_fit", ShadowKv.SKV_OP_VALUE_FIT(), p);
         } finally {
             params.end();
         }

@@ -231,11 +231,21 @@ final class IndexedLayer implements AutoCloseable {
             sumMoments = chunksNow -> cache.momentUpdate(
                     keys, values, heads, dim, g.chunk(), 0, chunksNow, radius, chunks, MomentChange.REPLACE, moments);
         }
+        DeviceBuffer valueBasis = null;
+        if (predicts()) {
+            valueBasis = allocate(type, heads, g.rank(), dim);
+            cache.valueFit(coefficients, values, heads, dim, g.rank(), 0, sealed, valueBasis);
+        }
         layers.set(0, new ShadowLayer(
                 coefficients, basis, landmarks, landmarkScales, radius, outlierKeys, outlierValues, recent(keys), recent(values), host,
-                valueScales, null, null, null, moments, null, chunks, places));
+                valueScales, null, null, null, moments, null, valueBasis, chunks, places));
         layers.upload();
         return ids;
+    }
+
+    /** As the cache decides it. */
+    private boolean predicts() {
+        return shortlist > 0 && options.predictsDropped() && device.isCpu();
     }
 
     /** As folding does it, with the basis of the prompt. */
@@ -325,6 +335,8 @@ final class IndexedLayer implements AutoCloseable {
             DeviceBuffer tail = options.tailTakesPart() ? scratch.allocate(4L * g.queryHeads()) : null;
             decode.landmarkTopK(
                     g, 1, query, layers, 0, states, 0, options.radiusWeight(), listed, indexedNow, list, listCount, null, tail);
+            DeviceBuffer dropped = predicts() ? scratch.allocate(4L * g.queryHeads()) : null;
+            DeviceBuffer droppedValues = predicts() ? scratch.allocate(4 * width) : null;
             DeviceBuffer selected = list;
             DeviceBuffer count = listCount;
             if (shortlist > 0) {
@@ -332,13 +344,13 @@ final class IndexedLayer implements AutoCloseable {
                 count = scratch.allocate(4L * heads);
                 decode.rerank(
                         g, 1, query, layers, 0, states, 0, rope, capture.tokens(), shortlist, list, listCount, select, selected, count,
-                        tail);
+                        tail, dropped, droppedValues);
             }
             DeviceBuffer output = scratch.allocate(4 * width);
             // Values are read where they are, so a chunk's slot is the chunk.
             decode.sparseAttention(
                     g, 1, query, layers, 0, states, 0, rope, capture.tokens(), select, selected, selected, count, tail,
-                    Rows.of(output, ElementType.F32), null);
+                    dropped, droppedValues, Rows.of(output, ElementType.F32), null);
             return new Attended(
                     tokens(integers(selected, heads * select), integers(count, heads), begin, length(step)),
                     floats(output, (int) width));
