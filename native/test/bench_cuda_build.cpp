@@ -361,6 +361,25 @@ int main() {
     fill_random(backend, basis, kWidth * kRank, 8, 0.03F);
   }
   {
+    Array value_basis(backend, kWidth * kRank * 2);
+    skv_value_fit_params p = {};
+    p.struct_size = sizeof p;
+    p.storage_type = SKV_BF16;
+    p.key_value_heads = kHeads;
+    p.head_dim = kDim;
+    p.rank = kRank;
+    p.coefficients = coefficients;
+    p.values = stored;
+    p.capacity = p.tokens = kTokens;
+    p.value_basis = value_basis;
+    backend.reserve_workspace(backend.workspace_bytes(SKV_OP_VALUE_FIT, &p));
+    report("value_fit 122880 x 160 x 8 x 128", time_of(backend, [&] { backend.value_fit(p); }),
+           key_bytes + static_cast<double>(kTokens) * kRank * 2, 2.0 * kTokens * kRank * kWidth);
+    const auto fitted = value_basis.values(SKV_BF16);
+    CHECK(std::all_of(fitted.begin(), fitted.end(), [](float x) { return std::isfinite(x); }));
+    CHECK(std::any_of(fitted.begin(), fitted.end(), [](float x) { return x != 0; }));
+  }
+  {
     skv_low_rank_project_params p = {};
     p.type = SKV_BF16;
     p.keys = raw;

@@ -16,6 +16,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "backend.h"
@@ -185,13 +186,23 @@ void line(const char* name, double microseconds, double bytes, double rate) {
 
 // How a whole layer is run.
 struct Variant {
-  int landmark_type, groups, shortlist, tail;
+  int landmark_type, groups, shortlist, tail, predict;
 };
 
-constexpr Variant kVariants[] = {
-    {SKV_BF16, 0, 0, 0}, {SKV_BF16, 0, 0, 1}, {SKV_BF16, 0, 4 * kSelect, 0}, {SKV_BF16, 0, 4 * kSelect, 1},
-    {SKV_BF16, 1, 0, 0}, {SKV_BF16, 2, 0, 0}, {SKV_BF16, 4, 0, 0},           {SKV_BF16, 8, 0, 0},
-    {SKV_I8, 0, 0, 0},   {SKV_I8, 0, 0, 1},   {SKV_I8, 0, 4 * kSelect, 0},   {SKV_I8, 0, 4 * kSelect, 1}};
+constexpr Variant kVariants[] = {{SKV_BF16, 0, 0, 0, 0},
+                                 {SKV_BF16, 0, 0, 1, 0},
+                                 {SKV_BF16, 0, 4 * kSelect, 0, 0},
+                                 {SKV_BF16, 0, 4 * kSelect, 1, 0},
+                                 {SKV_BF16, 0, 4 * kSelect, 1, 1},
+                                 {SKV_BF16, 1, 0, 0, 0},
+                                 {SKV_BF16, 2, 0, 0, 0},
+                                 {SKV_BF16, 4, 0, 0, 0},
+                                 {SKV_BF16, 8, 0, 0, 0},
+                                 {SKV_I8, 0, 0, 0, 0},
+                                 {SKV_I8, 0, 0, 1, 0},
+                                 {SKV_I8, 0, 4 * kSelect, 0, 0},
+                                 {SKV_I8, 0, 4 * kSelect, 1, 0},
+                                 {SKV_I8, 0, 4 * kSelect, 1, 1}};
 
 bool wanted(const char* name) {
   return only.empty() || std::strstr(name, only.c_str());
@@ -211,7 +222,7 @@ struct Setup {
 
 // One layer of all sessions.
 struct Layer {
-  skv_shadow_layer* table;
+  skv_shadow_layer *table, *predicting;     // without and with a basis of values
   std::int32_t *slot_chunk, *slot_stamp;    // of all sessions, one after the other
   std::int32_t *saved_chunk, *saved_stamp;  // the state that timed runs begin with
   std::vector<skv_shadow_layer> rows;
@@ -251,6 +262,7 @@ Layer make_layer(const Setup& s, const std::vector<std::uint8_t>& noise) {
     };
     row.coefficients = bf16(capacity * kChunk * kRank, 1.0F);
     row.basis = bf16(static_cast<std::uint64_t>(kHeads) * kRank * kDim, 0.1F);
+    row.value_basis = bf16(static_cast<std::uint64_t>(kHeads) * kRank * kDim, 0.1F);
     row.landmarks = bf16(kHeads * capacity * kDim, 1.0F);  // I8 reads the first half of the bytes
     row.landmark_scales = upload(std::vector<float>(kHeads * capacity, 0.01F));
     row.radius = upload(std::vector<float>(kHeads * capacity, 0.5F));
@@ -275,7 +287,12 @@ Layer make_layer(const Setup& s, const std::vector<std::uint8_t>& noise) {
     row.outlier_capacity = kOutliers;
     layer.rows.push_back(row);
   }
-  layer.table = upload(layer.rows);
+  layer.predicting = upload(layer.rows);
+  auto without = layer.rows;
+  for (skv_shadow_layer& row : without) {
+    row.value_basis = nullptr;
+  }
+  layer.table = upload(without);
   return layer;
 }
 
@@ -424,9 +441,11 @@ int main(int argc, char** argv) {
       };
       d.layers = layers[0].table;
       reserve(SKV_OP_DECODE_LAYER, &d);
+      bool predict = false;
+      const auto table_of = [&](const Layer& layer) { return predict ? layer.predicting : layer.table; };
       const auto decode_all = [&] {
         for (const Layer& layer : layers) {
-          d.layers = layer.table;
+          d.layers = table_of(layer);
           backend->decode_layer(d);
         }
       };
@@ -559,6 +578,7 @@ int main(int argc, char** argv) {
           static_cast<double>(pairs) * (kSelect * (kChunk * kRank * 2.0 + static_cast<double>(s.value_bytes())) +
                                         dense_tokens * kDim * 4 + kRank * kDim * 2.0);
       const double tail_bytes = static_cast<double>(pairs * skv::MomentLayout(kDim).floats) * 4;
+      const double value_basis_bytes = static_cast<double>(pairs) * kRank * kDim * 2;
       if (wanted("sparse_attention")) {
         std::snprintf(name, sizeof(name), "sparse_attention %s", type_name);
         line(name, timer.median(flush, [&] { backend->sparse_attention(a); }), sparse_bytes, ceiling.memory);
@@ -566,6 +586,11 @@ int main(int argc, char** argv) {
         std::snprintf(name, sizeof(name), "sparse_attention %s, tail", type_name);
         line(name, timer.median(flush, [&] { backend->sparse_attention(a); }), sparse_bytes + tail_bytes,
              ceiling.memory);
+        a.dropped = a.tail;
+        a.dropped_values = upload(std::vector<float>(query_count, 1.0F));
+        std::snprintf(name, sizeof(name), "sparse_attention %s, tail and dropped", type_name);
+        line(name, timer.median(flush, [&] { backend->sparse_attention(a); }),
+             sparse_bytes + tail_bytes + static_cast<double>(query_count) * 4, ceiling.memory);
       }
       if (value_type == SKV_BF16 && wanted("rerank")) {
         t.select = 4 * kSelect;
@@ -595,16 +620,24 @@ int main(int argc, char** argv) {
         r.tail = tail;
         line("rerank of 4 times the budget, tail", timer.median(flush, [&] { backend->rerank(r); }), shortlist_bytes,
              ceiling.memory);
+        r.layers = layers[0].predicting;
+        r.dropped = device<float>(static_cast<std::uint64_t>(sessions) * kQueryHeads);
+        r.dropped_values = device<float>(query_count);
+        reserve(SKV_OP_RERANK, &r);
+        line("rerank of 4 times the budget, tail, dropped", timer.median(flush, [&] { backend->rerank(r); }),
+             shortlist_bytes + value_basis_bytes, ceiling.memory);
       }
 
       if (wanted("stages")) {
-        for (const auto& [shortlist, with_tail] :
-             {std::pair{0, 0}, std::pair{4 * kSelect, 0}, std::pair{4 * kSelect, 1}}) {
+        for (const auto& [shortlist, with_tail, with_prediction] :
+             {std::tuple{0, 0, false}, std::tuple{4 * kSelect, 0, false}, std::tuple{4 * kSelect, 1, false},
+              std::tuple{4 * kSelect, 1, true}}) {
           d.shortlist = shortlist;
           d.tail = with_tail;
+          predict = with_prediction;
           reserve(SKV_OP_DECODE_LAYER, &d);
           StageTimes stages(backend->workspace_bytes(SKV_OP_DECODE_LAYER, &d));
-          d.layers = layers[0].table;
+          d.layers = table_of(layers[0]);
           for (const double resident : {0.6, 0.83}) {
             step += 2;
             write_states(s);
@@ -616,13 +649,14 @@ int main(int argc, char** argv) {
                 continue;
               }
               d.groups = groups;
-              std::snprintf(name, sizeof(name), "stages %s, %.0f %% resident, groups %d, shortlist %d%s", type_name,
-                            100 * resident, groups, shortlist, with_tail ? ", tail" : "");
+              std::snprintf(name, sizeof(name), "stages %s, %.0f %% resident, groups %d, shortlist %d%s%s", type_name,
+                            100 * resident, groups, shortlist, with_tail ? ", tail" : "", predict ? ", predict" : "");
               stages.print(name, d, before_plan);
             }
           }
         }
         d.shortlist = d.tail = 0;
+        predict = false;
       }
       if (wanted("decode_layer")) {
         for (const Variant& v : kVariants) {
@@ -630,7 +664,8 @@ int main(int argc, char** argv) {
           d.groups = v.groups;
           d.shortlist = v.shortlist;
           d.tail = v.tail;
-          d.layers = layers[0].table;
+          predict = v.predict != 0;
+          d.layers = table_of(layers[0]);
           reserve(SKV_OP_DECODE_LAYER, &d);
           for (const double resident : {0.6, 0.83}) {
             step += 2;
@@ -647,31 +682,34 @@ int main(int argc, char** argv) {
               flush();
             };
             const double link_bytes = static_cast<double>(missed * s.value_bytes()) / layer_count;
-            const double floor =
-                std::max(link_bytes / ceiling.link,
-                         (landmark_bytes / (v.landmark_type == SKV_I8 ? 2 : 1) + sparse_bytes +
-                          static_cast<double>(pairs) * v.shortlist * kChunk * kRank * 2 + v.tail * tail_bytes) /
-                             ceiling.memory);
+            const double floor = std::max(link_bytes / ceiling.link,
+                                          (landmark_bytes / (v.landmark_type == SKV_I8 ? 2 : 1) + sparse_bytes +
+                                           static_cast<double>(pairs) * v.shortlist * kChunk * kRank * 2 +
+                                           v.tail * tail_bytes + v.predict * value_basis_bytes) /
+                                              ceiling.memory);
             const double direct = timer.median(prepare, decode_all) / layer_count;
             backend->begin_graph();
             decode_all();
             const auto graph = backend->end_graph();
             const double replayed = timer.median(prepare, [&] { backend->launch_graph(*graph); }) / layer_count;
             std::printf(
-                "decode_layer %-4s %.0f %% resident, %-4s landmarks, groups %2d, shortlist %4d, tail %d: direct "
+                "decode_layer %-4s %.0f %% resident, %-4s landmarks, groups %2d, shortlist %4d, tail %d, predict %d: "
+                "direct "
                 "%7.1f us, graph %7.1f us, link %6.1f us, floor %6.1f us, %5.1f %%\n",
                 type_name, 100 * resident, v.landmark_type == SKV_I8 ? "i8" : "bf16", v.groups, v.shortlist, v.tail,
-                direct, replayed, link_bytes / ceiling.link, floor, 100 * floor / replayed);
+                v.predict, direct, replayed, link_bytes / ceiling.link, floor, 100 * floor / replayed);
             std::fflush(stdout);
           }
         }
         d.geometry.landmark_type = SKV_BF16;
         d.shortlist = d.tail = 0;
+        predict = false;
       }
       for (Layer& layer : layers) {
         for (const skv_shadow_layer& row : layer.rows) {
-          for (void* address : {row.coefficients, row.basis, row.landmarks, row.outlier_keys, row.outlier_values,
-                                row.recent_keys, row.recent_values, row.slot_values, static_cast<void*>(row.moments)}) {
+          for (void* address :
+               {row.coefficients, row.basis, row.value_basis, row.landmarks, row.outlier_keys, row.outlier_values,
+                row.recent_keys, row.recent_values, row.slot_values, static_cast<void*>(row.moments)}) {
             backend->free_device(address);
           }
           backend->free_host(row.values);
