@@ -141,7 +141,7 @@ void launch_landmark_logits(const skv_landmark_topk_params& p, const SelectionSc
 struct RerankScratch {
   float* chunk_mass = nullptr;     // [B*K][G][shortlist_stride]: log2 of a chunk's summed exponentials
   float* scores = nullptr;         // [B*K][G][shortlist_stride*C]: log2 of a token's exponential, or null
-  std::int32_t* places = nullptr;  // [B*K][select]: where in the shortlist a selected chunk was, or null
+  std::int32_t* places = nullptr;  // [B*K][select]: where in the shortlist a selected chunk is
 };
 
 // scores: whether those of tokens will be wanted.
@@ -197,8 +197,8 @@ struct TailParams {
   const std::int32_t* listed_count = nullptr;  // [B*K]
   int listed_stride = 0;
   // Given: the listed chunks that are not selected are to be added with their exact weight.
-  const float* chunk_mass = nullptr;       // [B*K][G][listed_stride], log2
-  const std::int32_t* selected = nullptr;  // [B*K][select], ascending
+  const float* chunk_mass = nullptr;     // [B*K][G][listed_stride], log2
+  const std::int32_t* places = nullptr;  // [B*K][select]: where in the list a selected chunk is
   const std::int32_t* selected_count = nullptr;
   int select = 0;
   bool predicted = false;      // ... except in layers with a value basis, where they are a part of their own

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 
 #include "cuda/cluster_select.cuh"
 #include "cuda/decode.h"
@@ -196,17 +195,27 @@ auto cluster_kernel(bool int8, bool wide) {
 
 }  // namespace
 
+// More than 8 blocks, which not every GPU has room for.
+template <class Kernel>
+void allow_large_clusters(Kernel kernel) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+        "asking for clusters of blocks");
+}
+
 void count_clusters(DeviceTraits& traits) {
-  // For tests: as on a GPU without clusters.
+  // For tests: clusters of at most that many blocks; 0: as on a GPU without clusters.
   const char* const wanted = std::getenv("SHADOWKV_CLUSTERS");
-  if (traits.compute_major < 9 || (wanted && std::strcmp(wanted, "0") == 0)) {
+  const int most =
+      std::min(wanted ? std::atoi(wanted) : DeviceTraits::kMostClusterBlocks, DeviceTraits::kMostClusterBlocks);
+  if (traits.compute_major < 9) {
     return;
   }
   const auto kernel = cluster_kernel<128>(false, false);
   const int bytes = traits.shared_memory_per_block;
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         "asking for shared memory");
-  for (int blocks = 1; blocks <= DeviceTraits::kMostClusterBlocks; ++blocks) {
+  allow_large_clusters(kernel);
+  for (int blocks = 1; blocks <= most; ++blocks) {
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim.x = static_cast<unsigned>(blocks);
@@ -235,10 +244,11 @@ void launch_landmark_cluster(const skv_landmark_topk_params& p, const SelectionS
       p, plan, shape.layout, pairs.first, group_size(p.geometry), shape.stages, scratch.logits, scratch.chunk_stride};
   const bool int8 = p.geometry.landmark_type == SKV_I8, wide = q.group > 8;
   const int dim = p.geometry.head_dim;
-  launch_beside("landmark selection", Beside{.cluster = shape.blocks, .begun = begun},
-                dim == 64   ? cluster_kernel<64>(int8, wide)
-                : dim == 96 ? cluster_kernel<96>(int8, wide)
-                            : cluster_kernel<128>(int8, wide),
+  const auto kernel = dim == 64   ? cluster_kernel<64>(int8, wide)
+                      : dim == 96 ? cluster_kernel<96>(int8, wide)
+                                  : cluster_kernel<128>(int8, wide);
+  allow_large_clusters(kernel);
+  launch_beside("landmark selection", Beside{.cluster = shape.blocks, .begun = begun}, kernel,
                 dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(pairs.count)), dim3(kThreads),
                 static_cast<std::size_t>(shape.layout.end), stream, q);
 }

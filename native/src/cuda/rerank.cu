@@ -113,30 +113,25 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
     stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
     rotations.write(base);
   }
-  while (true) {
+#pragma unroll 1
+  for (; first < end; first += kUnitTokens) {
     copy_async_wait_all();
     shared_memory_for_products();
     __syncthreads();
-    const int next = first + kUnitTokens;
-    if (next < end && threadIdx.x < kUnitTokens) {
+    // Behind the last unit it is prepared once more, for nobody.
+    const int next = min(first + kUnitTokens, end - 1) / kUnitTokens * kUnitTokens;
+    if (threadIdx.x < kUnitTokens) {
       shortlist_rows(p, pair, pair_index, next, count, rows);
     }
     rebuilt_scores<kHeadDim, kTurn>(rows, g.rank, g.chunk, q.group, coefficients, basis, base, fine, queries, scores,
                                     [&] {
                                       __syncthreads();
-                                      if (next < end) {
-                                        stage_coefficients(rows, g.rank, coefficients);
-                                      }
+                                      stage_coefficients(rows, g.rank, coefficients);
                                     });
     __syncthreads();
-    if (next >= end) {
-      write_unit(q, scores, pair_index, first, count);
-      return;
-    }
     const ChunkRotations<kHeadDim> rotations(p.rope, g.chunk, rows);
     write_unit(q, scores, pair_index, first, count);
     rotations.write(base);
-    first = next;
   }
 }
 
@@ -235,9 +230,7 @@ __global__ void __launch_bounds__(kSelectThreads) rerank_select_kernel(const __g
   const std::int64_t selected_row = static_cast<std::int64_t>(pair) * p.select;
   for (int i = thread; i < count; i += kSelectThreads) {
     const int chunk = p.shortlist[static_cast<std::int64_t>(pair) * p.shortlist_stride + ids[i]];
-    if (q.scratch.places) {
-      q.scratch.places[selected_row + i] = ids[i];
-    }
+    q.scratch.places[selected_row + i] = ids[i];
     ids[i] = chunk;
     p.selected[selected_row + i] = chunk;
   }
@@ -294,10 +287,8 @@ std::uint64_t rerank_scratch_bytes(const skv_rerank_params& p, bool scores) {
   const std::uint64_t masses = static_cast<std::uint64_t>(p.batch) *
                                static_cast<std::uint64_t>(p.geometry.query_heads) *
                                static_cast<std::uint64_t>(p.shortlist_stride);
-  return Workspace::align(masses * sizeof(float)) +
-         (scores ? Workspace::align(masses * static_cast<std::uint64_t>(p.geometry.chunk) * sizeof(float)) +
-                       Workspace::align(selected_chunks(p) * sizeof(std::int32_t))
-                 : 0);
+  return Workspace::align(masses * sizeof(float)) + Workspace::align(selected_chunks(p) * sizeof(std::int32_t)) +
+         (scores ? Workspace::align(masses * static_cast<std::uint64_t>(p.geometry.chunk) * sizeof(float)) : 0);
 }
 
 RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool scores, Workspace& workspace) {
@@ -306,9 +297,9 @@ RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool scores, Works
                                static_cast<std::uint64_t>(p.shortlist_stride);
   RerankScratch scratch;
   scratch.chunk_mass = workspace.take<float>(masses);
+  scratch.places = workspace.take<std::int32_t>(selected_chunks(p));
   if (scores) {
     scratch.scores = workspace.take<float>(masses * static_cast<std::uint64_t>(p.geometry.chunk));
-    scratch.places = workspace.take<std::int32_t>(selected_chunks(p));
   }
   return scratch;
 }

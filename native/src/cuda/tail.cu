@@ -2,7 +2,6 @@
 #include "cuda/decode.h"
 #include "cuda/elements.cuh"
 #include "cuda/mma.cuh"
-#include "cuda/plan_slots.cuh"
 #include "moments.h"
 
 namespace skv::cuda {
@@ -25,6 +24,7 @@ struct TailShared {
   float norms[SKV_MAX_GROUP];
   float listed[kTailWarps][SKV_MAX_GROUP];  // share of the landmarks' weight
   float weight[SKV_MAX_GROUP];              // natural log
+  unsigned selected[kMaxShortlist / 32];    // a bit each listed chunk
 };
 
 __device__ void stage_queries(const TailKernelParams& q, std::int64_t first_query, TailShared& memory) {
@@ -94,14 +94,26 @@ __device__ void weigh_listed(const TailKernelParams& q, int pair, int session, i
   }
 }
 
+// Which of the listed chunks were selected; by the whole block, which sees to the barrier behind it.
+__device__ void mark_selected(const TailKernelParams& q, int pair, TailShared& memory) {
+  const TailParams& p = q.p;
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < kMaxShortlist / 32; i += kTailThreads) {
+    memory.selected[i] = 0;
+  }
+  __syncthreads();
+  const std::int32_t* const places = p.places + static_cast<std::int64_t>(pair) * p.select;
+  for (int i = thread; i < p.selected_count[pair]; i += kTailThreads) {
+    atomicOr(&memory.selected[places[i] / 32], 1U << (places[i] % 32));
+  }
+}
+
 // Log of the exact weight of the listed chunks that were not selected, for one head of the group; by a warp.
-__device__ float weight_of_dropped(const TailKernelParams& q, int pair, int g) {
+__device__ float weight_of_dropped(const TailKernelParams& q, int pair, int g, const TailShared& memory) {
   const TailParams& p = q.p;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const std::int32_t* const listed = p.listed + static_cast<std::int64_t>(pair) * p.listed_stride;
-  const std::int32_t* const selected = p.selected + static_cast<std::int64_t>(pair) * p.select;
   const float* const mass = p.chunk_mass + (static_cast<std::int64_t>(pair) * q.group + g) * p.listed_stride;
-  const int count = p.listed_count[pair], kept = p.selected_count[pair];
+  const int count = p.listed_count[pair];
   float largest = -INFINITY;
   for (int i = lane; i < count; i += 32) {
     largest = fmaxf(largest, mass[i]);
@@ -109,7 +121,7 @@ __device__ float weight_of_dropped(const TailKernelParams& q, int pair, int g) {
   largest = warp_max(largest);
   float sum = 0;
   for (int i = lane; i < count; i += 32) {
-    if (rank_in(selected, kept, listed[i]) < 0) {
+    if (!(memory.selected[i / 32] >> lane & 1U)) {
       sum += exp2_fast(mass[i] - largest);
     }
   }
@@ -126,13 +138,16 @@ __device__ float log_of_sum(float a, float b) {
 __device__ void settle_weights(const TailKernelParams& q, int pair, int session, int head, TailShared& memory) {
   const TailParams& p = q.p;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const bool dropped_here = p.chunk_mass && !(p.predicted && p.layers[session].value_basis);
   bool all = false;
   if (p.logits) {
     weigh_listed(q, pair, session, head, memory);
     all = all_listed(q, session, head, p.listed_count[pair]);
-    __syncthreads();
   }
-  const bool dropped_here = p.chunk_mass && !(p.predicted && p.layers[session].value_basis);
+  if (dropped_here) {
+    mark_selected(q, pair, memory);
+  }
+  __syncthreads();
   for (int g = warp; g < q.group; g += kTailWarps) {
     float weight = memory.weight[g];
     if (p.logits) {
@@ -143,7 +158,7 @@ __device__ void settle_weights(const TailKernelParams& q, int pair, int session,
       weight = all || share >= 1.0F ? -INFINITY : weight + log1pf(-share);
     }
     if (dropped_here) {
-      weight = log_of_sum(weight, weight_of_dropped(q, pair, g));
+      weight = log_of_sum(weight, weight_of_dropped(q, pair, g, memory));
     }
     __syncwarp();
     if (lane == 0) {
@@ -261,7 +276,7 @@ void add_dropped(TailParams& tail, const skv_rerank_params& rerank, const Rerank
   tail.listed_count = rerank.shortlist_count;
   tail.listed_stride = rerank.shortlist_stride;
   tail.chunk_mass = scratch.chunk_mass;
-  tail.selected = rerank.selected;
+  tail.places = scratch.places;
   tail.selected_count = rerank.selected_count;
   tail.select = rerank.select;
 }
