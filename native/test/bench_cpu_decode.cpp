@@ -82,6 +82,7 @@ struct Index {
         indexed(chunks - 4),
         coefficients(tokens * kRank),
         basis(kHeads * kRank * kDim),
+        value_basis(basis.count()),
         landmarks(kHeads * chunks * kDim),
         outlier_keys(kHeads * kOutliers * kChunk * kDim),
         outlier_values(outlier_keys.count()),
@@ -93,6 +94,7 @@ struct Index {
         rope(kDim, tokens + 1) {
     fill(pool, coefficients, 11, 1.0F);
     fill(pool, basis, 12, 0.08F);
+    fill(pool, value_basis, 21, 0.08F);
     fill(pool, landmarks, 13, 0.7F);
     fill(pool, outlier_keys, 14, 1.0F);
     fill(pool, outlier_values, 15, 1.0F);
@@ -129,7 +131,8 @@ struct Index {
   }
 
   std::int64_t chunks, indexed;
-  Buffer<Half> coefficients, basis, landmarks, outlier_keys, outlier_values, recent_keys, recent_values, values;
+  Buffer<Half> coefficients, basis, value_basis, landmarks, outlier_keys, outlier_values, recent_keys, recent_values,
+      values;
   Buffer<float> radius, moments;
   Rope rope;
   skv_session_state state;
@@ -153,11 +156,14 @@ class Queries {
   Buffer<float> all_;
 };
 
+// What of a selection's rest takes part: nothing, all of it by its moments, or what is dropped by predicted values.
+enum class Rest { kNone, kTail, kPredicted };
+
 // A shadow layer with slots of its own.
 class Shadow {
  public:
   // places: of slots; 0: none. keys: slots hold keys rather than values.
-  Shadow(const char* what, ThreadPool& pool, InstructionSet set, Index& index, int places, bool keys, bool tail,
+  Shadow(const char* what, ThreadPool& pool, InstructionSet set, Index& index, int places, bool keys, Rest rest,
          int shortlist)
       : name(what),
         slot_data_(kHeads * std::max(places, 1) * kChunk * kDim),
@@ -168,7 +174,7 @@ class Shadow {
         output_(kQueryHeads * kDim),
         layer_(index.layer()),
         state_(index.state),
-        step_(pool, set, params(index, places, tail, shortlist), skv::cpu::decode_layer,
+        step_(pool, set, params(index, places, rest, shortlist), skv::cpu::decode_layer,
               skv::cpu::decode_layer_workspace) {
     std::fill_n(slot_chunk_.data(), slot_chunk_.count(), -1);
     std::fill_n(slot_stamp_.data(), slot_stamp_.count(), 0);
@@ -176,6 +182,7 @@ class Shadow {
     fill(new_keys_, 4, 1.0F);
     fill(new_values_, 5, 1.0F);
     (keys ? layer_.slot_keys : layer_.slot_values) = slot_data_.data();
+    layer_.value_basis = rest == Rest::kPredicted ? index.value_basis.data() : nullptr;
     layer_.slot_chunk = slot_chunk_.data();
     layer_.slot_stamp = slot_stamp_.data();
     step_.params.layers = &layer_;
@@ -200,7 +207,7 @@ class Shadow {
   skv_decode_counters counters{};
 
  private:
-  skv_decode_layer_params params(Index& index, int places, bool tail, int shortlist) {
+  skv_decode_layer_params params(Index& index, int places, Rest rest, int shortlist) {
     skv_decode_layer_params p{};
     p.input_type = SKV_F32;
     p.geometry = {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, places};
@@ -212,7 +219,7 @@ class Shadow {
     p.select = kSelect;
     p.shortlist = shortlist;
     p.max_chunks = index.chunks;
-    p.tail = tail ? 1 : 0;
+    p.tail = rest == Rest::kNone ? 0 : 1;
     p.output = output_.data();
     return p;
   }
@@ -313,11 +320,18 @@ int main(int argc, char** argv) {
     Queries queries(steps, drift);
     Times dense_times;
     std::vector<std::unique_ptr<Shadow>> layers;
-    layers.push_back(std::make_unique<Shadow>("no slots", pool, set, index, 0, false, false, shortlist));
-    layers.push_back(std::make_unique<Shadow>("no slots, tail", pool, set, index, 0, false, true, shortlist));
-    layers.push_back(std::make_unique<Shadow>("values in slots", pool, set, index, kSelect, false, false, shortlist));
-    layers.push_back(std::make_unique<Shadow>("keys in slots", pool, set, index, places, true, false, shortlist));
-    layers.push_back(std::make_unique<Shadow>("keys in slots, tail", pool, set, index, places, true, true, shortlist));
+    const auto add = [&](const char* what, int slots, bool keys, Rest rest) {
+      layers.push_back(std::make_unique<Shadow>(what, pool, set, index, slots, keys, rest, shortlist));
+    };
+    add("no slots", 0, false, Rest::kNone);
+    add("no slots, tail", 0, false, Rest::kTail);
+    add("values in slots", kSelect, false, Rest::kNone);
+    add("keys in slots", places, true, Rest::kNone);
+    add("keys in slots, tail", places, true, Rest::kTail);
+    if (shortlist > 0) {
+      add("no slots, predicted", 0, false, Rest::kPredicted);
+      add("keys in slots, predicted", places, true, Rest::kPredicted);
+    }
     for (int step = 0; step < steps; ++step) {
       for (const auto& layer : layers) {
         dense.params.queries = queries.of(step);
@@ -333,7 +347,7 @@ int main(int argc, char** argv) {
     for (const auto& layer : layers) {
       layer->require_sane();
       const double wall = median(layer->times.wall), processor = median(layer->times.processor);
-      std::printf("  %-22s %7.3f ms  %7.3f of processors  dense / shadow %5.2f  %5.2f  fetched %.0f of %.0f a step\n",
+      std::printf("  %-24s %7.3f ms  %7.3f of processors  dense / shadow %5.2f  %5.2f  fetched %.0f of %.0f a step\n",
                   layer->name, wall * 1e3, processor * 1e3, dense_wall / wall, dense_processor / processor,
                   static_cast<double>(layer->counters.fetched) / (steps - 1),
                   static_cast<double>(layer->counters.selected) / (steps - 1));

@@ -104,6 +104,7 @@ public class BuildBenchmark extends DeviceState {
                 case "chunkGather" -> prepareChunkGather();
                 case "valueStore" -> prepareValueStore();
                 case "momentUpdate" -> prepareMomentUpdate();
+                case "valueFit" -> prepareValueFit();
                 default -> throw new IllegalArgumentException(name);
             }
         } catch (RuntimeException | Error e) {
@@ -415,6 +416,36 @@ public class BuildBenchmark extends DeviceState {
         }
     }
 
+    private void prepareValueFit() {
+        DeviceBuffer coefficients = random(type, (long) context * rank, 18, 1);
+        DeviceBuffer values = random(type, (long) context * width, 19, 1);
+        DeviceBuffer valueBasis = allocate(type, (long) rank * width);
+        define(Work.memory((double) context * (rank + width) * type.bytes(), (double) rank * width * type.bytes())
+                        .operations(2.0 * context * rank * width),
+                () -> cache.valueFit(coefficients, new Ring(values, type, context), keyValueHeads, headDim, rank, 0, context,
+                        valueBasis));
+        once();
+        int head = keyValueHeads - 1;
+        double[] a = download(coefficients, type, 0, context * rank);
+        double[] v = download(values, type, (long) head * context * headDim, context * headDim);
+        double[] result = download(valueBasis, type, (long) head * rank * headDim, rank * headDim);
+        for (int sample = 0; sample < 100; sample++) {
+            int j = sample * 31 % rank;
+            int d = sample * 17 % headDim;
+            double sum = 0;
+            double size = 0;
+            double squares = 0;
+            for (int token = 0; token < context; token++) {
+                double product = a[token * rank + j] * v[token * headDim + d];
+                sum += product;
+                size += Math.abs(product);
+                squares += a[token * rank + j] * a[token * rank + j];
+            }
+            double allowed = 2 * MOMENT_ERROR * size / squares + Numbers.epsilon(type) * Math.abs(sum / squares);
+            Tolerance.within("row " + j + ", element " + d, result[j * headDim + d], sum / squares, allowed);
+        }
+    }
+
     /** {@code [width][rank]} with orthonormal columns. */
     private float[] plantedBasis() {
         float[] random = Numbers.gaussian(rank * width, 3, 1);
@@ -518,6 +549,13 @@ public class BuildBenchmark extends DeviceState {
     @Benchmark
     @OperationsPerInvocation(CALLS)
     public void momentUpdate() {
+        repeat(CALLS);
+    }
+
+    /** The map from coefficients to values. */
+    @Benchmark
+    @OperationsPerInvocation(CALLS)
+    public void valueFit() {
         repeat(CALLS);
     }
 }

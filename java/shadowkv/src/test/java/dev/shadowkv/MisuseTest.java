@@ -342,7 +342,11 @@ class MisuseTest {
         unsupported("keepKeys", b -> b.keepKeys(true).rerank(2).slots(127));
         if (!device.isCpu()) {
             unsupported("keepKeys", b -> b.keepKeys(true).slots(8));
+            unsupported("predictDropped", b -> b.rerank(2).predictDropped(true));
         }
+        unsupported("predictDropped", b -> b.predictDropped(true));
+        unsupported("predictDropped", b -> b.tail(true).predictDropped(true));
+        unsupported("predictDropped", b -> b.rerank(2).tail(false).predictDropped(true));
         unsupported("valueType", b -> b.valueType(ElementType.I8));
         unsupported("landmarkType", b -> b.landmarkType(ElementType.F8_E4M3));
         unsupported("storageType", b -> b.storageType(ElementType.I8));
@@ -409,7 +413,7 @@ class MisuseTest {
             older[8]--;
             Files.write(file, older);
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
-                    .hasMessageContaining("it has format 1, this library reads format 3");
+                    .hasMessageContaining("it has format 2, this library reads format 3");
             Files.writeString(file, "something else entirely");
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
                     .hasMessageContaining("not a saved session");

@@ -207,6 +207,14 @@ class CommandLineTest {
         assertThat(Variant.parse("a=shadow,rerank=0,tail=on").options(1).tailTakesPart()).isTrue();
         assertThat(Variant.parse("a=shadow,tail=off").options(1).tailTakesPart()).isFalse();
         assertRefused(run(with(command, "a=shadow,tail=some")), 1, "a=shadow,tail=some", "'some'");
+        assertThat(Variant.parse("a=shadow").options(1).predictsDropped()).isTrue();
+        assertThat(Variant.parse("a=shadow,predict=on").options(1).predictsDropped()).isTrue();
+        for (String without : List.of("a=shadow,predict=off", "a=shadow,rerank=0", "a=shadow,tail=off", "a=shadow,rerank=0,tail=on")) {
+            assertThat(Variant.parse(without).options(1).predictsDropped()).as(without).isFalse();
+        }
+        for (String neither : List.of("a=shadow,rerank=0,predict=on", "a=shadow,tail=off,predict=on")) {
+            assertRefused(run(with(command, neither)), 1, "predict", "rerank", "tail");
+        }
         assertRefused(run(with(command, "a=shadow,rank=x")), 1, "a=shadow,rank=x", "'x'");
         assertRefused(run(with(command, "a=shadow,value-type=f12")), 1, "f12", "bf16");
         assertRefused(run(with(command, "a=shadow,budget=length/x")), 1, "length/x");
@@ -341,10 +349,10 @@ class CommandLineTest {
         }
         assertThat(run("tune", "--model", NEEDLE, "--prompt-file", prompt, "--steps", 8, "--ranks", 16, "--budgets", 16, "--reranks", 0,
                         "--json", "--max-loss", 0).json().has("proposal")).isFalse();
-        assertThat(report.path("settings")).allMatch(row -> row.path("tail").asBoolean());
+        assertThat(report.path("settings")).allMatch(row -> row.path("tail").asBoolean() && row.path("predict").asBoolean());
         assertRefused(run(with(command, -1)), 1, "-1");
         JsonNode without = run(with(command, 1e9, "--no-tail")).json();
-        assertThat(without.path("settings")).hasSize(4).noneMatch(row -> row.path("tail").asBoolean());
+        assertThat(without.path("settings")).hasSize(4).noneMatch(row -> row.path("tail").asBoolean() || row.path("predict").asBoolean());
         assertThat(leastBytes(without)).isLessThan(leastBytes(report));
     }
 

@@ -16,7 +16,7 @@ import dev.shadowkv.ElementType;
 import dev.shadowkv.ShadowKvException;
 import dev.shadowkv.TestDevice;
 
-/** Factorization, projection and moments against their definitions, in double precision. */
+/** Factorization, projection, moments and the fit of values against their definitions, in double precision. */
 class CacheKernelsTest {
 
     private static final Random random = TestDevice.random(CacheKernelsTest.class);
@@ -192,6 +192,66 @@ class CacheKernelsTest {
                     MomentChange.ADD, moments)).isInstanceOf(IllegalArgumentException.class).hasMessageContaining("values");
             assertThatThrownBy(() -> kernels.momentUpdate(keyRing, valueRing, HEADS, DIM, chunk, 0, 14, radii, chunkCapacity,
                     MomentChange.ADD, moments)).isInstanceOf(ShadowKvException.class).hasMessageContaining("holds 13");
+        }
+    }
+
+    @Test
+    void valuesAreFittedRowByRow() {
+        int tokens = 333;
+        int capacity = 350;
+        int first = 71;
+        float[] coefficients = coarse(RANK * (first + tokens));
+        float[] values = coarse(WIDTH * capacity);
+        for (int t = 0; t < first + tokens; t++) {
+            for (int j = 0; j < RANK; j++) {
+                // A falling spectrum; then a column that is too small to say anything, and one of zeros.
+                float size = j < RANK - 2 ? Math.scalb(1f, -j / 4) : j < RANK - 1 ? 0x1p-14f : 0;
+                coefficients[t * RANK + j] *= size;
+            }
+        }
+        try (Device device = TestDevice.open()) {
+            Assumptions.assumeTrue(device.isCpu(), "values are fitted on a CPU");
+            CacheKernels kernels = new CacheKernels(device);
+            ElementType type = device.defaultType();
+            DeviceBuffer rows = stored(device, coefficients);
+            Ring ring = new Ring(stored(device, values), type, capacity);
+            DeviceBuffer valueBasis = device.allocate(4L * RANK * WIDTH);
+            device.fill(valueBasis, 0xff);
+            kernels.valueFit(rows, ring, HEADS, DIM, RANK, first, tokens, valueBasis);
+            float[] actual = read(valueBasis, RANK * WIDTH);
+            for (int i = 0; i < actual.length; i++) {
+                int head = i / DIM / RANK;
+                int j = i / DIM % RANK;
+                double sum = 0;
+                double size = 0;
+                double squares = 0;
+                for (int p = first; p < first + tokens; p++) {
+                    double a = coefficients[p * RANK + j];
+                    double product = a * values[(head * capacity + p % capacity) * DIM + i % DIM];
+                    sum += product;
+                    size += Math.abs(product);
+                    squares += a * a;
+                }
+                double expected = j < RANK - 2 ? sum / squares : 0;
+                double tolerance = j < RANK - 2 ? 0x1p-24 * (2 * 150 * size / squares + Math.abs(expected)) : 0;
+                assertThat((double) actual[i]).as("float %s", i).isCloseTo(expected, within(tolerance));
+            }
+            kernels.valueFit(rows, ring, HEADS, DIM, RANK, 0, 0, valueBasis);
+            assertThat(read(valueBasis, RANK * WIDTH)).containsOnly(0);
+
+            assertThatThrownBy(() -> kernels.valueFit(rows, ring, HEADS, DIM, RANK, 0, capacity + 1, valueBasis))
+                    .isInstanceOf(IndexOutOfBoundsException.class).hasMessageContaining("values");
+            assertThatThrownBy(() -> kernels.valueFit(rows, ring, HEADS, DIM, RANK, first + 1, tokens, valueBasis))
+                    .isInstanceOf(IndexOutOfBoundsException.class).hasMessageContaining("coefficients");
+            assertThatThrownBy(() -> kernels.valueFit(rows, ring, HEADS + 1, DIM, RANK, 0, tokens, valueBasis))
+                    .isInstanceOf(IndexOutOfBoundsException.class).hasMessageContaining("values");
+            assertThatThrownBy(() -> kernels.valueFit(rows, ring, HEADS, DIM, RANK, 0, tokens,
+                    valueBasis.slice(0, 4L * RANK * WIDTH - 1))).isInstanceOf(IndexOutOfBoundsException.class)
+                    .hasMessageContaining("value_basis");
+            assertThatThrownBy(() -> kernels.valueFit(rows, ring, HEADS, DIM, 8, 0, tokens, valueBasis))
+                    .isInstanceOf(ShadowKvException.class).hasMessageContaining("rank is 8");
+            assertThatThrownBy(() -> kernels.valueFit(rows, ring, HEADS, DIM, RANK, -1, tokens, valueBasis))
+                    .isInstanceOf(IllegalArgumentException.class).hasMessageContaining("firstPosition");
         }
     }
 
