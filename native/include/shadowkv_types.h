@@ -146,7 +146,7 @@ typedef struct skv_geometry {
  */
 typedef struct skv_shadow_layer {
   void *coefficients;      /* [chunk_capacity*C][r] storage_type, row = position */
-  void *basis;             /* [K][r][D] storage_type; orthonormal rows over the joint width K*D */
+  void *basis;             /* [K][r][D] storage_type; rows orthonormal over the joint width K*D, or each head of them divided by its scale */
   void *landmarks;         /* [K][chunk_capacity][D] landmark_type */
   float *landmark_scales;  /* [K][chunk_capacity], I8 only */
   float *radius;           /* [K][chunk_capacity]; negative: the chunk is not in the index of this head */
@@ -222,6 +222,10 @@ typedef struct skv_store_tokens_params {
 /*
  * Low-rank factorization: keys ~ coefficients . basis, by block subspace iteration on the Gram matrix.
  * Not part of the hot path; may wait for the stream.
+ *
+ * With head_scales, what is factored are the keys with every head multiplied by its scale, a power of two that brings
+ * the heads to the same mean square within a factor of two, and the basis of a head is divided by it: what heads of
+ * short keys lose then weighs as much as what heads of long ones lose, as it does in their attention.
  */
 typedef struct skv_low_rank_factor_params {
   uint32_t struct_size;
@@ -236,8 +240,9 @@ typedef struct skv_low_rank_factor_params {
   int32_t iterations;        /* 0: default */
   void *coefficients;        /* [tokens][stored_rank] */
   void *basis;               /* [K][stored_rank][D] */
-  float *singular_values;    /* [rank], descending, or null */
+  float *singular_values;    /* [rank], descending, or null; with head_scales, of the scaled keys, and so is energy */
   float *energy;             /* [2]: sum of squares of the keys, and the share of it that the basis captures (0..1), or null */
+  float *head_scales;        /* [K] or null: written */
 } skv_low_rank_factor_params;
 
 /* Projects new keys onto an existing basis. */
@@ -251,7 +256,8 @@ typedef struct skv_low_rank_project_params {
   int32_t rank;              /* r */
   const void *basis;         /* [K][r][D] */
   void *coefficients;        /* [count][r] */
-  float *residual;           /* [count]: |x - x'|^2 / |x|^2 (0 for x = 0), or null */
+  float *residual;           /* [count]: |x - x'|^2 / |x|^2 (0 for x = 0), or null; of the keys as they are */
+  const float *head_scales;  /* [K] or null: as skv_low_rank_factor wrote them with the basis */
 } skv_low_rank_project_params;
 
 /* Rebuilds rotated keys from coefficients into a ring: rewinding, tests, comparisons. */

@@ -13,9 +13,11 @@ inline std::int64_t padded_row(std::int64_t elements) {
   return (elements + kLine - 1) / kLine * kLine + kLine;
 }
 
-// basis [K][r][D] of `type` -> rows [r][padded_row(K*D)], and columns [K*D][padded_row(r)] (either may be null).
+// basis [K][r][D] of `type` -> rows [r][padded_row(K*D)] that keys are projected on, and columns [K*D][padded_row(r)]
+// that they are rebuilt from (either may be null). With head_scales, the basis of a head is that of scaled keys
+// divided by the scale, and keys are projected as if scaled: the rows of a head are multiplied by the scale's square.
 void unpack_basis(const void* basis, std::int32_t type, std::int64_t heads, std::int64_t rank, std::int64_t dim,
-                  float* rows, float* columns, Execution& execution);
+                  const float* head_scales, float* rows, float* columns, Execution& execution);
 
 // What project_keys needs for each thread, in floats.
 std::int64_t projection_scratch(std::int64_t width, std::int64_t rank);

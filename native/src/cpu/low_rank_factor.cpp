@@ -6,6 +6,7 @@
 #include "cpu/basis.h"
 #include "cpu/dot_products.h"
 #include "cpu/subspace.h"
+#include "head_scales.h"
 
 // Keys ~ coefficients . basis without a singular value decomposition of the keys:
 //
@@ -13,6 +14,8 @@
 //   Q = random; repeat: Q = orthonormal(G . Q)   block subspace iteration, `oversampling` directions too many
 //   T = Q . G . Q^T = U^T . diag . U             Rayleigh-Ritz: the best directions within the subspace
 //   basis = U . Q, coefficients = keys . basis^T with the basis as it is stored
+//
+// Heads are scaled in G, and never in the keys.
 namespace skv::cpu {
 namespace {
 
@@ -76,6 +79,28 @@ std::vector<double> gram_matrix(const skv_low_rank_factor_params& p, std::int64_
   return gram;
 }
 
+double trace(const std::vector<double>& gram, std::int64_t width, std::int64_t first, std::int64_t count) {
+  double sum = 0;
+  for (std::int64_t i = first; i < first + count; ++i) {
+    sum += gram[static_cast<std::size_t>(i * width + i)];
+  }
+  return sum;
+}
+
+// Scales of the heads, and the Gram matrix of the keys scaled by them.
+void scale_heads(std::vector<double>& gram, std::int64_t heads, std::int64_t dim, float* scales) {
+  const std::int64_t width = heads * dim;
+  const double mean = trace(gram, width, 0, width) / static_cast<double>(heads);
+  for (std::int64_t head = 0; head < heads; ++head) {
+    scales[head] = head_scale(static_cast<float>(trace(gram, width, head * dim, dim)), static_cast<float>(mean));
+  }
+  for (std::int64_t i = 0; i < width; ++i) {
+    for (std::int64_t j = 0; j < width; ++j) {
+      gram[static_cast<std::size_t>(i * width + j)] *= static_cast<double>(scales[i / dim]) * scales[j / dim];
+    }
+  }
+}
+
 // A direction and its opposite serve equally well: the element of largest magnitude becomes positive.
 void fix_sign(double* direction, std::int64_t width) {
   const double* const largest =
@@ -100,14 +125,14 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Execution& execution) 
   const std::int64_t block = std::min<std::int64_t>(usable + oversampling, width);
   const std::shared_ptr<const blas::Cpu> library = blas::find_cpu(execution.blas_path);
 
-  const std::vector<double> gram = gram_matrix(p, width, key_stride, execution);
-  double energy = 0;
-  for (std::int64_t i = 0; i < width; ++i) {
-    energy += gram[static_cast<std::size_t>(i * width + i)];
-  }
-  if (!std::isfinite(energy)) {
+  std::vector<double> gram = gram_matrix(p, width, key_stride, execution);
+  if (!std::isfinite(trace(gram, width, 0, width))) {
     throw Error(SKV_INVALID_ARGUMENT, "skv_low_rank_factor: keys hold a number that is not finite");
   }
+  if (p.head_scales) {
+    scale_heads(gram, p.key_value_heads, dim, p.head_scales);
+  }
+  const double energy = trace(gram, width, 0, width);
   Subspace subspace = dominant_subspace(gram, width, usable, block, p.iterations ? p.iterations : kDefaultIterations,
                                         execution, library.get());
 
@@ -122,13 +147,17 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Execution& execution) 
       std::transform(direction, direction + width, row.begin(), [](double x) { return static_cast<float>(x); });
     }
     for (std::int64_t head = 0; head < p.key_value_heads; ++head) {
+      if (p.head_scales) {
+        std::transform(row.begin() + head * dim, row.begin() + (head + 1) * dim, row.begin() + head * dim,
+                       [&](float x) { return x / p.head_scales[head]; });
+      }
       narrow(row.data() + head * dim, element_at(p.basis, p.type, (head * stored_rank + j) * dim), dim);
     }
   }
   std::vector<float> rows(static_cast<std::size_t>(stored_rank * padded_row(width)));
   std::vector<float> scratch(
       static_cast<std::size_t>(execution.pool.threads() * projection_scratch(width, stored_rank)));
-  unpack_basis(p.basis, p.type, p.key_value_heads, stored_rank, dim, rows.data(), nullptr, execution);
+  unpack_basis(p.basis, p.type, p.key_value_heads, stored_rank, dim, p.head_scales, rows.data(), nullptr, execution);
   project_keys({p.type, p.keys, p.tokens, key_stride, width, stored_rank, rows.data(), nullptr, p.coefficients,
                 stored_rank, nullptr},
                scratch.data(), execution);

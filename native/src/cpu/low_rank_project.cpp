@@ -13,7 +13,7 @@ constexpr std::int64_t kTokens = 32;
 }  // namespace
 
 void unpack_basis(const void* basis, std::int32_t type, std::int64_t heads, std::int64_t rank, std::int64_t dim,
-                  float* rows, float* columns, Execution& execution) {
+                  const float* head_scales, float* rows, float* columns, Execution& execution) {
   const Widen widen = widen_function(type, execution.set);
   const std::int64_t row_stride = padded_row(heads * dim), column_stride = padded_row(rank);
   execution.pool.parallel_for(heads * rank, [&](std::int64_t index) {
@@ -21,7 +21,8 @@ void unpack_basis(const void* basis, std::int32_t type, std::int64_t heads, std:
     float piece[SKV_MAX_HEAD_DIM];
     widen(element_at(basis, type, index * dim), piece, dim);
     if (rows) {
-      std::copy_n(piece, dim, rows + j * row_stride + head * dim);
+      const float square = head_scales ? head_scales[head] * head_scales[head] : 1.0F;
+      std::transform(piece, piece + dim, rows + j * row_stride + head * dim, [&](float x) { return x * square; });
     }
     if (columns) {
       for (std::int64_t d = 0; d < dim; ++d) {
@@ -84,7 +85,7 @@ void low_rank_project(const skv_low_rank_project_params& p, Execution& execution
       p.residual ? execution.workspace.take<float>(static_cast<std::uint64_t>(width * padded_row(p.rank))) : nullptr;
   float* const scratch = execution.workspace.take<float>(
       static_cast<std::uint64_t>(execution.pool.threads() * projection_scratch(width, p.rank)));
-  unpack_basis(p.basis, p.type, p.key_value_heads, p.rank, p.head_dim, rows, columns, execution);
+  unpack_basis(p.basis, p.type, p.key_value_heads, p.rank, p.head_dim, p.head_scales, rows, columns, execution);
   project_keys({p.type, p.keys, p.count, p.key_stride ? p.key_stride : width, width, p.rank, rows, columns,
                 p.coefficients, p.rank, p.residual},
                scratch, execution);

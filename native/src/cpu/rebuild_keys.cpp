@@ -24,7 +24,7 @@ void rebuild_keys(const skv_rebuild_keys_params& p, Execution& execution) {
   float* const columns = execution.workspace.take<float>(static_cast<std::uint64_t>(width * rank_stride));
   float* const scratch =
       execution.workspace.take<float>(static_cast<std::uint64_t>(execution.pool.threads() * scratch_elements(p)));
-  unpack_basis(p.basis, p.type, p.key_value_heads, p.rank, dim, nullptr, columns, execution);
+  unpack_basis(p.basis, p.type, p.key_value_heads, p.rank, dim, nullptr, nullptr, columns, execution);
   const Widen widen = widen_function(p.type, execution.set);
   const Narrow narrow = narrow_function(p.type, execution.set);
   const RowProducts products = row_products_function(SKV_F32, execution.set);

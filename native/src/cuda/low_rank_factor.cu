@@ -4,6 +4,7 @@
 #include "cuda/launch.h"
 #include "cuda/launch_together.h"
 #include "cuda/subspace.cuh"
+#include "head_scales.h"
 #include "random.h"
 
 // Keys ~ coefficients . basis without a singular value decomposition of the keys:
@@ -12,6 +13,8 @@
 //   Q = random; repeat: Q = orthonormal(G . Q)   block subspace iteration, `oversampling` directions too many
 //   T = Q^T . G . Q = U . diag . U^T             Rayleigh-Ritz: the best directions within the subspace
 //   basis = (Q . U)^T, coefficients = keys . basis^T with the basis as it is stored
+//
+// Heads are scaled in G, and never in the keys.
 //
 // Four iterations and 32 directions too many leave the error 0.41 % above the optimum where singular values fall as
 // k^-0.3, 0.22 % for k^-0.5, 0.04 % for k^-1.5 and 0.19 % for exp(-k/200) (simulated in double precision, width
@@ -118,6 +121,43 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// scales [K] of the heads, from the squares on the diagonal of the Gram matrix. One block.
+__global__ void __launch_bounds__(kThreads)
+    head_scales_kernel(const float* gram, std::int64_t width, int head_dim, float* scales) {
+  __shared__ float sums[SKV_MAX_KEY_VALUE_HEADS];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int heads = static_cast<int>(width / head_dim);
+  for (int head = warp; head < heads; head += kThreads / 32) {
+    float sum = 0;
+    for (int d = lane; d < head_dim; d += 32) {
+      const std::int64_t i = static_cast<std::int64_t>(head) * head_dim + d;
+      sum += gram[i * width + i];
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) {
+      sums[head] = sum;
+    }
+  }
+  __syncthreads();
+  const int head = static_cast<int>(threadIdx.x);
+  if (head < heads) {
+    float total = 0;
+    for (int i = 0; i < heads; ++i) {
+      total += sums[i];
+    }
+    scales[head] = head_scale(sums[head], total / static_cast<float>(heads));
+  }
+}
+
+// The Gram matrix of the keys scaled by head.
+__global__ void __launch_bounds__(kThreads)
+    scale_gram_kernel(const float* scales, std::int64_t width, int head_dim, float* gram) {
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < width * width;
+       i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    gram[i] *= scales[i / width / head_dim] * scales[i % width / head_dim];
+  }
+}
+
 // q [width][block]: random directions, or all of them when the block is that wide.
 __global__ void __launch_bounds__(kThreads) start_kernel(std::int64_t width, int block, float* q) {
   const bool complete = block >= width;
@@ -132,16 +172,17 @@ __global__ void __launch_bounds__(kThreads) start_kernel(std::int64_t width, int
   }
 }
 
-// basis [K][stored_rank][D] and packed [stored_rank][K*D], bf16, from fp32 [rank][K*D]; zero from `usable` on.
+// basis [K][stored_rank][D] and packed [stored_rank][K*D], which keys are projected on, bf16, from fp32 [rank][K*D];
+// zero from `usable` on. With scales [K], the basis is divided by them and packed multiplied.
 __global__ void __launch_bounds__(kThreads)
     store_basis_kernel(const float* from, int usable, int stored_rank, std::int64_t width, int head_dim,
-                       __nv_bfloat16* basis, __nv_bfloat16* packed) {
+                       const float* scales, __nv_bfloat16* basis, __nv_bfloat16* packed) {
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < stored_rank * width;
        i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
     const std::int64_t j = i / width, column = i % width;
-    const __nv_bfloat16 value = __float2bfloat16_rn(j < usable ? from[i] : 0.0F);
-    packed[i] = value;
-    basis[(column / head_dim * stored_rank + j) * head_dim + column % head_dim] = value;
+    const float value = j < usable ? from[i] : 0.0F, scale = scales ? scales[column / head_dim] : 1.0F;
+    packed[i] = __float2bfloat16_rn(value * scale);
+    basis[(column / head_dim * stored_rank + j) * head_dim + column % head_dim] = __float2bfloat16_rn(value / scale);
   }
 }
 
@@ -249,6 +290,13 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Launch& launch) {
   const int multiprocessors = launch.traits.multiprocessors;
 
   gram_matrix(p, plan, s, launch);
+  if (p.head_scales) {
+    launch_kernel("low_rank_factor", head_scales_kernel, dim3(1), dim3(kThreads), 0, launch.stream, s.gram, plan.width,
+                  p.head_dim, p.head_scales);
+    launch_kernel("low_rank_factor", scale_gram_kernel,
+                  dim3(striding_blocks(plan.width * plan.width, kThreads, multiprocessors)), dim3(kThreads), 0,
+                  launch.stream, p.head_scales, plan.width, p.head_dim, s.gram);
+  }
   launch_kernel("low_rank_factor", start_kernel,
                 dim3(striding_blocks(plan.width * plan.block / 4, kThreads, multiprocessors)), dim3(kThreads), 0,
                 launch.stream, plan.width, plan.block, s.q);
@@ -277,7 +325,7 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Launch& launch) {
   const int usable = std::min(plan.usable, found);
   launch_kernel("low_rank_factor", store_basis_kernel,
                 dim3(striding_blocks(plan.stored_rank * plan.width, kThreads, multiprocessors)), dim3(kThreads), 0,
-                launch.stream, s.basis, usable, plan.stored_rank, plan.width, p.head_dim,
+                launch.stream, s.basis, usable, plan.stored_rank, plan.width, p.head_dim, p.head_scales,
                 static_cast<__nv_bfloat16*>(p.basis), s.packed);
   launch_kernel("low_rank_factor", report_kernel, dim3(1), dim3(kThreads), 0, launch.stream, s.gram, plan.width,
                 s.values, p.rank, usable, p.singular_values, p.energy);

@@ -11,6 +11,11 @@ constexpr int kProjectTiles = 4;   // of 8 tokens
 constexpr int kProjectTokens = 8 * kProjectTiles;
 constexpr int kDepth = 32;  // elements of a head that a warp takes at a time
 
+__device__ std::uint32_t scaled(std::uint32_t pair, __nv_bfloat162 scale) {
+  const __nv_bfloat162 product = __hmul2(*reinterpret_cast<const __nv_bfloat162*>(&pair), scale);
+  return *reinterpret_cast<const std::uint32_t*>(&product);
+}
+
 // Coefficients of keys: 16 of them for 32 tokens a block, whose warps share the sum over the width.
 //
 // keys [count][K*D], basis [K][r][D] -> coefficients [count][r]. Floor: keys and basis read once, 2*count*r*K*D
@@ -39,6 +44,15 @@ __global__ void __launch_bounds__(kProjectThreads)
     }
     if (high_rank < p.rank) {
       load_pairs<8, kWide>(high, basis + static_cast<std::int64_t>(high_rank) * p.head_dim, d, p.head_dim);
+    }
+    if (p.head_scales) {
+      // The basis of scaled keys has been divided by the scale. A power of two changes no digit.
+      const __nv_bfloat162 square = __float2bfloat162_rn(p.head_scales[head] * p.head_scales[head]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        low[i] = scaled(low[i], square);
+        high[i] = scaled(high[i], square);
+      }
     }
 #pragma unroll
     for (int n = 0; n < kProjectTiles; ++n) {

@@ -162,7 +162,7 @@ public class BuildBenchmark extends DeviceState {
         double bytes = (double) context * width * type.bytes();
         define(Work.memory(bytes, (double) context * rank * type.bytes()).operations(operations),
                 () -> cache.lowRankFactor(Rows.of(keys, type), context, keyValueHeads, headDim, rank, rank, 0, 0,
-                        coefficients, basis, singularValues, energy));
+                        coefficients, basis, singularValues, energy, null));
         once();
         checkFactorization(keys, coefficients, basis, planted);
     }
@@ -224,7 +224,7 @@ public class BuildBenchmark extends DeviceState {
         double read = (double) (FOLDED + rank) * width * type.bytes();
         define(Work.memory(read, (double) FOLDED * rank * type.bytes()).operations(2.0 * FOLDED * width * rank),
                 () -> cache.lowRankProject(Rows.of(keys, type), FOLDED, keyValueHeads, headDim, rank, basis, coefficients,
-                        null));
+                        null, null));
         once();
         double[] b = download(basis, type, 0, rank * width);
         for (int token = 0; token < FOLDED; token += 7) {

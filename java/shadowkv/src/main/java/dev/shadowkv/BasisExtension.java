@@ -2,11 +2,12 @@ package dev.shadowkv;
 
 import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.util.Arrays;
 
 /**
  * Adds directions to a basis that keys of later tokens need: modified Gram-Schmidt over what the basis misses of them,
- * largest residual first, in double precision on the host. Rare, and small: some tens of tokens. Coefficients of
- * earlier
+ * largest residual first, in double precision on the host, of keys scaled by head where the basis is one of such. Rare,
+ * and small: some tens of tokens. Coefficients of earlier
  * tokens are zero in the new columns, so that their keys stay what they were.
  */
 final class BasisExtension {
@@ -34,17 +35,18 @@ final class BasisExtension {
             MemorySegment raw = arena.allocate((long) tokens * width * type.bytes(), 64);
             cache.device.copy(cache.scratch.dense.rawKeys.slice(0, raw.byteSize()), raw);
 
+            float[] scales = scales(shared, heads);
             double[][] residual = new double[tokens][width];
             for (int t = 0; t < tokens; t++) {
                 for (int i = 0; i < width; i++) {
-                    residual[t][i] = Elements.toFloat(raw, type, (long) t * width + i);
+                    residual[t][i] = Elements.toFloat(raw, type, (long) t * width + i) * scales[i / headDim];
                 }
             }
             double total = squares(residual);
             double[] direction = new double[width];
             for (int row = 0; row < state.basisRows; row++) {
                 for (int i = 0; i < width; i++) {
-                    direction[i] = Elements.toFloat(host, type, index(i, row, headDim, rank));
+                    direction[i] = Elements.toFloat(host, type, index(i, row, headDim, rank)) * scales[i / headDim];
                 }
                 deflate(residual, direction);
             }
@@ -57,7 +59,8 @@ final class BasisExtension {
                 }
                 for (int i = 0; i < width; i++) {
                     direction[i] = largest[i] / norm;
-                    Elements.set(host, type, index(i, state.basisRows + added, headDim, rank), (float) direction[i]);
+                    Elements.set(host, type, index(i, state.basisRows + added, headDim, rank),
+                            (float) direction[i] / scales[i / headDim]);
                 }
                 deflate(residual, direction);
                 added++;
@@ -69,6 +72,16 @@ final class BasisExtension {
             }
             return added;
         }
+    }
+
+    /** What the keys of each head are multiplied by, and its basis divided. */
+    private static float[] scales(SharedLayer shared, int heads) {
+        if (shared.headScales != null) {
+            return Scratch.floats(shared.headScales, heads);
+        }
+        float[] ones = new float[heads];
+        Arrays.fill(ones, 1);
+        return ones;
     }
 
     /** Where element i of a row of the joint width lies in {@code [K][r][D]}. */

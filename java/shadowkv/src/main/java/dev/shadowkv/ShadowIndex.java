@@ -111,7 +111,7 @@ final class ShadowIndex {
         Scratch scratch = cache.scratch;
         cache.cacheKernels.lowRankFactor(Rows.of(dense.rawKeys, geometry.storageType()), state.length, heads, headDim,
                 options.rank(), geometry.rank(), 0, 0, shared.coefficients, shared.basis, scratch.singularValues,
-                scratch.energy);
+                scratch.energy, shared.headScales);
         state.basisRows = options.rank();
         if (options.predictDropped()) {
             // Of the tokens that the columns of the coefficients are orthogonal over: all of the layer's.
@@ -276,7 +276,8 @@ final class ShadowIndex {
     private void project(SharedLayer shared, long first, long count, DeviceBuffer residual) {
         long row = (long) geometry.rank() * geometry.storageType().bytes();
         cache.cacheKernels.lowRankProject(Rows.of(cache.scratch.dense.rawKeys, geometry.storageType()), count, heads,
-                headDim, geometry.rank(), shared.basis, shared.coefficients.slice(first * row), residual);
+                headDim, geometry.rank(), shared.basis, shared.coefficients.slice(first * row), residual,
+                shared.headScales);
     }
 
     private void keepWhatTheBasisMisses(ShadowSession session, int layer, LayerState state, long firstChunk,

@@ -215,6 +215,7 @@ public final class ShadowKvCache extends CacheBase {
         fields.put("landmarkType", g.landmarkType().name());
         fields.put("tail", Boolean.toString(options.tail()));
         fields.put("predictDropped", Boolean.toString(options.predictDropped()));
+        fields.put("balanceHeads", Boolean.toString(options.balanceHeads()));
         return fields;
     }
 
@@ -243,6 +244,7 @@ public final class ShadowKvCache extends CacheBase {
         private double rerank;
         private Optional<Boolean> tail = Optional.empty();
         private Optional<Boolean> predictDropped = Optional.empty();
+        private boolean balanceHeads = true;
         private int slots = -1;
         private boolean keepKeys;
         private ElementType valueType;
@@ -342,10 +344,20 @@ public final class ShadowKvCache extends CacheBase {
          * Whether the tokens that reranking drops take part with the values that their coefficients predict, {@code v ~ a R},
          * at the exact weight of their rebuilt keys, and not with the tail's value. R is fitted when a layer is sealed, by least
          * squares over its tokens, and takes the memory of one more basis a layer. Needs a rerank and a tail. Default: as there
-         * are both; on a GPU, which has no kernels for it: off.
+         * are both.
          */
         public Builder predictDropped(boolean predicts) {
             predictDropped = Optional.of(predicts);
+            return this;
+        }
+
+        /**
+         * Whether the keys of the heads of a layer, which share one factorization, are brought to the same length for it, by
+         * powers of two. Without, as in the paper's method, the directions go to the heads of the longest keys, and heads
+         * of short ones, whose attention may matter as much, are rebuilt badly. Default: true.
+         */
+        public Builder balanceHeads(boolean balances) {
+            balanceHeads = balances;
             return this;
         }
 
@@ -420,9 +432,8 @@ public final class ShadowKvCache extends CacheBase {
                             rerank);
             boolean leftOutTakesPart = tail.orElse(shortlist > 0);
             boolean canPredict = shortlist > 0 && leftOutTakesPart;
-            boolean predicts = predictDropped.orElse(canPredict && s.device.isCpu());
-            Limits.check("predictDropped", !predicts || canPredict && s.device.isCpu(),
-                    "false, except on a CPU with a rerank and a tail", predicts);
+            boolean predicts = predictDropped.orElse(canPredict);
+            Limits.check("predictDropped", !predicts || canPredict, "false, except with a rerank and a tail", predicts);
             int scored = Math.max(select, shortlist);
             int slotCount = slots >= 0 ? slots : !s.device.isCpu() ? select : keepKeys ? scored : 0;
             Limits.check("slots", slotCount == 0 || slotCount >= select && slotCount <= Geometry.MAX_SLOTS,
@@ -435,7 +446,7 @@ public final class ShadowKvCache extends CacheBase {
                     landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
             int dense = outliers >= 0 ? outliers : Math.max(1, 24 * budget / 1024);
             return new ShadowOptions(geometry, rank, reserve, budget, dense, residualOutliers, residualLimit, local,
-                    radiusWeight, shortlist, leftOutTakesPart, predicts, keepKeys);
+                    radiusWeight, shortlist, leftOutTakesPart, predicts, balanceHeads, keepKeys);
         }
 
         private static MemoryPlan plan(CacheShape s, ShadowOptions o) {

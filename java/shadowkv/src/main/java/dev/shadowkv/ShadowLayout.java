@@ -14,6 +14,7 @@ final class ShadowLayout {
 
     final long coefficients;
     final long basis;
+    final long headScales;
     final long landmarks;
     final long landmarkScales;
     final long radius;
@@ -52,6 +53,7 @@ final class ShadowLayout {
 
         coefficients = place(chunks * c * g.rank() * e);
         basis = place(heads * g.rank() * d * e);
+        headScales = place(options.balanceHeads() ? heads * 4 : 0);
         landmarks = place(heads * chunks * d * g.landmarkType().bytes());
         landmarkScales = place(g.landmarkType() == ElementType.I8 ? heads * chunks * 4 : 0);
         radius = place(heads * chunks * 4);

@@ -15,11 +15,12 @@ import dev.shadowkv.kernels.Geometry;
  * @param shortlist chunks to rerank; 0: no rerank
  * @param tail whether indexed tokens that a step does not select take part by their moments
  * @param predictDropped whether those that reranking drops take part by values that their coefficients predict
+ * @param balanceHeads whether the heads' keys are scaled to the same length before they are factored
  * @param keepKeys whether rebuilt keys stay in the slots beside their values
  */
 record ShadowOptions(Geometry geometry, int rank, int basisReserve, int budget, int outliers, int residualOutliers,
                      float residualLimit, int local, float radiusWeight, int shortlist, boolean tail,
-                     boolean predictDropped, boolean keepKeys) {
+                     boolean predictDropped, boolean balanceHeads, boolean keepKeys) {
 
     int select() {
         return budget / geometry.chunk();

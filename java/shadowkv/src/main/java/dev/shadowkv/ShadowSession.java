@@ -249,6 +249,9 @@ final class ShadowSession extends SessionBase {
             } else {
                 file.rows(s.coefficients, 0, tokens * g.rank() * e, 1);
                 file.rows(s.basis, 0, s.basis.byteSize(), 1);
+                if (s.headScales != null) {
+                    file.rows(s.headScales, 0, s.headScales.byteSize(), 1);
+                }
                 long landmark = (long) g.headDim() * g.landmarkType().bytes();
                 file.rows(s.landmarks, layout.chunks * landmark, chunks * landmark, heads);
                 if (s.landmarkScales != null) {

@@ -10,6 +10,8 @@ final class SharedLayer {
 
     final DeviceBuffer coefficients;
     final DeviceBuffer basis;
+    /** As in {@link dev.shadowkv.kernels.CacheKernels#lowRankFactor}. */
+    final DeviceBuffer headScales;
     final DeviceBuffer landmarks;
     final DeviceBuffer landmarkScales;
     final DeviceBuffer radius;
@@ -37,6 +39,7 @@ final class SharedLayer {
         long d = g.headDim();
         coefficients = part(slab, l.coefficients, l.chunks * g.chunk() * g.rank() * e);
         basis = part(slab, l.basis, heads * g.rank() * d * e);
+        headScales = part(slab, l.headScales, options.balanceHeads() ? heads * 4 : 0);
         landmarks = part(slab, l.landmarks, heads * l.chunks * d * g.landmarkType().bytes());
         landmarkScales = part(slab, l.landmarkScales, g.landmarkType() == ElementType.I8 ? heads * l.chunks * 4 : 0);
         radius = part(slab, l.radius, heads * l.chunks * 4);

@@ -43,6 +43,7 @@ class PredictionTest extends ShadowTest {
     /** The fit of the tokens that a layer was sealed with, by the basis of the cache. */
     private void check(KvSession session, int layer, Tokens tokens, int sealed) {
         double[][] basis = basis(session, layer);
+        float[] scales = headScales(session, layer);
         float[] actual = valueBasis(session, layer);
         for (int head = 0; head < HEADS; head++) {
             List<double[]> coefficients = new ArrayList<>();
@@ -51,7 +52,7 @@ class PredictionTest extends ShadowTest {
                 double[] key = Oracle.head(tokens.keys, tokens.keyWidth, t, 0, tokens.keyWidth);
                 double[] own = new double[basis.length];
                 for (int j = 0; j < own.length; j++) {
-                    own[j] = Oracle.dot(basis[j], key);
+                    own[j] = ShadowOracle.coefficient(basis[j], key, scales);
                 }
                 coefficients.add(own);
                 values.add(Oracle.head(tokens.values, tokens.keyWidth, t, head, DIM));

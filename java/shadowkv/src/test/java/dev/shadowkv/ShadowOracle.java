@@ -29,6 +29,8 @@ final class ShadowOracle {
     /** Tokens that the moments have seen. */
     private long counted;
     private double[][] basis;
+    /** What keys of each head are multiplied by before they are factored; the basis of the head is divided by it. */
+    float[] headScales;
     long recentBegin;
     boolean exact;
     /** The smallest distance, over heads, between the last selected and the first rejected score of the last step. */
@@ -44,6 +46,8 @@ final class ShadowOracle {
         this.dense = dense;
         this.options = options;
         chunk = options.geometry().chunk();
+        headScales = new float[dense.keyValueHeads];
+        java.util.Arrays.fill(headScales, 1);
         for (int head = 0; head < dense.keyValueHeads; head++) {
             rebuilt.add(new ArrayList<>());
             outliers.add(new HashSet<>());
@@ -105,7 +109,7 @@ final class ShadowOracle {
         double[] approximate = new double[dense.keyValueHeads * d];
         double[] own = new double[basis.length];
         for (int j = 0; j < own.length; j++) {
-            own[j] = Oracle.dot(basis[j], raw.get(position));
+            own[j] = coefficient(basis[j], raw.get(position), headScales);
             for (int i = 0; i < approximate.length; i++) {
                 approximate[i] += own[j] * basis[j][i];
             }
@@ -115,6 +119,17 @@ final class ShadowOracle {
             double[] part = java.util.Arrays.copyOfRange(approximate, head * d, (head + 1) * d);
             rebuilt.get(head).add(dense.rotated(part, position));
         }
+    }
+
+    /** Of a key of the joint width, whose heads and whose row are scaled as the factorization scales them. */
+    static double coefficient(double[] row, double[] key, float[] headScales) {
+        int headDim = key.length / headScales.length;
+        double sum = 0;
+        for (int i = 0; i < key.length; i++) {
+            double scale = headScales[i / headDim];
+            sum += row[i] * scale * key[i] * scale;
+        }
+        return sum;
     }
 
     private List<double[]> members(int head, int c) {

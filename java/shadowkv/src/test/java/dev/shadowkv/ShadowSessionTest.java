@@ -171,6 +171,7 @@ class ShadowSessionTest extends ShadowTest {
             for (int t = 0; t < position; t++) {
                 oracle.add(tokens, t);
             }
+            oracle.headScales = headScales(session, 1);
             oracle.restore(basis(session, 1), ((ShadowSession) session).state(1));
             oracle.rounding = ExpectedError.of(cache.options);
             Errors errors = new Errors();

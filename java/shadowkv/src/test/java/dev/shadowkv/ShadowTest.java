@@ -131,6 +131,17 @@ abstract class ShadowTest {
         return rows;
     }
 
+    /** As the factorization wrote them; ones where it wrote none. */
+    static float[] headScales(KvSession session, int layer) {
+        DeviceBuffer scales = ((ShadowSession) session).shared.layers[layer].headScales;
+        if (scales != null) {
+            return Scratch.floats(scales, session.cache().keyValueHeads());
+        }
+        float[] ones = new float[session.cache().keyValueHeads()];
+        java.util.Arrays.fill(ones, 1);
+        return ones;
+    }
+
     private static double read(MemorySegment host, ElementType type, long index) {
         return type == ElementType.F32 ? host.getAtIndex(java.lang.foreign.ValueLayout.JAVA_FLOAT, index)
                 : Float.intBitsToFloat(host.getAtIndex(java.lang.foreign.ValueLayout.JAVA_SHORT, index) << 16);

@@ -64,6 +64,13 @@ final class CacheArguments implements Cloneable {
     private Boolean predict;
 
     @Option(
+            names = "--balance",
+            negatable = true,
+            description = "Whether the heads' keys are brought to the same length before they are factored together; not in the "
+                    + "paper's method. Default: yes.")
+    private Boolean balance;
+
+    @Option(
             names = "--value-type",
             paramLabel = "TYPE",
             description = "How values are kept in host memory: f32, bf16, f16 or f8. Default: the storage type.")
@@ -125,6 +132,7 @@ final class CacheArguments implements Cloneable {
                 rerank == null ? CacheOptions.USUAL_RERANK : rerank,
                 Optional.ofNullable(tail),
                 Optional.ofNullable(predict),
+                Optional.ofNullable(balance),
                 type("--value-type", valueType),
                 type("--landmark-type", landmarkType),
                 type("--storage-type", storageType));

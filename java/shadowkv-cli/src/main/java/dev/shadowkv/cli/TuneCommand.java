@@ -149,7 +149,7 @@ final class TuneCommand implements Callable<Integer> {
                     for (double rerank : reranks) {
                         all.add(new CacheOptions(
                                 CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.empty(), weight, rerank,
-                                Optional.ofNullable(tail), predictWhere(rerank), type,
+                                Optional.ofNullable(tail), predictWhere(rerank), Optional.empty(), type,
                                 Optional.empty(), Optional.empty()));
                     }
                 }

@@ -29,6 +29,8 @@ import java.util.OptionalLong;
  *     method; by default as there is a rerank
  * @param predict whether those of them that reranking drops take part with values that their coefficients predict; by
  *     default as there are a rerank and a tail
+ * @param balance whether the heads' keys are brought to the same length before they are factored; not in the paper's
+ *     method
  * @param valueType how values are kept in host memory
  * @param landmarkType how landmarks are kept
  * @param storageType how everything else is kept
@@ -43,6 +45,7 @@ public record CacheOptions(
         double rerank,
         Optional<Boolean> tail,
         Optional<Boolean> predict,
+        Optional<Boolean> balance,
         Optional<ElementType> valueType,
         Optional<ElementType> landmarkType,
         Optional<ElementType> storageType) {
@@ -59,6 +62,7 @@ public record CacheOptions(
         Objects.requireNonNull(outliers, "outliers");
         Objects.requireNonNull(tail, "tail");
         Objects.requireNonNull(predict, "predict");
+        Objects.requireNonNull(balance, "balance");
         Objects.requireNonNull(valueType, "valueType");
         Objects.requireNonNull(landmarkType, "landmarkType");
         Objects.requireNonNull(storageType, "storageType");
@@ -108,40 +112,53 @@ public record CacheOptions(
                 Optional.empty(),
                 Optional.empty(),
                 Optional.empty(),
+                Optional.empty(),
                 Optional.empty());
     }
 
     /** The same with another rank. */
     public CacheOptions withRank(int value) {
         return new CacheOptions(
-                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, tail, predict, valueType, landmarkType,
+                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, tail, predict, balance, valueType, landmarkType,
                 storageType);
     }
 
     /** The same with another weight of the radius. */
     public CacheOptions withRadiusWeight(float value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, value, rerank, tail, predict, valueType, landmarkType, storageType);
+                kind, rank, budget, chunk, outliers, value, rerank, tail, predict, balance, valueType, landmarkType, storageType);
     }
 
     /** The same with another rerank factor. */
     public CacheOptions withRerank(double value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, value, tail, predict, valueType, landmarkType, storageType);
+                kind, rank, budget, chunk, outliers, radiusWeight, value, tail, predict, balance, valueType, landmarkType, storageType);
     }
 
     /** The same with or without the tokens that a step does not select. */
     public CacheOptions withTail(boolean value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, rerank, Optional.of(value), predict, valueType, landmarkType,
+                kind, rank, budget, chunk, outliers, radiusWeight, rerank, Optional.of(value), predict, balance, valueType, landmarkType,
                 storageType);
     }
 
     /** The same with or without predicted values of the tokens that reranking drops. */
     public CacheOptions withPredict(boolean value) {
         return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, rerank, tail, Optional.of(value), valueType, landmarkType,
+                kind, rank, budget, chunk, outliers, radiusWeight, rerank, tail, Optional.of(value), balance, valueType, landmarkType,
                 storageType);
+    }
+
+    /** The same with or without keys of all heads of the same length. */
+    public CacheOptions withBalance(boolean value) {
+        return new CacheOptions(
+                kind, rank, budget, chunk, outliers, radiusWeight, rerank, tail, predict, Optional.of(value), valueType, landmarkType,
+                storageType);
+    }
+
+    /** Whether the heads' keys are brought to the same length before they are factored. */
+    public boolean balancesHeads() {
+        return balance.orElse(true);
     }
 
     /** Whether the tokens that reranking drops take part with predicted values. */
@@ -161,7 +178,7 @@ public record CacheOptions(
         }
         CacheKind decided = capacity <= (long) SHORT_BUDGETS * budget ? CacheKind.DENSE : CacheKind.SHADOW;
         return new CacheOptions(
-                decided, rank, budget, chunk, outliers, radiusWeight, rerank, tail, predict, valueType, landmarkType, storageType);
+                decided, rank, budget, chunk, outliers, radiusWeight, rerank, tail, predict, balance, valueType, landmarkType, storageType);
     }
 
     /**
@@ -183,6 +200,7 @@ public record CacheOptions(
                 outliers.ifPresent(shadow::outliers);
                 tail.ifPresent(shadow::tail);
                 predict.ifPresent(wish -> shadow.predictDropped(wish && predictsDropped()));
+                balance.ifPresent(shadow::balanceHeads);
                 valueType.ifPresent(shadow::valueType);
                 landmarkType.ifPresent(shadow::landmarkType);
                 yield shape(shadow, device, config, memory, length);

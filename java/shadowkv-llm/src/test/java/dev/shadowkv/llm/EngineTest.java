@@ -130,7 +130,7 @@ class EngineTest {
     @Test
     void decidesForTheCacheThatSuitsTheCapacity() {
         CacheOptions auto = new CacheOptions(
-                CacheKind.AUTO, OptionalInt.of(32), 64, 8, OptionalInt.empty(), 0.5f, 0, Optional.of(true), Optional.empty(), Optional.empty(),
+                CacheKind.AUTO, OptionalInt.of(32), 64, 8, OptionalInt.empty(), 0.5f, 0, Optional.of(true), Optional.empty(), Optional.empty(), Optional.empty(),
                 Optional.empty(), Optional.empty());
         try (Engine shorter = engine(auto, 1, 4 * 64); Engine longer = engine(auto, 1, 4 * 64 + 1)) {
             assertThat(shorter.memoryPlan().sessionPinnedBytes()).isZero();

@@ -63,6 +63,7 @@ class TransformerTest {
                         Optional.empty(),
                         Optional.empty(),
                         Optional.empty(),
+                        Optional.empty(),
                         Optional.empty());
     }
 

@@ -85,9 +85,10 @@ public final class CacheKernels {
     }
 
     /**
-     * Factors keys of all heads of a layer together: {@code keys ~ coefficients . basis} with orthonormal basis rows.
-     * May
-     * wait for the stream.
+     * Factors keys of all heads of a layer together: {@code keys ~ coefficients . basis} with orthonormal basis rows. May
+     * wait for the stream. With {@code headScales} the keys of every head are factored as if multiplied by its scale, a
+     * power of two that brings the heads to the same mean square within a factor of two, and the basis of a head is
+     * divided by it.
      *
      * @param keys {@code [tokens][K*D]} before RoPE
      * @param rank directions to find
@@ -98,10 +99,12 @@ public final class CacheKernels {
      * @param basis {@code [K][r][D]} of the keys' type
      * @param singularValues {@code [rank]} floats, descending
      * @param energy two floats: sum of squares of the keys, and the share of it that the basis captures
+     * @param headScales {@code [K]} floats to be written, or null: keys are factored as they are. With them the singular
+     *     values and the energy are those of the scaled keys
      */
     public void lowRankFactor(Rows keys, long tokens, int keyValueHeads, int headDim, int rank, int storedRank,
                               int oversampling, int iterations, DeviceBuffer coefficients, DeviceBuffer basis,
-                              DeviceBuffer singularValues, DeviceBuffer energy) {
+                              DeviceBuffer singularValues, DeviceBuffer energy, DeviceBuffer headScales) {
         long width = (long) Params.positive("keyValueHeads", keyValueHeads) * Params.positive("headDim", headDim);
         if (rank < 1 || rank > storedRank) {
         throw new IllegalArgumentException("rank must be from 1 to storedRank " + storedRank + ": " + rank);
@@ -125,6 +128,8 @@ public final class CacheKernels {
             params.pointer(skv_low_rank_factor_params.singular_values$offset(), "singular_values", singularValues,
                     4L * rank);
             params.pointer(skv_low_rank_factor_params.energy$offset(), "energy", energy, 8);
+            params.optional(skv_low_rank_factor_params.head_scales$offset(), "head_scales", headScales,
+                    4L * keyValueHeads);
             params.context.runReserved("low_rank_factor", ShadowKv.SKV_OP_LOW_RANK_FACTOR(),
                     ShadowKv::skv_low_rank_factor, p);
         } finally {
@@ -139,9 +144,10 @@ public final class CacheKernels {
      * @param basis {@code [K][r][D]}
      * @param coefficients {@code [count][r]}
      * @param residual {@code [count]} floats, the share of each key's energy that the basis misses; or null
+     * @param headScales {@code [K]} floats that {@link #lowRankFactor} wrote with the basis; null where it wrote none
      */
     public void lowRankProject(Rows keys, long count, int keyValueHeads, int headDim, int rank, DeviceBuffer basis,
-                               DeviceBuffer coefficients, DeviceBuffer residual) {
+                               DeviceBuffer coefficients, DeviceBuffer residual, DeviceBuffer headScales) {
         long width = (long) Params.positive("keyValueHeads", keyValueHeads) * Params.positive("headDim", headDim);
         MemorySegment p = params.begin(skv_low_rank_project_params.sizeof());
         try {
@@ -158,6 +164,8 @@ public final class CacheKernels {
                     Params.bytes(keys.type(), count, rank));
             params.optional(skv_low_rank_project_params.residual$offset(), "residual", residual, Math.multiplyExact(4,
                     count));
+            params.optional(skv_low_rank_project_params.head_scales$offset(), "head_scales", headScales,
+                    4L * keyValueHeads);
             params.context.runReserved("low_rank_project", ShadowKv.SKV_OP_LOW_RANK_PROJECT(),
                     ShadowKv::skv_low_rank_project, p);
         } finally {

@@ -59,7 +59,7 @@ class CacheKernelsTest {
             DeviceBuffer singular = device.allocate(4L * RANK);
             DeviceBuffer energy = device.allocate(8);
             Rows rows = Rows.of(input, ElementType.F32);
-            kernels.lowRankFactor(rows, tokens, HEADS, DIM, RANK, RANK, 0, 0, coefficients, basis, singular, energy);
+            kernels.lowRankFactor(rows, tokens, HEADS, DIM, RANK, RANK, 0, 0, coefficients, basis, singular, energy, null);
             float[] b = read(basis, RANK * WIDTH);
             float[] a = read(coefficients, tokens * RANK);
             double[][] basisRows = new double[RANK][WIDTH];
@@ -113,7 +113,7 @@ class CacheKernelsTest {
 
             DeviceBuffer projected = device.allocate(4L * tokens * RANK);
             DeviceBuffer residual = device.allocate(4L * tokens);
-            kernels.lowRankProject(rows, tokens, HEADS, DIM, RANK, basis, projected, residual);
+            kernels.lowRankProject(rows, tokens, HEADS, DIM, RANK, basis, projected, residual, null);
             double sum = 0;
             float[] shares = read(residual, tokens);
             for (int t = 0; t < tokens; t++) {

@@ -189,11 +189,12 @@ final class IndexedLayer implements AutoCloseable {
                 dim, keys, raw, values, type, tokens, rope);
         DeviceBuffer coefficients = allocate(type, chunks, g.chunk(), g.rank());
         DeviceBuffer basis = allocate(type, heads, g.rank(), dim);
+        DeviceBuffer headScales = options.balancesHeads() ? allocate(ElementType.F32, heads) : null;
         cache.lowRankFactor(
                 Rows.of(raw, type), sealed, heads, dim, rank, g.rank(), 0, 0, coefficients, basis, arena.allocate(4L * rank),
-                arena.allocate(8));
+                arena.allocate(8), headScales);
         if (folding) {
-            project(raw, coefficients, basis);
+            project(raw, coefficients, basis, headScales);
         }
         DeviceBuffer landmarks = allocate(g.landmarkType(), heads, chunks, dim);
         DeviceBuffer landmarkScales = g.landmarkType() == ElementType.I8 ? allocate(ElementType.F32, heads, chunks) : null;
@@ -245,11 +246,11 @@ final class IndexedLayer implements AutoCloseable {
 
     /** As the cache decides it. */
     private boolean predicts() {
-        return shortlist > 0 && options.predictsDropped() && device.isCpu();
+        return shortlist > 0 && options.predictsDropped();
     }
 
     /** As folding does it, with the basis of the prompt. */
-    private void project(DeviceBuffer raw, DeviceBuffer coefficients, DeviceBuffer basis) {
+    private void project(DeviceBuffer raw, DeviceBuffer coefficients, DeviceBuffer basis, DeviceBuffer headScales) {
         Geometry g = geometry;
         long first = (long) firstIndexed * g.chunk();
         int count = capture.tokens() - (int) first;
@@ -257,7 +258,7 @@ final class IndexedLayer implements AutoCloseable {
         DeviceBuffer missed = arena.allocate(4L * count);
         cache.lowRankProject(
                 Rows.of(raw.slice(first * width), g.storageType()), count, g.keyValueHeads(), g.headDim(), g.rank(), basis,
-                coefficients.slice(first * g.rank() * g.storageType().bytes()), missed);
+                coefficients.slice(first * g.rank() * g.storageType().bytes()), missed, headScales);
         residual = floats(missed, count);
         for (int chunk = firstIndexed; chunk < indexed && residualIds.size() < RESIDUAL_OUTLIERS; chunk++) {
             float sum = 0;

@@ -75,7 +75,7 @@ class IndexedLayerTest {
 
     private static CacheOptions options(int rank, int budget, double rerank, boolean tail) {
         return new CacheOptions(
-                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.of(3), 0.5f, rerank, Optional.of(tail), Optional.empty(),
+                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.of(3), 0.5f, rerank, Optional.of(tail), Optional.empty(), Optional.empty(),
                 Optional.empty(), Optional.empty(), Optional.empty());
     }
 

@@ -30,6 +30,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     void *basis;
  *     float *singular_values;
  *     float *energy;
+ *     float *head_scales;
  * }
  * }
  */
@@ -54,7 +55,8 @@ public class skv_low_rank_factor_params {
         ShadowKv.C_POINTER.withName("coefficients"),
         ShadowKv.C_POINTER.withName("basis"),
         ShadowKv.C_POINTER.withName("singular_values"),
-        ShadowKv.C_POINTER.withName("energy")
+        ShadowKv.C_POINTER.withName("energy"),
+        ShadowKv.C_POINTER.withName("head_scales")
     ).withName("skv_low_rank_factor_params");
 
     /**
@@ -722,6 +724,50 @@ public class skv_low_rank_factor_params {
      */
     public static void energy(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(energy$LAYOUT, energy$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout head_scales$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("head_scales"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * float *head_scales
+     * }
+     */
+    public static final AddressLayout head_scales$layout() {
+        return head_scales$LAYOUT;
+    }
+
+    private static final long head_scales$OFFSET = 88;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * float *head_scales
+     * }
+     */
+    public static final long head_scales$offset() {
+        return head_scales$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * float *head_scales
+     * }
+     */
+    public static MemorySegment head_scales(MemorySegment struct) {
+        return struct.get(head_scales$LAYOUT, head_scales$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * float *head_scales
+     * }
+     */
+    public static void head_scales(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(head_scales$LAYOUT, head_scales$OFFSET, fieldValue);
     }
 
     /**

@@ -26,6 +26,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     const void *basis;
  *     void *coefficients;
  *     float *residual;
+ *     const float *head_scales;
  * }
  * }
  */
@@ -47,7 +48,8 @@ public class skv_low_rank_project_params {
         MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("basis"),
         ShadowKv.C_POINTER.withName("coefficients"),
-        ShadowKv.C_POINTER.withName("residual")
+        ShadowKv.C_POINTER.withName("residual"),
+        ShadowKv.C_POINTER.withName("head_scales")
     ).withName("skv_low_rank_project_params");
 
     /**
@@ -539,6 +541,50 @@ public class skv_low_rank_project_params {
      */
     public static void residual(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(residual$LAYOUT, residual$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout head_scales$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("head_scales"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const float *head_scales
+     * }
+     */
+    public static final AddressLayout head_scales$layout() {
+        return head_scales$LAYOUT;
+    }
+
+    private static final long head_scales$OFFSET = 72;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const float *head_scales
+     * }
+     */
+    public static final long head_scales$offset() {
+        return head_scales$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const float *head_scales
+     * }
+     */
+    public static MemorySegment head_scales(MemorySegment struct) {
+        return struct.get(head_scales$LAYOUT, head_scales$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const float *head_scales
+     * }
+     */
+    public static void head_scales(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(head_scales$LAYOUT, head_scales$OFFSET, fieldValue);
     }
 
     /**
