@@ -360,7 +360,7 @@ int main() {
     fill_random(backend, coefficients, kTokens * kRank, 7);
     fill_random(backend, basis, kWidth * kRank, 8, 0.03F);
   }
-  {
+  if (has_blas) {
     Array value_basis(backend, kWidth * kRank * 2);
     skv_value_fit_params p = {};
     p.struct_size = sizeof p;

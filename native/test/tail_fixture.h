@@ -149,6 +149,14 @@ struct Weight {
   double log = kNothing, tolerance = 0;
 };
 
+inline void check_weight(float actual, const Weight& expected) {
+  if (expected.log == kNothing) {
+    CHECK(actual == -INFINITY);
+  } else {
+    CHECK_NEAR(actual, expected.log, expected.tolerance + 16 * kF32Unit * (1 + std::fabs(expected.log)));
+  }
+}
+
 // Of the indexed tokens, by their landmarks: of all, and of those left out by a list.
 struct LandmarkWeight {
   double all = kNothing, left = kNothing;
