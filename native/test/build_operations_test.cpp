@@ -314,7 +314,7 @@ void test_rebuild(Bench& bench, std::int32_t type, const Shape& s, int rank, std
   CHECK(keys.guard_intact());
 }
 
-void test_project(Bench& bench, std::int32_t type, const Shape& s, int rank, std::int64_t count,
+void test_project(Bench& bench, std::int32_t type, const Shape& s, int rank, std::int64_t count, bool scaled,
                   std::mt19937_64& random) {
   const std::int64_t width = static_cast<std::int64_t>(s.heads) * s.dim, stride = width + 3;
   Array keys(type, count * stride), basis(type, s.heads * rank * s.dim), coefficients(type, count * rank),
@@ -325,9 +325,14 @@ void test_project(Bench& bench, std::int32_t type, const Shape& s, int rank, std
   }
   // Not orthonormal on purpose: the operation is defined for any basis.
   basis.fill(random, 1 / std::sqrt(static_cast<double>(width)));
+  std::vector<float> scales;
+  for (int head = 0; head < s.heads; ++head) {
+    scales.push_back(scaled ? std::ldexp(1.0F, static_cast<int>(random() % 5) - 2) : 1.0F);
+  }
   skv_low_rank_project_params p = {};
   p.struct_size = sizeof(p);
   p.type = type;
+  p.head_scales = scaled ? scales.data() : nullptr;
   p.keys = keys.data();
   p.count = count;
   p.key_stride = stride;
@@ -351,8 +356,10 @@ void test_project(Bench& bench, std::int32_t type, const Shape& s, int rank, std
       double sum = 0, bound = 0;
       for (std::int64_t i = 0; i < width; ++i) {
         const double b = basis[(i / s.dim * rank + j) * s.dim + i % s.dim];
-        sum += keys[t * stride + i] * b;
-        bound += std::fabs(keys[t * stride + i] * b);
+        const double scale = scales[static_cast<std::size_t>(i / s.dim)],
+                     term = keys[t * stride + i] * b * scale * scale;
+        sum += term;
+        bound += std::fabs(term);
         off[static_cast<std::size_t>(i)] -= coefficients[t * rank + j] * b;  // as stored
       }
       right &=
@@ -398,9 +405,12 @@ int main() {
       }
       test_rebuild(bench, type, kShapes[0], 160, random);
       test_rebuild(bench, type, kShapes[3], 17, random);
-      test_project(bench, type, kShapes[0], 160, 8, random);
-      test_project(bench, type, kShapes[3], 17, 71, random);
-      test_project(bench, type, kShapes[1], 16, 1, random);
+      test_project(bench, type, kShapes[0], 160, 8, false, random);
+      test_project(bench, type, kShapes[0], 160, 8, true, random);
+      test_project(bench, type, kShapes[3], 17, 71, false, random);
+      test_project(bench, type, kShapes[3], 17, 71, true, random);
+      test_project(bench, type, kShapes[1], 16, 1, false, random);
+      test_project(bench, type, kShapes[1], 16, 1, true, random);
     }
   }
   return check::verdict();

@@ -111,17 +111,24 @@ void rebuild_keys(skv::Backend& backend, std::mt19937_64& generator) {
 }
 
 void low_rank_project(skv::Backend& backend, std::mt19937_64& generator) {
-  for (const auto& [heads, head_dim, rank, count] :
-       {std::tuple{8, 128, 160, 100}, std::tuple{4, 64, 40, 8}, std::tuple{2, 256, 256, 65}, std::tuple{3, 50, 17, 70},
-        std::tuple{1, 16, 16, 5}, std::tuple{4, 96, 64, 16}}) {
+  for (const auto& [heads, head_dim, rank, count, scaled] :
+       {std::tuple{8, 128, 160, 100, true}, std::tuple{8, 128, 160, 100, false}, std::tuple{4, 64, 40, 8, true},
+        std::tuple{2, 256, 256, 65, false}, std::tuple{3, 50, 17, 70, true}, std::tuple{3, 50, 17, 70, false},
+        std::tuple{1, 16, 16, 5, false}, std::tuple{4, 96, 64, 16, true}}) {
     const std::int64_t width = heads * head_dim, stride = width + 16;
     auto x = rounded(gpu::normals(generator, count * stride), SKV_BF16);
     std::fill_n(x.begin() + 2 * stride, width, 0.0F);  // a key of zeros
     const auto b = basis_of(generator, heads, head_dim, rank);
     Array keys(backend, x, SKV_BF16), basis(backend, b, SKV_BF16), coefficients(backend, count * rank * 2);
     Array residual(backend, count * 4);
+    std::vector<float> scales;
+    for (int head = 0; head < heads; ++head) {
+      scales.push_back(scaled ? std::ldexp(1.0F, static_cast<int>(generator() % 5) - 2) : 1.0F);
+    }
+    Array head_scales(backend, scales, SKV_F32);
     skv_low_rank_project_params p = {};
     p.type = SKV_BF16;
+    p.head_scales = scaled ? head_scales.as<float>() : nullptr;
     p.keys = keys;
     p.count = count;
     p.key_stride = stride;
@@ -144,7 +151,8 @@ void low_rank_project(skv::Backend& backend, std::mt19937_64& generator) {
       for (std::int64_t j = 0; j < rank; ++j) {
         double sum = 0, absolute = 0;
         for (std::int64_t i = 0; i < width; ++i) {
-          const double term = static_cast<double>(x[at(token * stride + i)]) *
+          const double scale = scales[at(i / head_dim)];
+          const double term = static_cast<double>(x[at(token * stride + i)]) * scale * scale *
                               static_cast<double>(b[at((i / head_dim * rank + j) * head_dim + i % head_dim)]);
           sum += term;
           absolute += std::fabs(term);
@@ -216,17 +224,42 @@ Doubles eigenvalues(Doubles a, std::int64_t n) {
   return values;
 }
 
+// Powers of two that bring the heads to the same mean square within a factor of two.
+void check_scales(const std::vector<float>& keys, std::int64_t tokens, std::int64_t stride, std::int64_t heads,
+                  std::int64_t dim, const std::vector<float>& scales) {
+  Doubles squares(at(heads));
+  double mean = 0;
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    for (std::int64_t i = 0; i < heads * dim; ++i) {
+      const double x = keys[at(token * stride + i)];
+      squares[at(i / dim)] += x * x;
+      mean += x * x / static_cast<double>(heads);
+    }
+  }
+  for (std::int64_t head = 0; head < heads; ++head) {
+    const double scale = scales[at(head)];
+    int exponent = 0;
+    CHECK(std::frexp(scale, &exponent) == 0.5);
+    const double after = squares[at(head)] * scale * scale;
+    CHECK(mean == 0 ? scale == 1 : after <= 2.001 * mean && after >= mean / 2.001);
+  }
+}
+
 void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
   struct Case {
     std::int32_t heads, head_dim, rank, stored_rank;
     std::int64_t tokens, gap;
     double power;             // of the spectrum
     std::int64_t directions;  // 0: keys of zeros
+    bool scaled = false;      // heads of unequal keys, brought to the same length
   };
   const Case cases[] = {
-      {3, 96, 64, 0, 3001, 0, 0.7, 288}, {4, 64, 40, 48, 2500, 64, 1.0, 256}, {2, 128, 160, 0, 1999, 0, 0.5, 256},
-      {2, 64, 64, 0, 40, 0, 0.7, 128},   {3, 64, 64, 0, 1500, 0, 0.3, 20},    {2, 32, 64, 0, 900, 0, 0.7, 64},
-      {2, 64, 32, 0, 1000, 0, 0.7, 0},   {1, 50, 17, 24, 777, 6, 1.5, 50},    {5, 64, 256, 0, 2100, 0, 0.6, 320},
+      {3, 96, 64, 0, 3001, 0, 0.7, 288},        {4, 64, 40, 48, 2500, 64, 1.0, 256},
+      {2, 128, 160, 0, 1999, 0, 0.5, 256},      {2, 64, 64, 0, 40, 0, 0.7, 128},
+      {3, 64, 64, 0, 1500, 0, 0.3, 20},         {2, 32, 64, 0, 900, 0, 0.7, 64},
+      {2, 64, 32, 0, 1000, 0, 0.7, 0},          {1, 50, 17, 24, 777, 6, 1.5, 50},
+      {5, 64, 256, 0, 2100, 0, 0.6, 320},       {4, 64, 40, 0, 1800, 64, 0.8, 256, true},
+      {3, 50, 20, 24, 1003, 6, 0.7, 150, true}, {2, 64, 32, 0, 500, 0, 0.7, 0, true},
   };
   for (const Case& c : cases) {
     const std::int64_t width = static_cast<std::int64_t>(c.heads) * c.head_dim, stride = width + c.gap;
@@ -235,12 +268,14 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
     std::vector<float> strided(at(c.tokens * stride), 77.0F);
     for (std::int64_t token = 0; token < c.tokens; ++token) {
       for (std::int64_t i = 0; i < width; ++i) {
-        strided[at(token * stride + i)] = c.directions ? x[at(token * width + i)] : 0.0F;
+        const float length = c.scaled ? std::ldexp(1.0F, -2 * static_cast<int>(i / c.head_dim)) : 1.0F;
+        strided[at(token * stride + i)] = c.directions ? x[at(token * width + i)] * length : 0.0F;
       }
     }
     Array keys(backend, strided, SKV_BF16), coefficients(backend, c.tokens * r * 2), basis(backend, width * r * 2);
-    Array values(backend, c.rank * 4), energy(backend, 8);
+    Array values(backend, c.rank * 4), energy(backend, 8), scales(backend, c.heads * 4);
     skv_low_rank_factor_params p = {};
+    p.head_scales = c.scaled ? scales.as<float>() : nullptr;
     p.type = SKV_BF16;
     p.keys = keys;
     p.tokens = c.tokens;
@@ -255,7 +290,21 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
     p.energy = energy.as<float>();
     backend.reserve_workspace(backend.workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &p));
     backend.low_rank_factor(p);
-    const auto a = coefficients.values(SKV_BF16), b = basis.values(SKV_BF16), singular = values.values(SKV_F32);
+    const auto a = coefficients.values(SKV_BF16), singular = values.values(SKV_F32);
+    auto b = basis.values(SKV_BF16);
+    if (c.scaled) {
+      // What is factored are the scaled keys, with the basis before its division.
+      const auto scale = scales.values(SKV_F32);
+      check_scales(strided, c.tokens, stride, c.heads, c.head_dim, scale);
+      for (std::int64_t i = 0; i < width; ++i) {
+        for (std::int64_t token = 0; token < c.tokens; ++token) {
+          strided[at(token * stride + i)] *= scale[at(i / c.head_dim)];
+        }
+        for (std::int64_t j = 0; j < r; ++j) {
+          b[at((i / c.head_dim * r + j) * c.head_dim + i % c.head_dim)] *= scale[at(i / c.head_dim)];
+        }
+      }
+    }
     const auto captured = energy.values(SKV_F32);
     const std::string what = label("low_rank_factor", c.tokens, width, c.rank);
     bool finite = true;
