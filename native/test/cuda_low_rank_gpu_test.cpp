@@ -290,8 +290,7 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
     p.energy = energy.as<float>();
     backend.reserve_workspace(backend.workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &p));
     backend.low_rank_factor(p);
-    const auto a = coefficients.values(SKV_BF16), singular = values.values(SKV_F32);
-    auto b = basis.values(SKV_BF16);
+    auto a = coefficients.values(SKV_BF16), b = basis.values(SKV_BF16), singular = values.values(SKV_F32);
     if (c.scaled) {
       // What is factored are the scaled keys, with the basis before its division.
       const auto scale = scales.values(SKV_F32);
@@ -305,10 +304,10 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
         }
       }
     }
-    const auto captured = energy.values(SKV_F32);
+    auto captured = energy.values(SKV_F32);
     const std::string what = label("low_rank_factor", c.tokens, width, c.rank);
     bool finite = true;
-    for (const auto* list : {&a, &b, &singular, &captured}) {
+    for (auto* list : {&a, &b, &singular, &captured}) {
       for (const float value : *list) {
         finite = finite && std::isfinite(value);
       }
