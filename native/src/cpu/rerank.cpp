@@ -174,31 +174,25 @@ void Rerank::predict(std::int64_t pair, const std::int32_t* places, std::int32_t
   const skv_geometry& g = p_.geometry;
   const skv_shadow_layer& layer = p_.layers[pair / g.key_value_heads];
   const std::int64_t rank_width = padded_dim(g.rank), width = padded_dim(g.head_dim);
-  const std::int32_t* const chunks = p_.shortlist + pair * p_.shortlist_stride;
   alignas(64) float sums[SKV_MAX_GROUP * SKV_MAX_RANK], values[SKV_MAX_GROUP * SKV_MAX_HEAD_DIM];
   float largest[SKV_MAX_GROUP], sum[SKV_MAX_GROUP];
   std::fill_n(sums, group_ * rank_width, 0.0F);
   std::fill_n(values, group_ * width, 0.0F);
   std::fill_n(largest, group_, kNothing);
   std::fill_n(sum, group_, 0.0F);
-  std::int32_t block[kDroppedTokens / kRebuiltGroup];  // places in the shortlist
-  std::int64_t filled = 0;
-  const auto flush = [&] {
-    add_dropped(pair, block, filled, {largest, sum}, sums);
-    filled = 0;
-  };
-  for (std::int64_t i = 0, next = 0; i < listed(pair); ++i) {
+  std::int32_t dropped[SKV_MAX_SELECT];  // places in the shortlist
+  std::int64_t count = 0;
+  for (std::int32_t i = 0, next = 0; i < listed(pair); ++i) {
     if (next < taken && places[next] == i) {
       ++next;
-      continue;
-    }
-    fetch_ahead(coefficients(layer, chunks[i]), coefficient_bytes());
-    block[filled++] = static_cast<std::int32_t>(i);
-    if (filled == kDroppedTokens / g.chunk) {
-      flush();
+    } else {
+      dropped[count++] = i;
     }
   }
-  flush();
+  const std::int64_t block = kDroppedTokens / g.chunk;
+  for (std::int64_t at = 0; at < count; at += block) {
+    add_dropped(pair, dropped + at, std::min(block, count - at), count - at, {largest, sum}, sums);
+  }
   kernels_.rows[g.storage_type].accumulate(
       sums, rank_width, group_,
       element_at(static_cast<const void*>(layer.value_basis), g.storage_type,
@@ -214,8 +208,9 @@ void Rerank::predict(std::int64_t pair, const std::int32_t* places, std::int32_t
   }
 }
 
-// Adds a block of dropped chunks, by their places in the shortlist, to a running softmax whose values are coefficients.
-void Rerank::add_dropped(std::int64_t pair, const std::int32_t* places, std::int64_t count,
+// Adds dropped chunks, by their places in the shortlist, to a running softmax whose values are coefficients; asks for
+// those behind them, of which there are `left` with them.
+void Rerank::add_dropped(std::int64_t pair, const std::int32_t* places, std::int64_t count, std::int64_t left,
                          const RunningSoftmax& softmax, float* sums) const {
   const skv_geometry& g = p_.geometry;
   const skv_shadow_layer& layer = p_.layers[pair / g.key_value_heads];
@@ -229,6 +224,9 @@ void Rerank::add_dropped(std::int64_t pair, const std::int32_t* places, std::int
   }
   kernels_.soften(weights, kDroppedTokens, group_, count * g.chunk, softmax, sums, g.rank);
   for (std::int64_t i = 0; i < count; ++i) {
+    if (count + i < left) {
+      fetch_ahead(coefficients(layer, chunks[places[count + i]]), coefficient_bytes());
+    }
     kernels_.rows[g.storage_type].accumulate(weights + i * g.chunk, kDroppedTokens, group_,
                                              coefficients(layer, chunks[places[i]]), g.chunk, g.rank, sums);
   }

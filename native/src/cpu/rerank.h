@@ -35,8 +35,8 @@ class Rerank {
   void leave(std::int64_t pair, float* rows, const std::int32_t* places, std::int32_t taken) const;
   // Weight and value of what is not selected, of which there is some.
   void predict(std::int64_t pair, const std::int32_t* places, std::int32_t taken) const;
-  void add_dropped(std::int64_t pair, const std::int32_t* places, std::int64_t count, const RunningSoftmax& softmax,
-                   float* sums) const;
+  void add_dropped(std::int64_t pair, const std::int32_t* places, std::int64_t count, std::int64_t left,
+                   const RunningSoftmax& softmax, float* sums) const;
   const void* coefficients(const skv_shadow_layer& layer, std::int64_t chunk) const;
   std::int64_t coefficient_bytes() const;
 
