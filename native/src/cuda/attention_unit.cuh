@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "cuda/elements.cuh"
+#include "cuda/launch.h"
 #include "cuda/mma.cuh"
 #include "cuda/warpgroup.cuh"
 
@@ -99,9 +100,11 @@ __host__ __device__ inline UnitLayout unit_layout(int dim, int rank, int chunk, 
   return l;
 }
 
-// The tensor-core path takes these; the other path takes everything.
-inline bool unit_is_tuned(const skv_geometry& g, const skv_rope& rope) {
-  return (g.head_dim == 64 || g.head_dim == 96 || g.head_dim == 128) && g.rank % 8 == 0 && rope.fine_rows >= g.chunk;
+// The tensor-core path takes these where a block's shared memory has room for them; the other path takes everything.
+inline bool unit_is_tuned(const skv_geometry& g, const skv_rope& rope, const DeviceTraits& traits) {
+  return (g.head_dim == 64 || g.head_dim == 96 || g.head_dim == 128) && g.rank % 8 == 0 && rope.fine_rows >= g.chunk &&
+         unit_layout(g.head_dim, g.rank, g.chunk, g.query_heads / g.key_value_heads, true).end <=
+             traits.shared_memory_per_block;
 }
 
 // How the elements of a head are rotated.

@@ -314,7 +314,7 @@ void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, con
                                           std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
   }
   const auto units = (static_cast<std::int64_t>(p.shortlist_stride) * p.geometry.chunk + kUnitTokens - 1) / kUnitTokens;
-  const bool tuned = unit_is_tuned(p.geometry, p.rope);
+  const bool tuned = unit_is_tuned(p.geometry, p.rope, traits);
   const int each = tuned ? units_per_block(units, pairs.count, traits) : 1;
   const RerankParams q = {p, scratch, plan, pairs.first, group_size(p.geometry), each};
   const dim3 grid(static_cast<unsigned>((units + each - 1) / each), static_cast<unsigned>(pairs.count));

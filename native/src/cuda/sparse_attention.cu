@@ -632,7 +632,7 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const GivenSc
   if (pairs.count == 0) {
     return;
   }
-  const bool tuned = unit_is_tuned(p.geometry, p.rope), scored = tuned && given.scores;
+  const bool tuned = unit_is_tuned(p.geometry, p.rope, traits), scored = tuned && given.scores;
   SparseParams q = {};
   q.p = p;
   q.given = given;

@@ -342,7 +342,6 @@ class MisuseTest {
         unsupported("keepKeys", b -> b.keepKeys(true).rerank(2).slots(127));
         if (!device.isCpu()) {
             unsupported("keepKeys", b -> b.keepKeys(true).slots(8));
-            unsupported("predictDropped", b -> b.rerank(2).predictDropped(true));
         }
         unsupported("predictDropped", b -> b.predictDropped(true));
         unsupported("predictDropped", b -> b.tail(true).predictDropped(true));

@@ -8,8 +8,6 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.Random;
 
-import org.junit.jupiter.api.Assumptions;
-import org.junit.jupiter.api.BeforeEach;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -23,11 +21,6 @@ class PredictionTest extends ShadowTest {
     private static final int DIM = CacheRunner.HEAD_DIM;
     /** Enough that reranking drops some of the shortlist's 128 chunks. */
     private static final int PROMPT = 1200;
-
-    @BeforeEach
-    void needsACpu() {
-        Assumptions.assumeTrue(device.isCpu(), "values are predicted on a CPU");
-    }
 
     private ShadowKvCache.Builder predicting(int layers, int sessions, long capacity) {
         return builder(layers, sessions, capacity).rerank(2);
