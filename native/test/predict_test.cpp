@@ -42,13 +42,16 @@ struct Tokens {
     std::normal_distribution<double> normal;
     Array map(SKV_F32, heads * rank * dim);
     map.fill(generator, 0.3);
+    // As long as a column may be against the longest and still be rounding alone.
+    const int type = coefficients.type();
+    const double edge = type == SKV_BF16 ? 0x1p-8 : type == SKV_F16 ? 0x1p-11 : 0x1p-12;
     for (std::int64_t t = 0; t < tokens; ++t) {
       std::vector<double> row;
       for (std::int64_t j = 0; j < rank; ++j) {
         const std::int64_t last = rank - 1 - j;
         const double size = last > 2    ? 3.0 / std::sqrt(1.0 + static_cast<double>(j))
-                            : last == 2 ? 3.0 * 0x1p-10
-                            : last == 1 ? 3.0 * 0x1p-14
+                            : last == 2 ? 6.0 * edge
+                            : last == 1 ? 1.5 * edge
                                         : 0;
         coefficients.set((first + t) * rank + j, size * normal(generator));
         row.push_back(size == 0 ? 0 : coefficients[(first + t) * rank + j] / size);

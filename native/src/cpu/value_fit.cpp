@@ -10,9 +10,13 @@ namespace {
 // them long: their rounding errors stay near those of a tree.
 constexpr std::int64_t kPieces = 16;
 constexpr std::int64_t kBlockTokens = kProductsAtOnce;
-// Of the largest column's sum of squares: what is not above it is rounding, of the products that the basis was made of.
-constexpr float kNegligible = 0x1p-24F;
 static_assert(SKV_MAX_RANK <= SKV_MAX_HEAD_DIM);
+
+// Of the largest column's sum of squares: what is not above it is rounding, of the products that the basis was made of
+// or of the basis as it is stored, which brings some of the longest column into the others.
+float negligible(std::int32_t type) {
+  return type == SKV_BF16 ? 0x1p-16F : type == SKV_F16 ? 0x1p-22F : 0x1p-24F;
+}
 
 // Rows as the kernels want them; squares of the coefficients lie behind the products.
 struct Layout {
@@ -41,14 +45,14 @@ void add_squares(const float* rows, std::int64_t count, std::int64_t width, floa
 }
 
 // The factor of each row of the basis: one over its column's sum of squares, or 0 of a column that is rounding alone.
-void row_factors(const float* squares, const Layout& layout, float* factors) {
+void row_factors(const float* squares, const Layout& layout, float share, float* factors) {
   std::fill_n(factors, layout.rank_width, 0.0F);
   for (std::int64_t piece = 0; piece < layout.pieces; ++piece) {
     for (std::int64_t j = 0; j < layout.rank_width; ++j) {
       factors[j] += squares[piece * layout.rank_width + j];
     }
   }
-  const float least = *std::max_element(factors, factors + layout.rank_width) * kNegligible;
+  const float least = *std::max_element(factors, factors + layout.rank_width) * share;
   for (std::int64_t j = 0; j < layout.rank_width; ++j) {
     // So that a column of NaN gives a row of NaN.
     factors[j] = factors[j] <= least ? 0.0F : 1.0F / factors[j];
@@ -106,7 +110,7 @@ void value_fit(const skv_value_fit_params& p, Execution& execution) {
       }
     }
   });
-  row_factors(squares, layout, factors);
+  row_factors(squares, layout, negligible(p.storage_type), factors);
   execution.pool.parallel_for(static_cast<std::int64_t>(p.key_value_heads) * p.rank, [&](std::int64_t i) {
     const std::int64_t head = i / p.rank, j = i % p.rank;
     float row[SKV_MAX_HEAD_DIM] = {};

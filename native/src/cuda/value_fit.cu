@@ -11,8 +11,9 @@ namespace {
 
 constexpr int kFitThreads = 256;
 constexpr std::int64_t kSquareBlocks = 128;
-// A column with less than this share of the largest one's squares is rounding alone.
-constexpr float kLeastShare = 0x1p-24F;
+// A column with no more than this share of the largest one's squares is rounding alone: the basis that coefficients are
+// taken with is rounded to bf16, which brings some of the longest column into the others.
+constexpr float kLeastShare = 0x1p-16F;
 
 // Sums of squares of the columns, a share of the tokens each block.
 //

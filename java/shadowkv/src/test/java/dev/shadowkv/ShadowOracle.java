@@ -84,7 +84,8 @@ final class ShadowOracle {
             if (options.predictDropped()) {
                 predicted = new ArrayList<>();
                 for (int head = 0; head < dense.keyValueHeads; head++) {
-                    predicted.add(ValueOracle.fit(coefficients, dense.values.get(head)));
+                    predicted.add(ValueOracle.fit(coefficients, dense.values.get(head),
+                            options.geometry().storageType()));
                 }
             }
         }

@@ -10,8 +10,11 @@ import java.util.List;
  */
 record ValueOracle(double[][] rows, double[][] magnitudes) {
 
-    /** Row j is {@code sum(a_j v) / sum(a_j^2)}: least squares where the columns of the coefficients are orthogonal. */
-    static ValueOracle fit(List<double[]> coefficients, List<double[]> values) {
+    /**
+     * Row j is {@code sum(a_j v) / sum(a_j^2)}: least squares where the columns of the coefficients are orthogonal; columns
+     * that are rounding alone give zeros.
+     */
+    static ValueOracle fit(List<double[]> coefficients, List<double[]> values, ElementType storageType) {
         int rank = coefficients.getFirst().length;
         int headDim = values.getFirst().length;
         double[][] rows = new double[rank][headDim];
@@ -28,7 +31,8 @@ record ValueOracle(double[][] rows, double[][] magnitudes) {
                 }
             }
         }
-        double least = java.util.Arrays.stream(squares).max().orElseThrow() * 0x1p-24;
+        double least = java.util.Arrays.stream(squares).max().orElseThrow()
+                * Math.max(0x1p-24, Math.pow(TestDevice.epsilon(storageType), 2));
         for (int j = 0; j < rank; j++) {
             for (int d = 0; d < headDim; d++) {
                 rows[j][d] = squares[j] <= least ? 0 : rows[j][d] / squares[j];
