@@ -349,9 +349,8 @@ typedef struct skv_moment_update_params {
  * Fits the map from coefficients to values, v ~ a . value_basis, by least squares over the given tokens, without
  * a constant: row j of a head is sum(a_j v) / sum(a_j^2). The columns of the coefficients must be orthogonal over
  * those tokens, as skv_low_rank_factor makes them of the tokens that it is given: each row is fitted by itself.
- * A column whose sum(a_j^2) is at most 2^-24 of the largest one's (BF16: 2^-16, F16: 2^-22, the square of a rounding
- * error, since the basis that coefficients are taken with is rounded) is rounding alone and gives a row of zeros, as
- * a column of zeros does. Accumulates in fp32 and rounds once, at the end.
+ * A column whose sum(a_j^2) is at most 2^-24 of the largest one's (BF16: 2^-20, since the basis that
+ * coefficients are taken with is rounded) is rounding alone and gives a row of zeros, as a column of zeros does. Accumulates in fp32 and rounds once, at the end.
  */
 typedef struct skv_value_fit_params {
   uint32_t struct_size;

@@ -26,7 +26,7 @@ std::string label(const Case& c) {
 double size_of_column(std::int64_t column, std::int64_t rank) {
   const std::int64_t from_last = rank - 1 - column;
   if (column > 0 && from_last < 4) {
-    return from_last == 3 ? 64 * 0x1p-7 : from_last == 2 ? 64 * 0x1p-9 : 0;
+    return from_last == 3 ? 64 * 0x1p-9 : from_last == 2 ? 64 * 0x1p-11 : 0;
   }
   return 64 / std::pow(static_cast<double>(column + 1), 0.8);
 }
@@ -121,7 +121,7 @@ Fit fit_of(const Input& in) {
   for (std::int64_t head = 0; head < c.heads; ++head) {
     for (std::int64_t t = 0; t < c.tokens; ++t) {
       for (std::int64_t j = 0; j < c.rank; ++j) {
-        if (squares[at(j)] <= 0x1p-16 * largest) {
+        if (squares[at(j)] <= 0x1p-20 * largest) {
           continue;
         }
         const double factor = in.coefficient(t, j) / squares[at(j)];

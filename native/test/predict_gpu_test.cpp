@@ -134,7 +134,7 @@ Reranked rerank(const Batch& b, int keep, const std::vector<float>& tail, bool w
   const std::uint64_t pairs = heads / static_cast<std::uint64_t>(b.shape.group());
   Memory selected(*backend, pairs * static_cast<std::uint64_t>(keep) * 4), counts(*backend, pairs * 4);
   Memory weights(*backend, heads * 4), dropped(*backend, heads * 4), values(*backend, b.queries.size() * 4);
-  for (Memory* const memory : {&selected, &counts, &dropped, &values}) {
+  for (Memory* const memory : {&selected, &counts, &weights, &dropped, &values}) {
     memory->poison();
   }
   weights.write(tail);

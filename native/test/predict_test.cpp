@@ -44,7 +44,7 @@ struct Tokens {
     map.fill(generator, 0.3);
     // As long as a column may be against the longest and still be rounding alone.
     const int type = coefficients.type();
-    const double edge = type == SKV_BF16 ? 0x1p-8 : type == SKV_F16 ? 0x1p-11 : 0x1p-12;
+    const double edge = type == SKV_BF16 ? 0x1p-10 : 0x1p-12;
     for (std::int64_t t = 0; t < tokens; ++t) {
       std::vector<double> row;
       for (std::int64_t j = 0; j < rank; ++j) {

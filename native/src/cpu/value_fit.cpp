@@ -15,7 +15,7 @@ static_assert(SKV_MAX_RANK <= SKV_MAX_HEAD_DIM);
 // Of the largest column's sum of squares: what is not above it is rounding, of the products that the basis was made of
 // or of the basis as it is stored, which brings some of the longest column into the others.
 float negligible(std::int32_t type) {
-  return type == SKV_BF16 ? 0x1p-16F : type == SKV_F16 ? 0x1p-22F : 0x1p-24F;
+  return type == SKV_BF16 ? 0x1p-20F : 0x1p-24F;
 }
 
 // Rows as the kernels want them; squares of the coefficients lie behind the products.

@@ -292,7 +292,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   cudaStream_t const fetch_streams[2] = {side(0), side(1)};
   cudaStream_t const select_streams[kSelectStreams] = {side(2), side(3), side(4)};
   cudaStream_t const attention_streams[2] = {launch.stream, side(5)};
-  cudaStream_t const tail_stream = launch.side[5];
+  cudaStream_t const tail_stream = launch.side[6];
   int event = 0;
   const auto order = [&](cudaStream_t earlier, cudaStream_t later) {
     if (earlier != later) {

@@ -11,7 +11,6 @@ namespace {
 constexpr int kDroppedThreads = kDroppedTokens;
 constexpr int kDroppedWarps = kDroppedThreads / 32;
 constexpr int kHeadsTogether = 4;
-constexpr int kMostPairs = SKV_MAX_RANK / 64;  // pairs of coefficients of a lane
 
 struct DroppedKernelParams {
   DroppedParams p;
@@ -23,22 +22,27 @@ __device__ const void* value_basis_of(const DroppedParams& p, int session) {
   return p.states[session].length <= 0 ? nullptr : p.layers[session].value_basis;
 }
 
-// Two neighbouring coefficients of a row of `rank`; those behind its end are zero.
-__device__ float2 load_pair(const __nv_bfloat16* row, int column, int rank) {
-  if (column >= rank) {
-    return make_float2(0.0F, 0.0F);
+// Two neighbouring coefficients as they are stored, at a column below `rank`; else zeros. kEven: ranks are even, so
+// that pairs are aligned.
+template <bool kEven>
+__device__ std::uint32_t load_pair(const __nv_bfloat16* row, int column, int rank) {
+  if constexpr (kEven) {
+    return column < rank ? *reinterpret_cast<const std::uint32_t*>(row + column) : 0U;
+  } else {
+    const auto* const bits = reinterpret_cast<const std::uint16_t*>(row);
+    const std::uint32_t first = column < rank ? bits[column] : 0U, second = column + 1 < rank ? bits[column + 1] : 0U;
+    return first | second << 16;
   }
-  if (rank % 2 == 0) {
-    return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(row + column));
-  }
-  return make_float2(__bfloat162float(row[column]), column + 1 < rank ? __bfloat162float(row[column + 1]) : 0.0F);
 }
 
 // Weighted sums of the coefficients of dropped tokens, 256 tokens of a shortlist a block, 32 of them a warp.
+// kPairs: pairs of coefficients of a lane, 64 coefficients of a row each.
 //
 // coefficients [..][r], scores [B*K][G][shortlist*C] -> statistics [B*K][units][G], sums [B*K][units][G][r].
 // Floor: the coefficients of the dropped tokens read once; bound by memory.
-__global__ void __launch_bounds__(kDroppedThreads) dropped_sums_kernel(const __grid_constant__ DroppedKernelParams q) {
+template <int kPairs, bool kEven>
+__global__ void __launch_bounds__(kDroppedThreads, 2)
+    dropped_sums_kernel(const __grid_constant__ DroppedKernelParams q) {
   extern __shared__ __align__(16) unsigned char shared[];
   const DroppedParams& p = q.p;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -67,7 +71,7 @@ __global__ void __launch_bounds__(kDroppedThreads) dropped_sums_kernel(const __g
   const auto* const coefficients = static_cast<const __nv_bfloat16*>(p.layers[session].coefficients);
   for (int first_head = 0; first_head < q.group; first_head += kHeadsTogether) {
     float weight[kHeadsTogether];
-    float2 sums[kHeadsTogether][kMostPairs] = {};
+    float2 sums[kHeadsTogether][kPairs] = {};
 #pragma unroll
     for (int h = 0; h < kHeadsTogether; ++h) {
       const int g = first_head + h;
@@ -87,24 +91,30 @@ __global__ void __launch_bounds__(kDroppedThreads) dropped_sums_kernel(const __g
       if (!(whole >> base & 1U)) {
         continue;
       }
-      float2 x[kTokensTogether][kMostPairs];
+      // All loads are under way before the first is used.
+      std::uint32_t x[kTokensTogether][kPairs];
 #pragma unroll
       for (int t = 0; t < kTokensTogether; ++t) {
         const auto* const row = coefficients + __shfl_sync(0xffffffffU, position, base + t) * rank;
 #pragma unroll
-        for (int i = 0; i < kMostPairs; ++i) {
-          x[t][i] = load_pair(row, 2 * lane + 64 * i, rank);
+        for (int i = 0; i < kPairs; ++i) {
+          x[t][i] = load_pair<kEven>(row, 2 * lane + 64 * i, rank);
         }
       }
 #pragma unroll
       for (int t = 0; t < kTokensTogether; ++t) {
+        float w[kHeadsTogether];
 #pragma unroll
         for (int h = 0; h < kHeadsTogether; ++h) {
-          const float w = __shfl_sync(0xffffffffU, weight[h], base + t);
+          w[h] = __shfl_sync(0xffffffffU, weight[h], base + t);
+        }
 #pragma unroll
-          for (int i = 0; i < kMostPairs; ++i) {
-            sums[h][i].x = fmaf(w, x[t][i].x, sums[h][i].x);
-            sums[h][i].y = fmaf(w, x[t][i].y, sums[h][i].y);
+        for (int i = 0; i < kPairs; ++i) {
+          const float low = bf16_low(x[t][i]), high = bf16_high(x[t][i]);
+#pragma unroll
+          for (int h = 0; h < kHeadsTogether; ++h) {
+            sums[h][i].x = fmaf(w[h], low, sums[h][i].x);
+            sums[h][i].y = fmaf(w[h], high, sums[h][i].y);
           }
         }
       }
@@ -113,7 +123,7 @@ __global__ void __launch_bounds__(kDroppedThreads) dropped_sums_kernel(const __g
     for (int h = 0; h < kHeadsTogether; ++h) {
       float* const part = parts + (warp * kHeadsTogether + h) * rank;
 #pragma unroll
-      for (int i = 0; i < kMostPairs; ++i) {
+      for (int i = 0; i < kPairs; ++i) {
         const int column = 2 * lane + 64 * i;
         if (column < rank) {
           part[column] = sums[h][i].x;
@@ -126,27 +136,48 @@ __global__ void __launch_bounds__(kDroppedThreads) dropped_sums_kernel(const __g
     __syncthreads();
     const int together = min(kHeadsTogether, q.group - first_head);
     const std::int64_t row = (static_cast<std::int64_t>(pair) * p.scratch.units + unit) * q.group + first_head;
-    for (int i = thread; i < together * rank; i += kDroppedThreads) {
-      const int h = i / rank, column = i % rank;
-      float largest = -INFINITY;
+    for (int h = 0; h < together; ++h) {
+      float largest = -INFINITY, weights = 0, factors[kDroppedWarps];
+#pragma unroll
       for (int w = 0; w < kDroppedWarps; ++w) {
         largest = fmaxf(largest, statistics[w * kHeadsTogether + h].x);
       }
-      float sum = 0, weights = 0;
+#pragma unroll
       for (int w = 0; w < kDroppedWarps; ++w) {
         const float2 of_warp = statistics[w * kHeadsTogether + h];
-        const float factor = of_warp.x > -INFINITY ? exp2_fast(of_warp.x - largest) : 0.0F;
-        sum += factor * parts[(w * kHeadsTogether + h) * rank + column];
-        weights += factor * of_warp.y;
+        factors[w] = of_warp.x > -INFINITY ? exp2_fast(of_warp.x - largest) : 0.0F;
+        weights += factors[w] * of_warp.y;
       }
-      p.scratch.sums[(row + h) * rank + column] = sum;
-      if (column == 0) {
+      if (thread < rank) {
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kDroppedWarps; ++w) {
+          sum += factors[w] * parts[(w * kHeadsTogether + h) * rank + thread];
+        }
+        p.scratch.sums[(row + h) * rank + thread] = sum;
+      }
+      if (thread == 0) {
         p.scratch.statistics[row + h] = make_float2(largest, weights);
       }
     }
     __syncthreads();
   }
 }
+
+template <bool kEven>
+auto dropped_sums(int rank) {
+  switch ((rank + 63) / 64) {
+    case 1:
+      return dropped_sums_kernel<1, kEven>;
+    case 2:
+      return dropped_sums_kernel<2, kEven>;
+    case 3:
+      return dropped_sums_kernel<3, kEven>;
+    default:
+      return dropped_sums_kernel<4, kEven>;
+  }
+}
+static_assert(SKV_MAX_RANK <= 256 && SKV_MAX_RANK <= kDroppedThreads);
 
 // The part of a query head out of the units' sums: its weight, and the sums through the value basis. One block a head.
 //
@@ -304,7 +335,8 @@ void launch_dropped(const DroppedParams& p, PairRange pairs, cudaStream_t stream
   const DroppedKernelParams q = {p, pairs.first, group_size(p.geometry)};
   const std::size_t bytes = sizeof(float) * kDroppedWarps * kHeadsTogether * static_cast<std::size_t>(p.geometry.rank) +
                             sizeof(float2) * kDroppedWarps * kHeadsTogether;
-  launch_beside("dropped tokens", dropped_sums_kernel,
+  launch_beside("dropped tokens",
+                p.geometry.rank % 2 == 0 ? dropped_sums<true>(p.geometry.rank) : dropped_sums<false>(p.geometry.rank),
                 dim3(static_cast<unsigned>(p.scratch.units), static_cast<unsigned>(pairs.count)), dim3(kDroppedThreads),
                 bytes, stream, q);
   launch_beside("dropped tokens", dropped_part_kernel,

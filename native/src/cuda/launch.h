@@ -84,12 +84,12 @@ class Workspace {
 };
 
 struct Launch {
-  static constexpr int kSideStreams = 6;
+  static constexpr int kSideStreams = 7;
   static constexpr int kEvents = 128;
 
-  // Side streams are less urgent from one to the next, the first two alike, the last no more than `least`.
+  // Side streams are less urgent from one to the next, the first two alike, and the last two no more than `least`.
   static int side_priority(int index, int least, int greatest) {
-    return index == kSideStreams - 1 ? least : std::min(least, greatest + std::max(0, index - 1));
+    return index >= kSideStreams - 2 ? least : std::min(least, greatest + std::max(0, index - 1));
   }
 
   cudaStream_t stream = nullptr;

@@ -13,7 +13,7 @@ constexpr int kFitThreads = 256;
 constexpr std::int64_t kSquareBlocks = 128;
 // A column with no more than this share of the largest one's squares is rounding alone: the basis that coefficients are
 // taken with is rounded to bf16, which brings some of the longest column into the others.
-constexpr float kLeastShare = 0x1p-16F;
+constexpr float kLeastShare = 0x1p-20F;
 
 // Sums of squares of the columns, a share of the tokens each block.
 //

@@ -387,7 +387,7 @@ public final class CacheKernels {
      * Fits the map from coefficients to values, {@code v ~ a . valueBasis}, by least squares over the given tokens, without
      * a constant: row j of a head is {@code sum(a_j v) / sum(a_j^2)}. The columns of the coefficients must be orthogonal over
      * those tokens, as {@link #lowRankFactor} makes them of its tokens. A column that is rounding alone, with at most 2^-24 of
-     * the largest sum of squares (BF16: 2^-16, F16: 2^-22), gives a row of zeros.
+     * the largest sum of squares (BF16: 2^-20), gives a row of zeros.
      *
      * @param coefficients {@code [firstPosition + tokens][r]} of the values' type; row = position
      * @param values at least {@code tokens} of them; position p lies in row {@code p % capacity}
