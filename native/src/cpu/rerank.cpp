@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <new>
 
@@ -223,13 +224,16 @@ void Rerank::add_dropped(std::int64_t pair, const std::int32_t* places, std::int
     }
   }
   kernels_.soften(weights, kDroppedTokens, group_, count * g.chunk, softmax, sums, g.rank);
+  // Brought together, so that the sums are taken up and put down once a block.
+  alignas(64) std::byte rows[kDroppedTokens * SKV_MAX_RANK * sizeof(float)];
   for (std::int64_t i = 0; i < count; ++i) {
     if (count + i < left) {
       fetch_ahead(coefficients(layer, chunks[places[count + i]]), coefficient_bytes());
     }
-    kernels_.rows[g.storage_type].accumulate(weights + i * g.chunk, kDroppedTokens, group_,
-                                             coefficients(layer, chunks[places[i]]), g.chunk, g.rank, sums);
+    std::memcpy(rows + i * coefficient_bytes(), coefficients(layer, chunks[places[i]]),
+                static_cast<std::size_t>(coefficient_bytes()));
   }
+  kernels_.rows[g.storage_type].accumulate(weights, kDroppedTokens, group_, rows, count * g.chunk, g.rank, sums);
 }
 
 const void* Rerank::coefficients(const skv_shadow_layer& layer, std::int64_t chunk) const {
