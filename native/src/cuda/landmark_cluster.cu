@@ -195,13 +195,6 @@ auto cluster_kernel(bool int8, bool wide) {
 
 }  // namespace
 
-// More than 8 blocks, which not every GPU has room for.
-template <class Kernel>
-void allow_large_clusters(Kernel kernel) {
-  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-        "asking for clusters of blocks");
-}
-
 void count_clusters(DeviceTraits& traits) {
   // For tests: clusters of at most that many blocks; 0: as on a GPU without clusters.
   const char* const wanted = std::getenv("SHADOWKV_CLUSTERS");
@@ -214,7 +207,6 @@ void count_clusters(DeviceTraits& traits) {
   const int bytes = traits.shared_memory_per_block;
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         "asking for shared memory");
-  allow_large_clusters(kernel);
   for (int blocks = 1; blocks <= most; ++blocks) {
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
@@ -247,7 +239,6 @@ void launch_landmark_cluster(const skv_landmark_topk_params& p, const SelectionS
   const auto kernel = dim == 64   ? cluster_kernel<64>(int8, wide)
                       : dim == 96 ? cluster_kernel<96>(int8, wide)
                                   : cluster_kernel<128>(int8, wide);
-  allow_large_clusters(kernel);
   launch_beside("landmark selection", Beside{.cluster = shape.blocks, .begun = begun}, kernel,
                 dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(pairs.count)), dim3(kThreads),
                 static_cast<std::size_t>(shape.layout.end), stream, q);

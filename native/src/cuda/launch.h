@@ -32,7 +32,7 @@ struct DeviceTraits {
   int shared_memory_per_multiprocessor = 0;  // bytes
   std::int64_t l2_bytes = 0;
   // Clusters of so many blocks, one block an SM, that run at the same time; all zero where there are none (sm_80).
-  static constexpr int kMostClusterBlocks = 16;
+  static constexpr int kMostClusterBlocks = 8;  // 16 fill a GPC: others wait, and one session gains nothing
   int clusters[kMostClusterBlocks + 1] = {};
 };
 
