@@ -255,4 +255,32 @@ bool refused(skv_status status, Call&& call) {
   return false;
 }
 
+// Every session of a decode step gives alone the bits that it gave in the batch.
+inline void check_alone(const Shape& s, const skv_decode_layer_params& p, const Array& together) {
+  const std::int64_t queries = static_cast<std::int64_t>(s.query_heads()) * s.dim,
+                     keys = static_cast<std::int64_t>(s.heads) * s.dim;
+  for (std::int64_t session = 0; session < p.batch; ++session) {
+    auto alone = p;
+    alone.batch = 1;
+    alone.layers = p.layers + session;
+    alone.states = p.states + session;
+    alone.queries = skv::cpu::element_at(p.queries, s.query, session * queries);
+    alone.keys = skv::cpu::element_at(p.keys, s.query, session * keys);
+    alone.values = skv::cpu::element_at(p.values, s.query, session * keys);
+    alone.max_chunks = p.max_chunks + 2000;
+    alone.counters = nullptr;
+    Array output(s.query, queries);
+    alone.output = output.data();
+    RUN(decode_layer, alone);
+    for (std::int64_t i = 0; i < queries; ++i) {
+      if (!CHECK(output[i] == together[session * queries + i])) {
+        std::fprintf(stderr, "  set %d, %s, session %d, element %d: %.9g, in the batch %.9g\n", instruction_set,
+                     s.name().c_str(), static_cast<int>(session), static_cast<int>(i), output[i],
+                     together[session * queries + i]);
+        return;
+      }
+    }
+  }
+}
+
 }  // namespace decode

@@ -395,30 +395,7 @@ void check_one_answer(const Shape& s) {
     RUN(decode_layer, p, threads);
     CHECK(first == layer.output);
   }
-  const std::int64_t queries = static_cast<std::int64_t>(s.query_heads()) * s.dim,
-                     keys = static_cast<std::int64_t>(s.heads) * s.dim;
-  for (std::int64_t session = 0; session < b.size(); ++session) {
-    auto alone = p;
-    alone.batch = 1;
-    alone.layers = p.layers + session;
-    alone.states = p.states + session;
-    alone.queries = skv::cpu::element_at(p.queries, s.query, session * queries);
-    alone.keys = skv::cpu::element_at(p.keys, s.query, session * keys);
-    alone.values = skv::cpu::element_at(p.values, s.query, session * keys);
-    alone.max_chunks = p.max_chunks + 2000;
-    alone.counters = nullptr;
-    Array output(s.query, queries);
-    alone.output = output.data();
-    RUN(decode_layer, alone);
-    for (std::int64_t i = 0; i < queries; ++i) {
-      if (!CHECK(output[i] == first[session * queries + i])) {
-        std::fprintf(stderr, "  set %d, %s, session %d, element %d: %.9g, in the batch %.9g\n", instruction_set,
-                     s.name().c_str(), static_cast<int>(session), static_cast<int>(i), output[i],
-                     first[session * queries + i]);
-        return;
-      }
-    }
-  }
+  check_alone(s, p, first);
 }
 
 void check_nan() {
