@@ -231,8 +231,8 @@ struct DroppedParams {
   const std::int32_t* listed = nullptr;        // [B*K][listed_stride], ascending
   const std::int32_t* listed_count = nullptr;  // [B*K]
   int listed_stride = 0;
-  const float* scores = nullptr;         // [B*K][G][listed_stride*C], log2
-  const std::int32_t* places = nullptr;  // [B*K][select]: where in the list a selected chunk is
+  const float* scores = nullptr;           // [B*K][G][listed_stride*C], log2
+  const std::int32_t* selected = nullptr;  // [B*K][select], ascending
   const std::int32_t* selected_count = nullptr;
   int select = 0;
   DroppedScratch scratch;

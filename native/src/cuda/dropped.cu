@@ -3,6 +3,7 @@
 #include "cuda/decode.h"
 #include "cuda/elements.cuh"
 #include "cuda/mma.cuh"
+#include "cuda/plan_slots.cuh"
 
 namespace skv::cuda {
 namespace {
@@ -10,8 +11,6 @@ namespace {
 constexpr int kDroppedThreads = kDroppedTokens;
 constexpr int kDroppedWarps = kDroppedThreads / 32;
 constexpr int kHeadsTogether = 4;
-constexpr int kShortestChunk = 8;
-static_assert(kDroppedTokens / kShortestChunk <= 32);  // a bit each
 
 struct DroppedKernelParams {
   DroppedParams p;
@@ -60,25 +59,13 @@ __global__ void __launch_bounds__(kDroppedThreads, 2)
   auto* const parts = reinterpret_cast<float*>(shared);  // [warps][heads together][r]
   auto* const statistics = reinterpret_cast<float2*>(parts + kDroppedWarps * kHeadsTogether * rank);
   const int token = first + thread, place = token / chunk_tokens;
-  const bool there = place < count;
-  const int chunk = there ? p.listed[static_cast<std::int64_t>(pair) * p.listed_stride + place] : 0;
-  const std::int64_t position = static_cast<std::int64_t>(chunk) * chunk_tokens + token % chunk_tokens;
-  // The unit's chunks that were selected, a bit each.
-  __shared__ unsigned selected;
-  if (thread == 0) {
-    selected = 0;
+  std::int64_t position = 0;
+  bool dropped = false;
+  if (place < count) {
+    const int chunk = p.listed[static_cast<std::int64_t>(pair) * p.listed_stride + place];
+    position = static_cast<std::int64_t>(chunk) * chunk_tokens + token % chunk_tokens;
+    dropped = rank_in(p.selected + static_cast<std::int64_t>(pair) * p.select, p.selected_count[pair], chunk) < 0;
   }
-  __syncthreads();
-  const int first_place = first / chunk_tokens;
-  const std::int32_t* const places = p.places + static_cast<std::int64_t>(pair) * p.select;
-  for (int i = thread; i < p.selected_count[pair]; i += kDroppedThreads) {
-    const auto in_unit = static_cast<unsigned>(places[i] - first_place);
-    if (in_unit < kDroppedTokens / kShortestChunk && static_cast<int>(in_unit) * chunk_tokens < kDroppedTokens) {
-      atomicOr(&selected, 1U << in_unit);
-    }
-  }
-  __syncthreads();
-  const bool dropped = there && !(selected >> (place - first_place) & 1U);
   const unsigned whole = __ballot_sync(0xffffffffU, dropped);
   const std::int64_t score_stride = static_cast<std::int64_t>(p.listed_stride) * chunk_tokens;
   const auto* const coefficients = static_cast<const __nv_bfloat16*>(p.layers[session].coefficients);
@@ -198,7 +185,7 @@ static_assert(SKV_MAX_RANK <= 256 && SKV_MAX_RANK <= kDroppedThreads);
 // latency bounds it.
 __global__ void __launch_bounds__(kDroppedThreads) dropped_part_kernel(const __grid_constant__ DroppedKernelParams q) {
   __shared__ float sums[SKV_MAX_RANK];
-  __shared__ float2 rows[kDroppedThreads];
+  __shared__ float rows[kDroppedThreads];
   __shared__ float factors[kDroppedThreads];
   const DroppedParams& p = q.p;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
@@ -257,33 +244,28 @@ __global__ void __launch_bounds__(kDroppedThreads) dropped_part_kernel(const __g
     sums[thread] = sum / weights;
   }
   __syncthreads();
-  // Threads beside each other take pairs of columns, and rows of threads share the ranks. Head dims are even.
-  const int pairs = dim / 2, row_count = kDroppedThreads / pairs;
-  const int row = thread / pairs, column = 2 * (thread % pairs);
-  float2 value = make_float2(0.0F, 0.0F);
+  // Threads beside each other take columns, and rows of threads share the ranks.
+  const int columns = min(dim, kDroppedThreads), row_count = kDroppedThreads / columns;
+  const int row = thread / columns, column = thread % columns;
+  float value = 0;
   if (row < row_count) {
     const __nv_bfloat16* const of_head = basis + static_cast<std::int64_t>(head) * rank * dim + column;
-#pragma unroll 10
+#pragma unroll 8
     for (int r = row; r < rank; r += row_count) {
-      const std::uint32_t x = *reinterpret_cast<const std::uint32_t*>(of_head + static_cast<std::int64_t>(r) * dim);
-      value.x = fmaf(sums[r], bf16_low(x), value.x);
-      value.y = fmaf(sums[r], bf16_high(x), value.y);
+      value = fmaf(sums[r], __bfloat162float(of_head[static_cast<std::int64_t>(r) * dim]), value);
     }
   }
   rows[thread] = value;
   __syncthreads();
-  if (thread < pairs) {
+  if (thread < columns) {
     for (int i = 1; i < row_count; ++i) {
-      value.x += rows[i * pairs + thread].x;
-      value.y += rows[i * pairs + thread].y;
+      value += rows[i * columns + thread];
     }
     if (p.values) {
-      // The caller's, which may lie at any float.
-      p.values[query * dim + column] = value.x;
-      p.values[query * dim + column + 1] = value.y;
+      p.values[query * dim + thread] = value;
     }
     if (p.partials.statistics) {
-      *reinterpret_cast<float2*>(p.partials.sums + part * dim + column) = value;
+      p.partials.sums[part * dim + thread] = value;
     }
   }
 }
@@ -339,7 +321,7 @@ DroppedParams dropped_of(const skv_rerank_params& rerank, const RerankScratch& r
   p.listed_count = rerank.shortlist_count;
   p.listed_stride = rerank.shortlist_stride;
   p.scores = rerank_scratch.scores;
-  p.places = rerank_scratch.places;
+  p.selected = rerank.selected;
   p.selected_count = rerank.selected_count;
   p.select = rerank.select;
   p.scratch = scratch;
