@@ -214,6 +214,7 @@ final class DemoCommand implements Callable<Integer> {
         node.put("rerank", shadow.rerank());
         node.put("tail", shadow.tailTakesPart());
         node.put("predict", shadow.predictsDropped());
+        node.put("balance", shadow.balancesHeads());
         ObjectNode memory = node.putObject("memory");
         memory.set(EXACT, Output.plan(sides.memoryPlan(EXACT)));
         memory.set(SHADOW, Output.plan(sides.memoryPlan(SHADOW)));

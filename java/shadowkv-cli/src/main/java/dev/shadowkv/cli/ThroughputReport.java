@@ -76,6 +76,7 @@ final class ThroughputReport {
         node.put("rerank", shadow.rerank());
         node.put("tail", shadow.tailTakesPart());
         node.put("predict", shadow.predictsDropped());
+        node.put("balance", shadow.balancesHeads());
         node.put("valueType", typeName(shadow.valueType().orElse(storage)));
         node.put("landmarkType", typeName(shadow.landmarkType().orElse(storage)));
         return node;

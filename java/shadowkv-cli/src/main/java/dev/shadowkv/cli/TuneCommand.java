@@ -262,6 +262,7 @@ final class TuneCommand implements Callable<Integer> {
         node.put("rerank", row.options().rerank());
         node.put("tail", row.options().tailTakesPart());
         node.put("predict", row.options().predictsDropped());
+        node.put("balance", row.options().balancesHeads());
         node.put("loss", row.loss().mean());
         node.put("lossError", row.loss().standardError());
         node.put("agreement", row.agreement());
