@@ -13,13 +13,27 @@ import picocli.CommandLine.Option;
 
 /** Which caches are compared, and where the results go. */
 final class ComparisonArguments {
+    /** Caches that have a name, as variants. */
+    private static final Map<String, String> NAMED = Map.of(
+            "dense", "exact=dense",
+            "shadow", "shadow=shadow,budget=length/64",
+            "paper", "paper=shadow,budget=length/64,radius-weight=0,rerank=0,tail=off,balance=off");
+
+    @Option(
+            names = "--cache",
+            paramLabel = "NAME",
+            split = ",",
+            description = "Caches to compare by name, the first as the baseline: dense, shadow, paper (the selection of the paper); the "
+                    + "latter two with a budget of length/64. Default: dense,shadow.")
+    private List<String> named;
+
     @Option(
             names = "--variant",
             paramLabel = "NAME=KIND[,SETTING=VALUE...]",
-            description = "A cache to compare; the first is the baseline. Settings are the options of a shadow cache without "
-                    + "their dashes, such as rank=160 or rerank=0; those that take no value are on or off; budget may "
-                    + "also be length/N. Default: exact=dense and shadow=shadow,budget=length/64.")
-    private List<String> variants = List.of("exact=dense", "shadow=shadow,budget=length/64");
+            description = "In place of --cache: a cache to compare; the first is the baseline. Settings are the options of a shadow "
+                    + "cache without their dashes, such as rank=160 or rerank=0; those that take no value are on or off; "
+                    + "budget may also be length/N.")
+    private List<String> variants;
 
     @Option(
             names = "--out",
@@ -36,7 +50,23 @@ final class ComparisonArguments {
     private Path charts;
 
     List<Variant> variants() {
-        return variants.stream().map(Variant::parse).toList();
+        return texts().stream().map(Variant::parse).toList();
+    }
+
+    private List<String> texts() {
+        if (variants != null && named != null) {
+            throw new IllegalArgumentException("--cache and --variant exclude each other");
+        }
+        return variants != null ? variants
+                : (named != null ? named : List.of("dense", "shadow")).stream().map(ComparisonArguments::variant).toList();
+    }
+
+    private static String variant(String name) {
+        String variant = NAMED.get(name);
+        if (variant == null) {
+            throw new IllegalArgumentException("--cache is " + name + "; it is dense, shadow or paper, others are given by --variant");
+        }
+        return variant;
     }
 
     /** The caches by name for prompts of a length. */
@@ -61,7 +91,7 @@ final class ComparisonArguments {
 
     private Map<String, String> withVariants(Map<String, String> settings) {
         Map<String, String> all = new LinkedHashMap<>(settings);
-        all.put("variants", String.join(" ", variants));
+        all.put("variants", String.join(" ", texts()));
         return all;
     }
 

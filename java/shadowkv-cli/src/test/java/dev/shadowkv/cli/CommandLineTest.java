@@ -3,6 +3,7 @@ package dev.shadowkv.cli;
 import static org.assertj.core.api.Assertions.assertThat;
 
 import com.fasterxml.jackson.databind.JsonNode;
+import dev.shadowkv.llm.CacheOptions;
 import dev.shadowkv.llm.checkpoint.SafetensorsFile;
 import dev.shadowkv.llm.checkpoint.SafetensorsWriter;
 import dev.shadowkv.llm.checkpoint.TensorType;
@@ -191,6 +192,23 @@ class CommandLineTest {
         }
         assertRefused(
                 run("eval", "needle", "--model", NEEDLE, "--batch", 0, "--out", folder.resolve("x.jsonl")), 1, "--batch", "0");
+    }
+
+    @Test
+    void cachesAreComparedByName() {
+        Object[] command = {
+            "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single", "--lengths", "1024", "--samples", 1, "--json", "--out",
+            folder.resolve("named.jsonl")
+        };
+        JsonNode report = run(with(command, "--cache", "dense,shadow,paper")).json();
+        assertThat(report.path("variants").asText()).isEqualTo("exact=dense shadow=shadow,budget=length/64 "
+                + "paper=shadow,budget=length/64,radius-weight=0,rerank=0,tail=off,balance=off");
+        assertThat(report.path("scores")).hasSize(3);
+        assertRefused(run(with(command, "--cache", "dense,shade")), 1, "--cache", "shade", "--variant");
+        assertRefused(run(with(command, "--cache", "dense", "--variant", "a=dense")), 1, "--cache", "--variant");
+        CacheOptions paper = Variant.parse("a=shadow,rerank=0,balance=off").options(1);
+        assertThat(paper.balancesHeads()).isFalse();
+        assertThat(Variant.parse("a=shadow").options(1).balancesHeads()).isTrue();
     }
 
     @Test
