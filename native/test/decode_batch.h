@@ -255,6 +255,20 @@ bool refused(skv_status status, Call&& call) {
   return false;
 }
 
+// Whether the output of query head `at` is as expected; worst: grows to the largest error as a share of what is
+// allowed.
+inline bool near_output(const Shape& s, const Attention& expected, const Array& output, std::size_t at, double& worst) {
+  bool good = true;
+  for (int d = 0; d < s.dim; ++d) {
+    const double want = expected.output[static_cast<std::size_t>(d)];
+    const double allowed = output_tolerance(s.output, want, expected.tolerance[static_cast<std::size_t>(d)]);
+    const double got = output[static_cast<std::int64_t>(at) * s.dim + d];
+    good = check::near(got, want, allowed) && good;
+    worst = std::max(worst, std::fabs(got - want) / allowed);
+  }
+  return good;
+}
+
 // Every session of a decode step gives alone the bits that it gave in the batch.
 inline void check_alone(const Shape& s, const skv_decode_layer_params& p, const Array& together) {
   const std::int64_t queries = static_cast<std::int64_t>(s.query_heads()) * s.dim,

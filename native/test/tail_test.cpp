@@ -352,13 +352,7 @@ void check_sparse_tail(Batch& b) {
         rests.push_back(rest_of(q, from.moments, head, b.tail[at]));
       }
       const Attention expected = attention(q, tokens, 0, rests);
-      for (int d = 0; d < s.dim; ++d) {
-        const double want = expected.output[static_cast<std::size_t>(d)];
-        const double allowed = output_tolerance(s.output, want, expected.tolerance[static_cast<std::size_t>(d)]);
-        const double got = output[static_cast<std::int64_t>(at) * s.dim + d];
-        good = check::near(got, want, allowed) && good;
-        worst = std::max(worst, std::fabs(got - want) / allowed);
-      }
+      good = near_output(s, expected, output, at, worst) && good;
       if (!tokens.empty()) {
         CHECK_NEAR(log_sum_exp[at], expected.log_sum_exp, expected.log_sum_exp_tolerance);
       }

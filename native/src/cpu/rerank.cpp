@@ -75,7 +75,9 @@ Rerank::Rerank(const skv_rerank_params& p, Execution& execution, const std::int3
 }
 
 std::int64_t Rerank::listed(std::int64_t pair) const {
-  return p_.states[pair / p_.geometry.key_value_heads].length == 0 ? 0 : p_.shortlist_count[pair];
+  return p_.states[pair / p_.geometry.key_value_heads].length == 0
+             ? 0
+             : std::min(p_.shortlist_count[pair], p_.shortlist_stride);
 }
 
 // Exact attention mass of shortlisted chunks. Bound by the rebuilding of their keys, as sparse_attention is.

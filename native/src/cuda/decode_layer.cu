@@ -192,8 +192,8 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 // are more urgent than selections, earlier selections than later ones, all of them than attention: the next groups are
 // selected and the last ones attended while the values of a group travel. Attention of the last group begins beside its
 // fetch, and waits for the values only when it needs them. What a selection leaves out is weighed beside the fetch.
-// Reached by graph, 8 sessions of 122880 tokens: 0.332 ms at 60 % resident (link 0.242 at the rate of the copy engine,
-// 0.268 at that of reads by kernels), 0.223 at 83 %; fp8 values 0.243 and 0.192; one session 0.082 and 0.068 (H200,
+// Reached by graph, 8 sessions of 122880 tokens: 0.330 ms at 60 % resident (link 0.242 at the rate of the copy engine,
+// 0.268 at that of reads by kernels), 0.218 at 83 %; fp8 values 0.232 and 0.191; one session 0.082 and 0.068 (H200,
 // 2026-11-28, bench_cuda_decode). The first fetch begins after 0.06, the last attention ends 0.02 behind the last
 // fetch.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {

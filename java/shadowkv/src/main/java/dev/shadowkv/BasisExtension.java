@@ -7,8 +7,8 @@ import java.util.Arrays;
 /**
  * Adds directions to a basis that keys of later tokens need: modified Gram-Schmidt over what the basis misses of them,
  * largest residual first, in double precision on the host, of keys scaled by head where the basis is one of such. Rare,
- * and small: some tens of tokens. Coefficients of earlier
- * tokens are zero in the new columns, so that their keys stay what they were.
+ * and small: some tens of tokens. Coefficients of earlier tokens are zero in the new columns, so that their keys stay
+ * what they were.
  */
 final class BasisExtension {
 
