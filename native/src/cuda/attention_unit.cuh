@@ -14,7 +14,6 @@
 #include "cuda/elements.cuh"
 #include "cuda/launch.h"
 #include "cuda/mma.cuh"
-#include "cuda/warpgroup.cuh"
 
 namespace skv::cuda {
 
@@ -151,11 +150,11 @@ __device__ inline int unit_thread() {
 // of heads rounded.
 template <int kHeadDim, class Column>
 __device__ inline void stage_queries(const void* queries, int type, const UnitPair& pair, const Column& column,
-                                     __nv_bfloat16* shared) {
+                                     __nv_bfloat16* shared, int threads = kUnitThreads) {
   constexpr int kStride = kHeadDim + kRowPadding;
   constexpr int kPiece = 4;  // loads of a thread that are under way together
   const bool wide = pair.group > 8;
-  for (int i = kPiece * static_cast<int>(threadIdx.x); i < (wide ? 16 : 8) * kHeadDim; i += kPiece * kUnitThreads) {
+  for (int i = kPiece * static_cast<int>(threadIdx.x); i < (wide ? 16 : 8) * kHeadDim; i += kPiece * threads) {
     const int row = i / kHeadDim, d = i % kHeadDim;
     float x[kPiece];
 #pragma unroll
@@ -188,7 +187,8 @@ __device__ inline void interleave(const uint4& a, const uint4& b, uint4& first, 
 // basis [r][D] of the head -> shared, columns as unit_column has it, rows behind the rank zero. Copies may still be
 // under way.
 template <int kHeadDim, Turn kTurn>
-__device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const skv_rope& rope, unsigned char* to) {
+__device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const skv_rope& rope, unsigned char* to,
+                                   int threads = kUnitThreads) {
   auto* const shared = reinterpret_cast<__nv_bfloat16*>(to);
   const int thread = static_cast<int>(threadIdx.x);
   const int rows = directions(rank), stride = column_block_bytes(rank) / 2;
@@ -198,7 +198,7 @@ __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const s
   if (kTurn == Turn::kHalves || !split) {
     constexpr int kPieces = kHeadDim / 8;  // of 8 elements
 #pragma unroll 5
-    for (int i = thread; i < rows * kPieces; i += kUnitThreads) {
+    for (int i = thread; i < rows * kPieces; i += threads) {
       const int row = i / kPieces, column = i % kPieces * 8;
       if (row < rank) {
         copy_async_16(at(row, column), basis + static_cast<std::int64_t>(row) * kHeadDim + column);
@@ -209,7 +209,7 @@ __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const s
   } else if (half % 8 == 0) {
     constexpr int kPieces = kHeadDim / 16;  // of 16 elements
 #pragma unroll 4
-    for (int i = thread; i < rows * kPieces; i += kUnitThreads) {
+    for (int i = thread; i < rows * kPieces; i += threads) {
       const int row = i / kPieces, column = i % kPieces * 16;
       uint4 first = make_uint4(0, 0, 0, 0), second = first;
       if (row < rank) {
@@ -227,7 +227,7 @@ __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const s
       *reinterpret_cast<uint4*>(at(row, column + 8)) = second;
     }
   } else {
-    for (int i = thread; i < rows * kHeadDim; i += kUnitThreads) {
+    for (int i = thread; i < rows * kHeadDim; i += threads) {
       const int row = i / kHeadDim, d = i % kHeadDim;
       *at(row, unit_column<kTurn>(rope, d)) =
           row < rank ? basis[static_cast<std::int64_t>(row) * kHeadDim + d] : __float2bfloat16_rn(0.0F);
@@ -281,15 +281,15 @@ class ChunkRotations {
 };
 
 template <int kHeadDim, Turn kTurn>
-__device__ inline void stage_fine_rotations(const skv_rope& rope, int chunk, float2* fine) {
+__device__ inline void stage_fine_rotations(const skv_rope& rope, int chunk, float2* fine, int threads = kUnitThreads) {
   constexpr int kPairs = kHeadDim / 2, kStride = kPairs + kFinePadding<kTurn>;
   const int half = rope.rotary_dim / 2;
   if constexpr (kTurn == Turn::kHalves) {
-    for (int i = 2 * static_cast<int>(threadIdx.x); i < chunk * kPairs; i += 2 * kUnitThreads) {
+    for (int i = 2 * static_cast<int>(threadIdx.x); i < chunk * kPairs; i += 2 * threads) {
       copy_async_16(fine + i / kPairs * kStride + i % kPairs, reinterpret_cast<const float2*>(rope.fine) + i);
     }
   } else {
-    for (int i = static_cast<int>(threadIdx.x); i < chunk * kPairs; i += kUnitThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < chunk * kPairs; i += threads) {
       const int token = i / kPairs, pair = i % kPairs;
       fine[token * kStride + pair] =
           pair < half ? reinterpret_cast<const float2*>(rope.fine)[token * half + pair] : make_float2(1.0F, 0.0F);
@@ -342,8 +342,7 @@ __device__ inline void write_scores(const float (&s)[2][4], const UnitRows& rows
   }
 }
 
-// Keys [16][D] of a warp before rotation = coefficients . basis, as accumulators of D/8 tiles. Everything staged. On
-// Hopper a warpgroup multiplies its 64 tokens at once, so that the basis is read for 64 rows and not for 16.
+// Keys [16][D] of a warp before rotation = coefficients . basis, as accumulators of D/8 tiles. Everything staged.
 template <int kHeadDim>
 __device__ inline void rebuild(int rank, const unsigned char* coefficients, const unsigned char* basis,
                                float (&keys)[kHeadDim / 8][4]) {
@@ -355,17 +354,6 @@ __device__ inline void rebuild(int rank, const unsigned char* coefficients, cons
   for (int j = 0; j < kTiles; ++j) {
     keys[j][0] = keys[j][1] = keys[j][2] = keys[j][3] = 0.0F;
   }
-#ifdef SKV_WARPGROUPS
-  const MatrixDescriptor a(coefficients + warp / 4 * 8 * token_block, kCoefficientBlockBytes, token_block);
-  const MatrixDescriptor b(basis, kBlockBytes, column_block);
-  warpgroup_begin(keys);
-  int step = 0;
-#pragma unroll 1
-  do {
-    warpgroup_multiply(keys, a.at(step * 2 * kCoefficientBlockBytes), b.at(step * 2 * kBlockBytes));
-  } while (++step < steps);
-  warpgroup_end(keys);
-#else
   // Of four matrices, a lane addresses a row of matrix lane / 8: of coefficients, 8 tokens further down or 8 directions
   // to the right; of the basis, 8 directions further down or 8 columns to the right.
   const int lane = static_cast<int>(threadIdx.x) % 32, in_block = lane % 8 * 16;
@@ -384,31 +372,22 @@ __device__ inline void rebuild(int rank, const unsigned char* coefficients, cons
       mma_bf16(keys[j + 1], a[0], a[1], a[2], a[3], b[2], b[3]);
     }
   }
-#endif
 }
 
-// Scores of rebuilt keys. Everything staged; calls rebuilt() when this warp's coefficients are no longer needed.
-template <int kHeadDim, Turn kTurn, class Rebuilt>
-__device__ inline void rebuilt_scores(const UnitRows& rows, int rank, int chunk, int group,
-                                      const unsigned char* coefficients, const unsigned char* basis, const float2* base,
-                                      const float2* fine, const __nv_bfloat16* queries, float* scores,
-                                      Rebuilt&& rebuilt) {
+// Where the rotations of a lane's two tokens are: those of their chunks [D/2], and of their places in a chunk.
+struct TokenRotations {
+  const float2 *upper_base, *lower_base, *upper_fine, *lower_fine;
+};
+
+// Scores of a warp's 16 keys, rotated and rounded to bf16 on the way, as accumulators [16 heads][16 tokens]. kOneBase:
+// the two bases are the same.
+template <int kHeadDim, Turn kTurn, bool kOneBase = false>
+__device__ inline void rotated_scores(const float (&keys)[kHeadDim / 8][4], const TokenRotations& turn,
+                                      const __nv_bfloat16* queries, float (&s)[2][4]) {
   constexpr int kStride = kHeadDim + kRowPadding;
   constexpr int kTiles = kHeadDim / 8;
-  constexpr int kPairs = kHeadDim / 2;
-  const int thread = unit_thread(), lane = thread % 32, warp = thread / 32;
-  const int row = lane / 4, quad_lane = lane % 4;
-  float keys[kTiles][4];
-  rebuild<kHeadDim>(rank, coefficients, basis, keys);
-  rebuilt();
-  const int upper_token = warp * kWarpTokens + row, lower_token = upper_token + 8;
-  constexpr int kFineStride = kPairs + kFinePadding<kTurn>;
-  const float2* const upper_base = base + upper_token / chunk * kPairs;
-  const float2* const lower_base = base + lower_token / chunk * kPairs;
-  const float2* const upper_fine = fine + upper_token % chunk * kFineStride;
-  const float2* const lower_fine = fine + lower_token % chunk * kFineStride;
+  const int lane = unit_thread() % 32, quad_lane = lane % 4;
   const __nv_bfloat16* const query_lane = queries + (lane % 16) * kStride + lane / 16 * 8;
-  float s[2][4] = {};
   const auto add_scores = [&](int tile, const std::uint32_t(&upper)[2], const std::uint32_t(&lower)[2]) {
     std::uint32_t q[4];
     load_matrices(q, query_lane + 8 * tile);
@@ -419,9 +398,9 @@ __device__ inline void rebuilt_scores(const UnitRows& rows, int rank, int chunk,
     constexpr int kHalf = kTiles / 2;
     static_assert(kHalf % 2 == 0);
     // Two neighbouring pairs of a token: elements first[0..1] with second[0..1].
-    const auto rotate = [](const float2* base_pair, const float2* fine_pair, const float* first, const float* second,
+    const auto rotate = [](const float4& x, const float2* fine_pair, const float* first, const float* second,
                            std::uint32_t& low, std::uint32_t& high) {
-      const float4 x = *reinterpret_cast<const float4*>(base_pair), y = *reinterpret_cast<const float4*>(fine_pair);
+      const float4 y = *reinterpret_cast<const float4*>(fine_pair);
       const float cosine0 = x.x * y.x - x.y * y.y, sine0 = x.x * y.y + x.y * y.x;
       const float cosine1 = x.z * y.z - x.w * y.w, sine1 = x.z * y.w + x.w * y.z;
       low = pack_bf16(first[0] * cosine0 - second[0] * sine0, first[1] * cosine1 - second[1] * sine1);
@@ -435,8 +414,10 @@ __device__ inline void rebuilt_scores(const UnitRows& rows, int rank, int chunk,
         const int at = 8 * (j + i) + 2 * quad_lane;
         const float* const first = keys[j + i];
         const float* const second = keys[j + i + kHalf];
-        rotate(upper_base + at, upper_fine + at, first, second, upper_low[i], upper_high[i]);
-        rotate(lower_base + at, lower_fine + at, first + 2, second + 2, lower_low[i], lower_high[i]);
+        const float4 upper = *reinterpret_cast<const float4*>(turn.upper_base + at);
+        const float4 lower = kOneBase ? upper : *reinterpret_cast<const float4*>(turn.lower_base + at);
+        rotate(upper, turn.upper_fine + at, first, second, upper_low[i], upper_high[i]);
+        rotate(lower, turn.lower_fine + at, first + 2, second + 2, lower_low[i], lower_high[i]);
       }
       add_scores(j, upper_low, lower_low);
       add_scores(j + kHalf, upper_high, lower_high);
@@ -452,12 +433,32 @@ __device__ inline void rebuilt_scores(const UnitRows& rows, int rank, int chunk,
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int at = 4 * (j + i) + quad_lane;
-        upper[i] = rotate(upper_base[at], upper_fine[at], keys[j + i][0], keys[j + i][1]);
-        lower[i] = rotate(lower_base[at], lower_fine[at], keys[j + i][2], keys[j + i][3]);
+        const float2 upper_base = turn.upper_base[at], lower_base = kOneBase ? upper_base : turn.lower_base[at];
+        upper[i] = rotate(upper_base, turn.upper_fine[at], keys[j + i][0], keys[j + i][1]);
+        lower[i] = rotate(lower_base, turn.lower_fine[at], keys[j + i][2], keys[j + i][3]);
       }
       add_scores(j, upper, lower);
     }
   }
+}
+
+// Scores of rebuilt keys. Everything staged; calls rebuilt() when this warp's coefficients are no longer needed.
+template <int kHeadDim, Turn kTurn, class Rebuilt>
+__device__ inline void rebuilt_scores(const UnitRows& rows, int rank, int chunk, int group,
+                                      const unsigned char* coefficients, const unsigned char* basis, const float2* base,
+                                      const float2* fine, const __nv_bfloat16* queries, float* scores,
+                                      Rebuilt&& rebuilt) {
+  constexpr int kPairs = kHeadDim / 2, kFineStride = kPairs + kFinePadding<kTurn>;
+  const int thread = unit_thread(), lane = thread % 32, warp = thread / 32;
+  float keys[kHeadDim / 8][4];
+  rebuild<kHeadDim>(rank, coefficients, basis, keys);
+  rebuilt();
+  const int upper = warp * kWarpTokens + lane / 4, lower = upper + 8;
+  float s[2][4] = {};
+  rotated_scores<kHeadDim, kTurn>(keys,
+                                  {base + upper / chunk * kPairs, base + lower / chunk * kPairs,
+                                   fine + upper % chunk * kFineStride, fine + lower % chunk * kFineStride},
+                                  queries, s);
   write_scores(s, rows, group, rsqrtf(static_cast<float>(kHeadDim)) * kLog2E, scores);
 }
 

@@ -94,6 +94,7 @@ class CudaBackend final : public Backend {
                                          std::to_string(traits_.compute_minor));
       }
       count_clusters(traits_);
+      find_warpgroups(traits_);
       int least = 0, greatest = 0;
       check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "asking for stream priorities");
       if (params.own_stream) {

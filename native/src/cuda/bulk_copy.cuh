@@ -23,6 +23,11 @@ __device__ inline void barrier_expect(std::uint64_t& barrier, int bytes) {
                : "memory");
 }
 
+// One arrival, and what this thread has written before it is there for those who wait.
+__device__ inline void barrier_arrive(std::uint64_t& barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&barrier)) : "memory");
+}
+
 __device__ inline void barrier_wait(std::uint64_t& barrier, unsigned phase) {
   asm volatile(
       "{\n"
@@ -50,6 +55,13 @@ __device__ inline void copy_bulk(void* shared, const void* global, int bytes, st
           "r"(shared_address(shared)),
       "l"(global), "r"(bytes), "r"(shared_address(&barrier)), "l"(policy)
       : "memory");
+}
+
+__device__ inline void copy_bulk(void* shared, const void* global, int bytes, std::uint64_t& barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(&barrier))
+               : "memory");
 }
 
 }  // namespace skv::cuda

@@ -254,6 +254,7 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
   if (lane < stages && warp + lane * kWarps < tiles) {
     fetch(warp + lane * kWarps, lane);
   }
+  wait_for_earlier();
   auto& queries = *reinterpret_cast<LandmarkQueries<kHeadDim>*>(shared + layout.queries);
   Scorer::stage_queries(p, session, head, q.group, queries);
   copy_async_wait_all();

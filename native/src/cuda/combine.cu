@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(kCombineThreads) combine_kernel(const __grid_c
   __shared__ float rows[kCombineThreads * kColumnsTogether];
   __shared__ float denominators[kCombineThreads];
   __shared__ float warp_largest[kCombineThreads / 32];
+  wait_for_earlier();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int pair = q.first_pair + static_cast<int>(blockIdx.x) / q.group;
   const int group_head = static_cast<int>(blockIdx.x) % q.group;
@@ -133,7 +134,7 @@ AttentionPartials take_attention_partials(std::int64_t pairs, int splits, const 
 }
 
 void launch_combine(const CombineOutput& out, const AttentionPartials& partials, const skv_geometry& geometry,
-                    PairRange pairs, cudaStream_t stream) {
+                    PairRange pairs, bool early, cudaStream_t stream) {
   if (pairs.count == 0) {
     return;
   }
@@ -144,8 +145,8 @@ void launch_combine(const CombineOutput& out, const AttentionPartials& partials,
                            geometry.key_value_heads,
                            geometry.head_dim,
                            group_size(geometry)};
-  launch_beside("combining attention", combine_kernel, dim3(static_cast<unsigned>(pairs.count * q.group)),
-                dim3(kCombineThreads), 0, stream, q);
+  launch_beside("combining attention", Beside{.early = early}, combine_kernel,
+                dim3(static_cast<unsigned>(pairs.count * q.group)), dim3(kCombineThreads), 0, stream, q);
 }
 
 }  // namespace skv::cuda

@@ -122,18 +122,20 @@ struct PlanOutput {
   std::int32_t* fetch_count = nullptr;
 };
 
-// at_once: pairs that are selected at the same time, these among them. begun: null, or recorded when another selection
-// can begin without taking this one's place. p.tail gets the weight of all indexed tokens,
+// at_once: pairs that are selected at the same time, these among them. early: the launch before this one on the stream
+// makes the queries and nothing else that is read here. begun: null, or recorded when another selection can begin
+// without taking this one's place. p.tail gets the weight of all indexed tokens,
 // those selected included: launch_tail takes these off.
 void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
-                      const DeviceTraits& traits, PairRange pairs, int at_once, cudaEvent_t begun, cudaStream_t stream);
+                      const DeviceTraits& traits, PairRange pairs, int at_once, bool early, cudaEvent_t begun,
+                      cudaStream_t stream);
 
 // Its parts: all at once by clusters of blocks, where the GPU has them and the index of a pair fits in one, or by way
 // of logits in device memory.
 [[gnu::visibility("default")]] void count_clusters(DeviceTraits& traits);  // when a context is made
 bool selects_in_clusters(const skv_landmark_topk_params& p, const DeviceTraits& traits);
 void launch_landmark_cluster(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
-                             const DeviceTraits& traits, PairRange pairs, int at_once, cudaEvent_t begun,
+                             const DeviceTraits& traits, PairRange pairs, int at_once, bool early, cudaEvent_t begun,
                              cudaStream_t stream);
 void launch_landmark_logits(const skv_landmark_topk_params& p, const SelectionScratch& scratch,
                             const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
@@ -150,7 +152,8 @@ RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool scores, Works
 void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan,
                    const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
 
-void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, cudaStream_t stream);
+// early: the launch before this one on the stream makes the lists.
+void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, bool early, cudaStream_t stream);
 
 // --- Attention --------------------------------------------------------------------------------
 
@@ -167,7 +170,17 @@ std::uint64_t attention_partials_bytes(std::int64_t pairs, int splits, const skv
 AttentionPartials take_attention_partials(std::int64_t pairs, int splits, const skv_geometry& geometry,
                                           Workspace& workspace);
 
-int sparse_attention_splits(const skv_geometry& geometry, std::int32_t select);
+// How the tokens of a pair are dealt to parts; the same for every launch.
+struct AttentionParts {
+  int tokens = 0;    // of a part
+  int selected = 0;  // parts of selected tokens, which come first
+  int stored = 0;    // parts of outliers and recent tokens: every stored-th run of `tokens` tokens each
+  int total() const { return selected + stored; }
+};
+
+// scored: for launches with the scores of a rerank.
+AttentionParts attention_parts(const skv_geometry& geometry, const skv_rope& rope, std::int32_t select, bool scored,
+                               const DeviceTraits& traits);
 // Scores of the selected tokens that a rerank has left: then no key is rebuilt again. All null: there are none.
 struct GivenScores {
   const float* scores = nullptr;         // as in RerankScratch
@@ -177,9 +190,17 @@ struct GivenScores {
 
 // beside_fetch: the launch before this one on the stream is the fetch of the pairs' values; everything that does not
 // need them is done beside it.
+// partials has the parts of attention_parts, then the tails.
 void launch_sparse_attention(const skv_sparse_attention_params& p, const GivenScores& given,
                              const AttentionPartials& partials, const DeviceTraits& traits, PairRange pairs,
                              bool beside_fetch, cudaStream_t stream);
+
+// Its path by pipelines of tiles, for devices and shapes that tile_pipelines() has pipelines for; not with given
+// scores.
+void launch_tile_attention(const skv_sparse_attention_params& p, const AttentionParts& parts,
+                           const AttentionPartials& partials, const DeviceTraits& traits, PairRange pairs,
+                           bool beside_fetch, cudaStream_t stream);
+[[gnu::visibility("default")]] void find_warpgroups(DeviceTraits& traits);  // when a context is made
 
 // What a selection leaves out: the weight of those tokens, and their part of the attention.
 struct TailParams {
@@ -233,6 +254,7 @@ struct DroppedParams {
   int listed_stride = 0;
   const float* scores = nullptr;           // [B*K][G][listed_stride*C], log2
   const std::int32_t* selected = nullptr;  // [B*K][select], ascending
+  const std::int32_t* places = nullptr;    // [B*K][select], ascending: where in the list those are
   const std::int32_t* selected_count = nullptr;
   int select = 0;
   DroppedScratch scratch;
@@ -244,7 +266,9 @@ struct DroppedParams {
 
 DroppedParams dropped_of(const skv_rerank_params& rerank, const RerankScratch& rerank_scratch,
                          const DroppedScratch& scratch);
-void launch_dropped(const DroppedParams& p, PairRange pairs, cudaStream_t stream);
+void launch_dropped(const DroppedParams& p, const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
+// The units' sums by pipelines of tiles; false: not for this device or geometry, and nothing was launched.
+bool launch_dropped_tiles(const DroppedParams& p, const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
 // A part of the attention of a given weight [B][H] and value [B][H][D]. pairs: all of the batch.
 void launch_given_part(const float* weights, const float* values, const AttentionPartials& partials, int split,
                        const skv_geometry& geometry, PairRange pairs, cudaStream_t stream);
@@ -263,8 +287,9 @@ struct CombineOutput {
   const float* mass = nullptr;
 };
 
+// early: the launch before this one on the stream makes the last of the parts.
 void launch_combine(const CombineOutput& out, const AttentionPartials& partials, const skv_geometry& geometry,
-                    PairRange pairs, cudaStream_t stream);
+                    PairRange pairs, bool early, cudaStream_t stream);
 
 // --- New tokens -------------------------------------------------------------------------------
 

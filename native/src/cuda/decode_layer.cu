@@ -21,9 +21,9 @@ struct Groups {
 // Parts whose values are fetched, and attended, one after the other: small ones leave little attention behind the last
 // fetch; each costs launches.
 Groups fetched_groups(const skv_decode_layer_params& p) {
-  const int usual_pairs = p.shortlist > 0 ? 16 : 8;
+  constexpr int kUsualPairs = 8;
   const int pairs = all_pairs(p.batch, p.geometry).count;
-  const int wanted = p.groups > 0 ? p.groups : pairs / usual_pairs;
+  const int wanted = p.groups > 0 ? p.groups : pairs / kUsualPairs;
   Groups groups;
   groups.count = std::clamp(wanted, 1, std::max(1, std::min(pairs, kMostGroups)));
   for (int i = 0; i <= groups.count; ++i) {
@@ -35,14 +35,14 @@ Groups fetched_groups(const skv_decode_layer_params& p) {
 constexpr int kSelectStreams = 3;
 
 // Parts that are selected at once: a small one so that the link begins early, then larger ones that keep ahead of it
-// and fill the device, but none so large that fetches wait long for its end; with a rerank, which takes longer than
-// the link, smaller ones. Each ends where a fetched group does.
+// and fill the device, but none so large that fetches wait long for its end. Each ends where a fetched group does. A
+// rerank takes longer than the link, so that what counts is that the device is full from the beginning.
 Groups selected_groups(const skv_decode_layer_params& p, const Groups& fetched) {
-  const int most = p.shortlist > 0 ? 2 : 8;
+  constexpr int kMost = 8;
   Groups groups;
   groups.count = 0;
   int next = 0;
-  for (int taken = 1; next < fetched.count; taken = std::min(2 * taken, most)) {
+  for (int taken = p.shortlist > 0 ? 2 : 1; next < fetched.count; taken = std::min(2 * taken, kMost)) {
     const int last = std::min(next + taken, fetched.count);
     groups.bound[static_cast<std::size_t>(groups.count)] = fetched.bound[static_cast<std::size_t>(next)];
     groups.bound[static_cast<std::size_t>(++groups.count)] = fetched.bound[static_cast<std::size_t>(last)];
@@ -118,8 +118,8 @@ int tails_of(const skv_decode_layer_params& p) {
   return (p.tail ? 1 : 0) + (has_dropped(p) ? 1 : 0);
 }
 
-int splits_of(const skv_decode_layer_params& p) {
-  return sparse_attention_splits(p.geometry, p.select) + tails_of(p);
+int splits_of(const skv_decode_layer_params& p, const DeviceTraits& traits) {
+  return attention_parts(p.geometry, p.rope, p.select, p.shortlist > 0, traits).total() + tails_of(p);
 }
 
 std::uint64_t query_bytes(const skv_decode_layer_params& p) {
@@ -151,7 +151,7 @@ DecodeScratch take_scratch(const skv_decode_layer_params& p, const DeviceTraits&
       s.dropped = take_dropped_scratch(rerank_of(p), workspace);
     }
   }
-  s.partials = take_attention_partials(static_cast<std::int64_t>(pairs), splits_of(p), p.geometry, workspace);
+  s.partials = take_attention_partials(static_cast<std::int64_t>(pairs), splits_of(p, traits), p.geometry, workspace);
   s.partials.tails = tails_of(p);
   return s;
 }
@@ -182,7 +182,7 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
   return query_bytes(p) + lists_bytes(p) + selection_scratch_bytes(selection_of(p), traits, p.tail != 0) +
          (p.shortlist > 0 ? rerank_scratch_bytes(rerank_of(p), true) : 0) +
          (has_dropped(p) ? dropped_scratch_bytes(rerank_of(p)) : 0) +
-         attention_partials_bytes(pairs.count, splits_of(p), p.geometry);
+         attention_partials_bytes(pairs.count, splits_of(p, traits), p.geometry);
 }
 
 // The link is what a step waits for, so everything before a fetch only has to keep the link fed, and attention fills
@@ -192,8 +192,9 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 // are more urgent than selections, earlier selections than later ones, all of them than attention: the next groups are
 // selected and the last ones attended while the values of a group travel. Attention of the last group begins beside its
 // fetch, and waits for the values only when it needs them. What a selection leaves out is weighed beside the fetch.
-// Reached by graph, 8 sessions of 122880 tokens: 0.330 ms at 60 % resident (link 0.242 at the rate of the copy engine,
-// 0.268 at that of reads by kernels), 0.218 at 83 %; fp8 values 0.232 and 0.191; one session 0.082 and 0.068 (H200,
+// The first selection begins beside the new tokens, and with one group the fetch and the last step begin early, too.
+// Reached by graph, 8 sessions of 122880 tokens: 0.335 ms at 60 % resident (link 0.242 at the rate of the copy engine,
+// 0.268 at that of reads by kernels), 0.211 at 83 %; fp8 values 0.233 and 0.183; one session 0.079 and 0.064 (H200,
 // 2026-11-28, bench_cuda_decode). The first fetch begins after 0.06, the last attention ends 0.02 behind the last
 // fetch.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
@@ -223,9 +224,6 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   tokens.states = p.states;
   tokens.rope = p.rope;
   tokens.rotated_queries = s.queries;
-  launch_new_tokens(tokens, launch.stream);
-  launched("new tokens", 0, launch.stream);
-
   skv_landmark_topk_params selection = selection_of(p);
   selection.queries = s.queries;
   selection.selected = p.shortlist > 0 ? s.shortlist : s.selected;
@@ -299,10 +297,13 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
       launch.order(earlier, later, event++);
     }
   };
-  // Behind the new tokens, and behind nothing that follows them on the caller's stream.
+  // The new tokens on the stream of the first selection, which begins beside them; the others behind them.
   const int select_stream_count = std::min(selected.count, kSelectStreams);
-  for (int i = 0; i < select_stream_count; ++i) {
-    order(launch.stream, select_streams[i]);
+  order(launch.stream, select_streams[0]);
+  launch_new_tokens(tokens, select_streams[0]);
+  launched("new tokens", 0, select_streams[0]);
+  for (int i = 1; i < select_stream_count; ++i) {
+    order(select_streams[0], select_streams[i]);
   }
   int selections = 0;
   bool attended_aside = false;
@@ -315,7 +316,8 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
       const int at_once = part.count + (selections == 1 ? selected.range(0).count : 0);
       const bool another = selections + 1 < select_stream_count;
       cudaEvent_t const begun = another ? launch.events[event++] : nullptr;
-      launch_selection(selection, s.selection, selection_plan, launch.traits, part, at_once, begun, select_stream);
+      launch_selection(selection, s.selection, selection_plan, launch.traits, part, at_once, selections == 0, begun,
+                       select_stream);
       if (another) {
         check(cudaStreamWaitEvent(select_streams[selections + 1], begun, 0), "waiting for an event");
       }
@@ -326,7 +328,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
       if (p.tail) {
         order(select_stream, tail_stream);
         if (has_dropped(p)) {
-          launch_dropped(dropped, part, tail_stream);
+          launch_dropped(dropped, launch.traits, part, tail_stream);
         }
         launch_tail(tail, part, tail_stream);
         launched("tail", group, tail_stream);
@@ -335,7 +337,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
     }
     cudaStream_t const fetch_stream = fetch_streams[group % 2];
     order(select_stream, fetch_stream);
-    launch_value_gather(gather, pairs, fetch_stream);
+    launch_value_gather(gather, pairs, !piped, fetch_stream);
     launched("gather", group, fetch_stream);
     const bool last = group + 1 == fetched.count;
     const bool beside_fetch = last && p.geometry.slots > 0;
@@ -362,7 +364,7 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   out.selected_count = s.selected_count;
   out.fetch_count = s.plan.fetch_count;
   out.mass = s.mass;
-  launch_combine(out, s.partials, p.geometry, all_pairs(p.batch, p.geometry), launch.stream);
+  launch_combine(out, s.partials, p.geometry, all_pairs(p.batch, p.geometry), !piped && !p.tail, launch.stream);
   launched("combine", 0, launch.stream);
 }
 

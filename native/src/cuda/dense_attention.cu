@@ -31,8 +31,8 @@ template <int kHeadDim, bool kWide>
 __global__ void __launch_bounds__(kDenseThreads, 2) dense_attention_kernel(const __grid_constant__ DenseParams q) {
   constexpr int kSpans = kHeadDim / 32;
   constexpr int kStrips = kHeadDim / 8;
-  constexpr int kWords = kHeadDim / 64;              // 16-byte words of a value that a lane takes
-  constexpr bool kHalfWord = kHeadDim % 64 != 0;     // and 8 bytes of the last 32 columns
+  constexpr int kWords = kHeadDim / 64;           // 16-byte words of a value that a lane takes
+  constexpr bool kHalfWord = kHeadDim % 64 != 0;  // and 8 bytes of the last 32 columns
   constexpr int kHalves = kWide ? 2 : 1;
   __shared__ float block_sums[kDenseWarps][kWide ? 16 : 8][kHeadDim];
   __shared__ float largests[kDenseWarps][16], denominators[kDenseWarps][16];
@@ -378,7 +378,7 @@ void dense_attention(const skv_dense_attention_params& p, Launch& launch) {
   out.log_sum_exp = p.log_sum_exp;
   out.states = p.states;
   out.split_tokens = kSplitTokens;
-  launch_combine(out, partials, p.geometry, pairs, launch.stream);
+  launch_combine(out, partials, p.geometry, pairs, false, launch.stream);
 }
 
 }  // namespace skv::cuda

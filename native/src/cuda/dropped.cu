@@ -1,5 +1,7 @@
 // The tokens that a rerank drops, as a part of the softmax of each query head: their weights are known from their keys,
 // and their values are predicted from the coefficients of those keys.
+#include <algorithm>
+
 #include "cuda/decode.h"
 #include "cuda/elements.cuh"
 #include "cuda/mma.cuh"
@@ -179,95 +181,148 @@ auto dropped_sums(int rank) {
 }
 static_assert(SKV_MAX_RANK <= 256 && SKV_MAX_RANK <= kDroppedThreads);
 
-// The part of a query head out of the units' sums: its weight, and the sums through the value basis. One block a head.
+constexpr int kPartThreads = 1024;
+constexpr int kMostUnits = kMaxShortlist * 16 / kDroppedTokens;  // chunks have at most 16 tokens
+
+// Adds up rows of threads, [rows][heads together][columns], in order; the sums are where row 0 was.
+__device__ void add_rows(float* parts, int rows, int columns) {
+  __syncthreads();
+  const int size = kHeadsTogether * columns;
+  for (int i = static_cast<int>(threadIdx.x); i < size; i += kPartThreads) {
+    float sum = parts[i];
+    for (int row = 1; row < rows; ++row) {
+      sum += parts[row * size + i];
+    }
+    parts[i] = sum;
+  }
+  __syncthreads();
+}
+
+// The parts of some query heads out of the units' sums: their weights, and the sums through the value basis. Rows of
+// threads share the units, then the ranks.
 //
-// sums [units][r], value_basis [r][D] -> a part [D]. Floor: the value basis and the sums, mostly from the L2 cache;
-// latency bounds it.
-__global__ void __launch_bounds__(kDroppedThreads) dropped_part_kernel(const __grid_constant__ DroppedKernelParams q) {
-  __shared__ float sums[SKV_MAX_RANK];
-  __shared__ float rows[kDroppedThreads];
-  __shared__ float factors[kDroppedThreads];
+// sums [units][G][r], value_basis [r][D] -> a part [D] a head. Floor: the value basis and the sums, mostly from the L2
+// cache; the latency of two chains of loads bounds it.
+__global__ void __launch_bounds__(kPartThreads) dropped_part_kernel(const __grid_constant__ DroppedKernelParams q) {
+  extern __shared__ __align__(16) unsigned char shared[];
   const DroppedParams& p = q.p;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int rank = p.geometry.rank, dim = p.geometry.head_dim, heads = p.geometry.key_value_heads;
-  const int pair = q.first_pair + static_cast<int>(blockIdx.x), g = static_cast<int>(blockIdx.y);
-  const int session = pair / heads, head = pair % heads;
-  const std::int64_t query = static_cast<std::int64_t>(pair) * q.group + g;
+  const int pair = q.first_pair + static_cast<int>(blockIdx.x),
+            first_head = static_cast<int>(blockIdx.y) * kHeadsTogether;
+  const int session = pair / heads, head = pair % heads, together = min(kHeadsTogether, q.group - first_head);
   const auto* const basis = static_cast<const __nv_bfloat16*>(value_basis_of(p, session));
   const int count = basis ? min(p.listed_count[pair], p.listed_stride) : 0;
   const int units = (count * p.geometry.chunk + kDroppedTokens - 1) / kDroppedTokens;
-  const auto row_of = [&](int unit) {
-    return (static_cast<std::int64_t>(pair) * p.scratch.units + unit) * q.group + g;
-  };
-  // Every warp for itself: units are few.
-  float largest = -INFINITY;
-  for (int unit = lane; unit < units; unit += 32) {
-    largest = fmaxf(largest, p.scratch.statistics[row_of(unit)].x);
-  }
-  largest = warp_max(largest);
-  float weights = 0;
-  for (int unit = lane; unit < units; unit += 32) {
-    const float2 of_unit = p.scratch.statistics[row_of(unit)];
-    weights += of_unit.x > -INFINITY ? of_unit.y * exp2_fast(of_unit.x - largest) : 0.0F;
-  }
-  weights = warp_sum(weights);
-  const bool any = largest > -INFINITY;
-  const float log_weight = any ? largest + log2f(weights) : -INFINITY;
-  const std::int64_t part = (static_cast<std::int64_t>(pair) * p.partials.splits + p.split) * q.group + g;
-  if (thread == 0) {
-    if (p.weight) {
-      p.weight[query] = log_weight * kLn2;
+  auto* const parts = reinterpret_cast<float*>(shared);  // [rows of threads][heads together][ranks or pairs of columns]
+  __shared__ float factors[kHeadsTogether][kMostUnits];  // what a unit's sums are multiplied by
+  __shared__ float log_weights[kHeadsTogether];
+  const std::int64_t first_row = static_cast<std::int64_t>(pair) * p.scratch.units * q.group + first_head;
+  if (warp < kHeadsTogether) {
+    const float2* const statistics = p.scratch.statistics + first_row + warp;
+    const bool there = warp < together;
+    float largest = -INFINITY;
+    for (int unit = lane; there && unit < units; unit += 32) {
+      largest = fmaxf(largest, statistics[static_cast<std::int64_t>(unit) * q.group].x);
     }
-    if (p.partials.statistics) {
-      p.partials.statistics[part] = any ? make_float2(log_weight, 1.0F) : make_float2(-INFINITY, 0.0F);
+    largest = warp_max(largest);
+    float weights = 0;
+    for (int unit = lane; unit < units; unit += 32) {
+      const float2 of_unit =
+          there ? statistics[static_cast<std::int64_t>(unit) * q.group] : make_float2(-INFINITY, 0.0F);
+      const float factor = of_unit.x > -INFINITY ? exp2_fast(of_unit.x - largest) : 0.0F;
+      factors[warp][unit] = factor;
+      weights += of_unit.x > -INFINITY ? of_unit.y * factor : 0.0F;
     }
-  }
-  if (!any) {
-    return;
-  }
-  float sum = 0;
-  for (int begin = 0; begin < units; begin += kDroppedThreads) {
-    const int unit = begin + thread;
-    const float most = unit < units ? p.scratch.statistics[row_of(unit)].x : -INFINITY;
-    factors[thread] = most > -INFINITY ? exp2_fast(most - largest) : 0.0F;
-    __syncthreads();
-    if (thread < rank) {
-      const int last = min(units - begin, kDroppedThreads);
-#pragma unroll 8
-      for (int i = 0; i < last; ++i) {
-        sum = fmaf(factors[i], p.scratch.sums[row_of(begin + i) * rank + thread], sum);
+    weights = warp_sum(weights);
+    for (int unit = lane; unit < units; unit += 32) {
+      factors[warp][unit] /= weights;
+    }
+    const float log_weight = largest > -INFINITY ? largest + log2f(weights) : -INFINITY;
+    if (lane == 0) {
+      log_weights[warp] = log_weight;
+      if (there && p.weight) {
+        p.weight[static_cast<std::int64_t>(pair) * q.group + first_head + warp] = log_weight * kLn2;
+      }
+      if (there && p.partials.statistics) {
+        p.partials
+            .statistics[(static_cast<std::int64_t>(pair) * p.partials.splits + p.split) * q.group + first_head + warp] =
+            log_weight > -INFINITY ? make_float2(log_weight, 1.0F) : make_float2(-INFINITY, 0.0F);
       }
     }
-    __syncthreads();
-  }
-  if (thread < rank) {
-    sums[thread] = sum / weights;
   }
   __syncthreads();
-  // Threads beside each other take columns, and rows of threads share the ranks.
-  const int columns = min(dim, kDroppedThreads), row_count = kDroppedThreads / columns;
-  const int row = thread / columns, column = thread % columns;
-  float value = 0;
-  if (row < row_count) {
+  if (units == 0) {
+    return;
+  }
+  const int unit_rows = kPartThreads / rank;
+  {
+    const int row = thread / rank, column = thread % rank;
+    float sums[kHeadsTogether] = {};
+    if (row < unit_rows) {
+#pragma unroll 2
+      for (int unit = row; unit < units; unit += unit_rows) {
+        const float* const of_unit =
+            p.scratch.sums + (first_row + static_cast<std::int64_t>(unit) * q.group) * rank + column;
+#pragma unroll
+        for (int h = 0; h < kHeadsTogether; ++h) {
+          // A unit without dropped tokens has not written its sums.
+          if (h < together && factors[h][unit] > 0) {
+            sums[h] = fmaf(factors[h][unit], of_unit[h * rank], sums[h]);
+          }
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < kHeadsTogether; ++h) {
+        parts[(row * kHeadsTogether + h) * rank + column] = sums[h];
+      }
+    }
+    add_rows(parts, unit_rows, rank);
+  }
+  float values[kHeadsTogether][2] = {};
+  const int pairs_of_columns = dim / 2, rank_rows = kPartThreads / pairs_of_columns;
+  const int row = thread / pairs_of_columns, column = thread % pairs_of_columns * 2;
+  if (row < rank_rows) {
     const __nv_bfloat16* const of_head = basis + static_cast<std::int64_t>(head) * rank * dim + column;
-#pragma unroll 8
-    for (int r = row; r < rank; r += row_count) {
-      value = fmaf(sums[r], __bfloat162float(of_head[static_cast<std::int64_t>(r) * dim]), value);
+#pragma unroll 4
+    for (int r = row; r < rank; r += rank_rows) {
+      const std::uint32_t two = *reinterpret_cast<const std::uint32_t*>(of_head + static_cast<std::int64_t>(r) * dim);
+#pragma unroll
+      for (int h = 0; h < kHeadsTogether; ++h) {
+        const float x = parts[h * rank + r];
+        values[h][0] = fmaf(x, bf16_low(two), values[h][0]);
+        values[h][1] = fmaf(x, bf16_high(two), values[h][1]);
+      }
     }
   }
-  rows[thread] = value;
   __syncthreads();
-  if (thread < columns) {
-    for (int i = 1; i < row_count; ++i) {
-      value += rows[i * columns + thread];
-    }
-    if (p.values) {
-      p.values[query * dim + thread] = value;
-    }
-    if (p.partials.statistics) {
-      p.partials.sums[part * dim + thread] = value;
+  if (row < rank_rows) {
+#pragma unroll
+    for (int h = 0; h < kHeadsTogether; ++h) {
+      *reinterpret_cast<float2*>(parts + (row * kHeadsTogether + h) * dim + column) =
+          make_float2(values[h][0], values[h][1]);
     }
   }
+  add_rows(parts, rank_rows, dim);
+  for (int i = thread; i < together * dim; i += kPartThreads) {
+    const int h = i / dim;
+    if (log_weights[h] > -INFINITY) {
+      const std::int64_t g = first_head + h;
+      if (p.values) {
+        p.values[(static_cast<std::int64_t>(pair) * q.group + g) * dim + i % dim] = parts[i];
+      }
+      if (p.partials.statistics) {
+        p.partials
+            .sums[((static_cast<std::int64_t>(pair) * p.partials.splits + p.split) * q.group + g) * dim + i % dim] =
+            parts[i];
+      }
+    }
+  }
+}
+
+std::size_t part_bytes(const skv_geometry& g) {
+  const int most = std::max(kPartThreads / g.rank * g.rank, kPartThreads / (g.head_dim / 2) * g.head_dim);
+  return sizeof(float) * kHeadsTogether * static_cast<std::size_t>(most);
 }
 
 // A part that a caller gives: weights [B][H] as natural logs, values [B][H][D]. One block a query head.
@@ -322,26 +377,31 @@ DroppedParams dropped_of(const skv_rerank_params& rerank, const RerankScratch& r
   p.listed_stride = rerank.shortlist_stride;
   p.scores = rerank_scratch.scores;
   p.selected = rerank.selected;
+  p.places = rerank_scratch.places;
   p.selected_count = rerank.selected_count;
   p.select = rerank.select;
   p.scratch = scratch;
   return p;
 }
 
-void launch_dropped(const DroppedParams& p, PairRange pairs, cudaStream_t stream) {
+void launch_dropped(const DroppedParams& p, const DeviceTraits& traits, PairRange pairs, cudaStream_t stream) {
   if (pairs.count == 0) {
     return;
   }
   const DroppedKernelParams q = {p, pairs.first, group_size(p.geometry)};
-  const std::size_t bytes = sizeof(float) * kDroppedWarps * kHeadsTogether * static_cast<std::size_t>(p.geometry.rank) +
-                            sizeof(float2) * kDroppedWarps * kHeadsTogether;
-  launch_beside("dropped tokens",
-                p.geometry.rank % 2 == 0 ? dropped_sums<true>(p.geometry.rank) : dropped_sums<false>(p.geometry.rank),
-                dim3(static_cast<unsigned>(p.scratch.units), static_cast<unsigned>(pairs.count)), dim3(kDroppedThreads),
-                bytes, stream, q);
-  launch_beside("dropped tokens", dropped_part_kernel,
-                dim3(static_cast<unsigned>(pairs.count), static_cast<unsigned>(q.group)), dim3(kDroppedThreads), 0,
-                stream, q);
+  if (!launch_dropped_tiles(p, traits, pairs, stream)) {
+    const std::size_t bytes =
+        sizeof(float) * kDroppedWarps * kHeadsTogether * static_cast<std::size_t>(p.geometry.rank) +
+        sizeof(float2) * kDroppedWarps * kHeadsTogether;
+    launch_beside("dropped tokens",
+                  p.geometry.rank % 2 == 0 ? dropped_sums<true>(p.geometry.rank) : dropped_sums<false>(p.geometry.rank),
+                  dim3(static_cast<unsigned>(p.scratch.units), static_cast<unsigned>(pairs.count)),
+                  dim3(kDroppedThreads), bytes, stream, q);
+  }
+  launch_beside(
+      "dropped tokens", dropped_part_kernel,
+      dim3(static_cast<unsigned>(pairs.count), static_cast<unsigned>((q.group + kHeadsTogether - 1) / kHeadsTogether)),
+      dim3(kPartThreads), part_bytes(p.geometry), stream, q);
 }
 
 void launch_given_part(const float* weights, const float* values, const AttentionPartials& partials, int split,

@@ -38,7 +38,9 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   asm volatile("prefetch.global.L2 [%0];" ::"l"(&layer.chunk_capacity));
   const int chunks = indexed_chunks(p, session);
   const int rank = static_cast<int>(cluster.block_rank());
+  let_next_begin();
   if (chunks == 0) {
+    wait_for_earlier();
     if (p.tail && rank == 0 && thread < q.group) {
       p.tail[static_cast<std::int64_t>(pair) * q.group + thread] = -INFINITY;
     }
@@ -229,7 +231,7 @@ bool selects_in_clusters(const skv_landmark_topk_params& p, const DeviceTraits& 
 }
 
 void launch_landmark_cluster(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
-                             const DeviceTraits& traits, PairRange pairs, int at_once, cudaEvent_t begun,
+                             const DeviceTraits& traits, PairRange pairs, int at_once, bool early, cudaEvent_t begun,
                              cudaStream_t stream) {
   const ClusterShape shape = cluster_shape(p, traits, at_once);
   const ClusterParams q = {
@@ -239,7 +241,7 @@ void launch_landmark_cluster(const skv_landmark_topk_params& p, const SelectionS
   const auto kernel = dim == 64   ? cluster_kernel<64>(int8, wide)
                       : dim == 96 ? cluster_kernel<96>(int8, wide)
                                   : cluster_kernel<128>(int8, wide);
-  launch_beside("landmark selection", Beside{.cluster = shape.blocks, .begun = begun}, kernel,
+  launch_beside("landmark selection", Beside{.cluster = shape.blocks, .early = early, .begun = begun}, kernel,
                 dim3(static_cast<unsigned>(shape.blocks), static_cast<unsigned>(pairs.count)), dim3(kThreads),
                 static_cast<std::size_t>(shape.layout.end), stream, q);
 }

@@ -284,7 +284,7 @@ SelectionScratch take_selection_scratch(const skv_landmark_topk_params& p, const
 }
 
 void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
-                      const DeviceTraits& traits, PairRange pairs, int at_once, cudaEvent_t begun,
+                      const DeviceTraits& traits, PairRange pairs, int at_once, bool early, cudaEvent_t begun,
                       cudaStream_t stream) {
   if (pairs.count == 0) {
     return;
@@ -294,7 +294,7 @@ void launch_selection(const skv_landmark_topk_params& p, const SelectionScratch&
                                           std::to_string(p.geometry.slots) + " < " + std::to_string(p.select));
   }
   if (selects_in_clusters(p, traits)) {
-    launch_landmark_cluster(p, scratch, plan, traits, pairs, at_once, begun, stream);
+    launch_landmark_cluster(p, scratch, plan, traits, pairs, at_once, early, begun, stream);
     return;
   }
   launch_landmark_logits(p, scratch, traits, pairs, stream);
@@ -324,7 +324,7 @@ void landmark_topk(const skv_landmark_topk_params& p, Launch& launch) {
   Workspace workspace = launch.workspace;
   const SelectionScratch scratch = take_selection_scratch(p, launch.traits, p.tail != nullptr, workspace);
   const PairRange pairs = all_pairs(p.batch, p.geometry);
-  launch_selection(p, scratch, {}, launch.traits, pairs, pairs.count, nullptr, launch.stream);
+  launch_selection(p, scratch, {}, launch.traits, pairs, pairs.count, false, nullptr, launch.stream);
   if (p.tail) {
     launch_tail(tail_of(p, scratch), pairs, launch.stream);
   }

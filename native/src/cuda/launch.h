@@ -34,6 +34,7 @@ struct DeviceTraits {
   // Clusters of so many blocks, one block an SM, that run at the same time; all zero where there are none (sm_80).
   static constexpr int kMostClusterBlocks = 8;  // 16 fill a GPC: others wait, and one session gains nothing
   int clusters[kMostClusterBlocks + 1] = {};
+  bool warpgroups = false;  // its code has products by warpgroups (sm_90a)
 };
 
 // Scratch memory of a context, handed out front to back. A copy hands out the same bytes again, so work on

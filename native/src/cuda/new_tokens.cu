@@ -1,5 +1,6 @@
 #include "cuda/decode.h"
 #include "cuda/elements.cuh"
+#include "cuda/mma.cuh"
 
 namespace skv::cuda {
 namespace {
@@ -11,6 +12,7 @@ constexpr int kTokenThreads = 64;
 //
 // A few hundred KB in and out: the latency of two dependent loads bounds it.
 __global__ void __launch_bounds__(kTokenThreads) new_tokens_kernel(const __grid_constant__ NewTokens p) {
+  let_next_begin();
   const int session = static_cast<int>(blockIdx.y);
   const std::int64_t length = p.states[session].length;
   if (length <= 0) {

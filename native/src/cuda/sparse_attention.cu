@@ -2,22 +2,15 @@
 
 #include "cuda/attention_block.cuh"
 #include "cuda/decode.h"
+#include "cuda/tile_pipeline.cuh"
 
 namespace skv::cuda {
 namespace {
 
 // Blocks a pair that share the outliers and the recent window; a block goes over its units in turn. The number of
 // outliers is known on the device alone, so the launch is sized for a usual one.
-constexpr int kUsualOutlierUnits = 3;
-constexpr int kMostDenseSplits = 16;
-
-int selected_splits(const skv_geometry& g, std::int32_t select) {
-  return (select * g.chunk + kUnitTokens - 1) / kUnitTokens;
-}
-
-int dense_splits(const skv_geometry& g) {
-  return std::min(kMostDenseSplits, (g.window + kUnitTokens - 1) / kUnitTokens + kUsualOutlierUnits);
-}
+constexpr int kUsualOutlierTokens = 384;
+constexpr int kMostStoredParts = 16;
 
 // Units of selected tokens, one after the other; each is a part.
 template <int kHeadDim, Turn kTurn>
@@ -52,7 +45,6 @@ __device__ inline void attend_selected(const UnitBlock<kHeadDim>& block, const U
     }
     rotations.write(base);
     copy_async_wait_all();
-    shared_memory_for_products();
     __syncthreads();
     rebuilt_scores<kHeadDim, kTurn>(block.rows, g.rank, g.chunk, q.group, coefficients, basis, base, fine,
                                     block.queries, block.scores, [&] {
@@ -149,7 +141,7 @@ __device__ inline void attend_dense(const UnitBlock<kHeadDim>& block, const Unit
 // to rebuild. Basis and coefficients come by asynchronous copies; the values follow into the memory of the coefficients
 // when the keys are rebuilt, so that two blocks fit an SM, and one computes while the other waits.
 // Reached: 0.084 ms, floor 0.024 (H200, 2026-11-28, bench_cuda_decode, 8 sessions of 122880 tokens, 32/8 heads, r 160,
-// S 256). The latency of loads and the issue of copies bound it; docs/decisions.md has the cycles.
+// S 256); Hopper takes launch_tile_attention.
 template <int kHeadDim, Turn kTurn>
 __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const __grid_constant__ SparseParams q) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -313,14 +305,25 @@ void check_sparse(const skv_sparse_attention_params& p) {
 
 }  // namespace
 
-int sparse_attention_splits(const skv_geometry& geometry, std::int32_t select) {
-  return selected_splits(geometry, select) + dense_splits(geometry);
+AttentionParts attention_parts(const skv_geometry& g, const skv_rope& rope, std::int32_t select, bool scored,
+                               const DeviceTraits& traits) {
+  AttentionParts parts;
+  parts.tokens = !scored && tile_pipelines(g, rope, traits, true) > 0 ? kTileTokens : kUnitTokens;
+  parts.selected = (select * g.chunk + parts.tokens - 1) / parts.tokens;
+  parts.stored =
+      std::min(kMostStoredParts, (g.window + parts.tokens - 1) / parts.tokens + kUsualOutlierTokens / parts.tokens);
+  return parts;
 }
 
 void launch_sparse_attention(const skv_sparse_attention_params& p, const GivenScores& given,
                              const AttentionPartials& partials, const DeviceTraits& traits, PairRange pairs,
                              bool beside_fetch, cudaStream_t stream) {
   if (pairs.count == 0) {
+    return;
+  }
+  const AttentionParts parts = attention_parts(p.geometry, p.rope, p.select, given.scores != nullptr, traits);
+  if (parts.tokens == kTileTokens) {
+    launch_tile_attention(p, parts, partials, traits, pairs, beside_fetch, stream);
     return;
   }
   const bool tuned = unit_is_tuned(p.geometry, p.rope, traits), scored = tuned && given.scores;
@@ -330,15 +333,14 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const GivenSc
   q.partials = partials;
   q.first_pair = pairs.first;
   q.group = group_size(p.geometry);
-  q.selected_splits = selected_splits(p.geometry, p.select);
+  q.selected_splits = parts.selected;
   // Units of a block share its basis; as many as leave every SM its blocks.
   const int blocks = (scored ? kScoredBlocks : 2) * traits.multiprocessors;
   constexpr int kMostUnits = 4;
   q.units_per_block = std::clamp(q.selected_splits * pairs.count / blocks, 1, kMostUnits);
   q.selected_blocks = (q.selected_splits + q.units_per_block - 1) / q.units_per_block;
   q.beside_fetch = beside_fetch && traits.compute_major >= 9 && tuned;
-  const int dense_blocks = partials.splits - partials.tails - q.selected_splits;
-  const dim3 grid(static_cast<unsigned>(q.selected_blocks + dense_blocks), static_cast<unsigned>(pairs.count));
+  const dim3 grid(static_cast<unsigned>(q.selected_blocks + parts.stored), static_cast<unsigned>(pairs.count));
   const char* const name = "sparse attention";
   const auto launch = [&](auto kernel, int dim, int rank) {
     const auto bytes = static_cast<std::size_t>(unit_layout(dim, rank, p.geometry.chunk, q.group, true).end);
@@ -354,10 +356,10 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const GivenSc
   }
 }
 
-std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, const DeviceTraits&) {
+std::uint64_t sparse_attention_workspace(const skv_sparse_attention_params& p, const DeviceTraits& traits) {
   // A tail and dropped tokens are counted whether there are any or not: who asks may not have their address yet.
   return attention_partials_bytes(all_pairs(p.batch, p.geometry).count,
-                                  sparse_attention_splits(p.geometry, p.select) + 2, p.geometry);
+                                  attention_parts(p.geometry, p.rope, p.select, false, traits).total() + 2, p.geometry);
 }
 
 void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
@@ -365,7 +367,8 @@ void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
   launch.workspace.require(sparse_attention_workspace(p, launch.traits), "sparse_attention");
   Workspace workspace = launch.workspace;
   const PairRange pairs = all_pairs(p.batch, p.geometry);
-  const int own = sparse_attention_splits(p.geometry, p.select), tails = (p.tail ? 1 : 0) + (p.dropped ? 1 : 0);
+  const int own = attention_parts(p.geometry, p.rope, p.select, false, launch.traits).total();
+  const int tails = (p.tail ? 1 : 0) + (p.dropped ? 1 : 0);
   AttentionPartials partials = take_attention_partials(pairs.count, own + tails, p.geometry, workspace);
   partials.tails = tails;
   launch_sparse_attention(p, {}, partials, launch.traits, pairs, false, launch.stream);
@@ -389,7 +392,7 @@ void sparse_attention(const skv_sparse_attention_params& p, Launch& launch) {
   out.output_type = p.output_type;
   out.log_sum_exp = p.log_sum_exp;
   out.states = p.states;
-  launch_combine(out, partials, p.geometry, pairs, launch.stream);
+  launch_combine(out, partials, p.geometry, pairs, false, launch.stream);
 }
 
 }  // namespace skv::cuda

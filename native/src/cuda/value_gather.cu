@@ -37,6 +37,7 @@ __device__ uint4 load_host_16(const void* host) {
 // Reached: 50.0 GB/s at 2 KB a chunk, 48.4 at 1 KB, where copies run at 55.4 (H200, 2026-11-24, bench_cuda_decode).
 template <int kVectors, int kTogether>
 __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __grid_constant__ GatherParams q) {
+  wait_for_earlier();
   let_next_begin();
   const skv_value_gather_params& p = q.p;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
 
 }  // namespace
 
-void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, cudaStream_t stream) {
+void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, bool early, cudaStream_t stream) {
   if (pairs.count == 0 || p.geometry.slots == 0) {
     return;
   }
@@ -121,20 +122,22 @@ void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, cuda
   q.chunk_vectors = static_cast<std::int64_t>(p.geometry.chunk) * p.geometry.head_dim *
                     (p.geometry.value_type == SKV_F8_E4M3 ? 1 : 2) / 16;
   const dim3 grid(static_cast<unsigned>(p.blocks > 0 ? p.blocks : kDefaultBlocks)), block(kGatherThreads);
-  const char* const name = "value gather";
+  const auto launch = [&](auto kernel) {
+    launch_beside("value gather", Beside{.early = early}, kernel, grid, block, 0, stream, q);
+  };
   switch (q.chunk_vectors) {
     case 32:
-      return launch_beside(name, value_gather_kernel<1, 4>, grid, block, 0, stream, q);
+      return launch(value_gather_kernel<1, 4>);
     case 64:
-      return launch_beside(name, value_gather_kernel<2, 4>, grid, block, 0, stream, q);
+      return launch(value_gather_kernel<2, 4>);
     case 96:
-      return launch_beside(name, value_gather_kernel<3, 2>, grid, block, 0, stream, q);
+      return launch(value_gather_kernel<3, 2>);
     case 128:
-      return launch_beside(name, value_gather_kernel<4, 2>, grid, block, 0, stream, q);
+      return launch(value_gather_kernel<4, 2>);
     case 256:
-      return launch_beside(name, value_gather_kernel<8, 1>, grid, block, 0, stream, q);
+      return launch(value_gather_kernel<8, 1>);
     default:
-      return launch_beside(name, value_gather_kernel<0, 1>, grid, block, 0, stream, q);
+      return launch(value_gather_kernel<0, 1>);
   }
 }
 
@@ -144,7 +147,7 @@ std::uint64_t value_gather_workspace(const skv_value_gather_params&, const Devic
 
 void value_gather(const skv_value_gather_params& p, Launch& launch) {
   check_shadow_geometry(p.geometry, SKV_F32, "value_gather");
-  launch_value_gather(p, all_pairs(p.batch, p.geometry), launch.stream);
+  launch_value_gather(p, all_pairs(p.batch, p.geometry), false, launch.stream);
 }
 
 }  // namespace skv::cuda
