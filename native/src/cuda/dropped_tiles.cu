@@ -77,8 +77,7 @@ __device__ inline void load_scores(const DroppedTileParams& q, const TilePartSum
 // Floor: the coefficients of the dropped tokens read once; bound by memory. Reached: 0.043 ms, floor 0.031 (H200,
 // 2026-11-28, Nsight Compute, 8 sessions, 768 of 1024 chunks dropped, r 160).
 template <int kMostColumns>
-__global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
-    dropped_tiles_kernel(const __grid_constant__ DroppedTileParams q) {
+__global__ void __maxnreg__(kTileRegisters) dropped_tiles_kernel(const __grid_constant__ DroppedTileParams q) {
 #ifdef SKV_WARPGROUPS
   extern __shared__ __align__(16) unsigned char shared[];
   const DroppedParams& p = q.p;
@@ -96,7 +95,7 @@ __global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
   auto& barriers = *reinterpret_cast<TileBarriers*>(own + layout.barriers);
   auto* const places = reinterpret_cast<int*>(shared + layout.places);
   auto* const dropped = reinterpret_cast<std::uint16_t*>(shared + layout.dropped);
-  if (me.fetches && me.lane == 0) {
+  if (me.fetches && me.pipeline < me.pipelines && me.lane == 0) {
     begin_tile_barriers(barriers);
     barriers_visible();
   }
@@ -121,6 +120,9 @@ __global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
   const int step = static_cast<int>(gridDim.x) * me.pipelines;
   int turn = 0;
   if (me.fetches) {
+    if (me.pipeline >= me.pipelines) {
+      return;
+    }
     TileFetcher fetcher(barriers, me.lane);
     const int bytes = g.chunk * rows.row_stride;
     const std::int32_t* const list = p.listed + static_cast<std::int64_t>(pair) * p.listed_stride;
@@ -186,7 +188,7 @@ bool launch_dropped_tiles(const DroppedParams& p, const DeviceTraits& traits, Pa
   launch_beside("dropped tokens", kernel,
                 dim3(static_cast<unsigned>(tile_blocks(p.scratch.units, pairs.count, kMostPipelines, traits)),
                      static_cast<unsigned>(pairs.count)),
-                dim3(kMostPipelines * kPipelineThreads), static_cast<std::size_t>(bytes), stream, q);
+                dim3(tile_threads(kMostPipelines)), static_cast<std::size_t>(bytes), stream, q);
   return true;
 }
 

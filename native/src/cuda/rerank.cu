@@ -192,8 +192,7 @@ __device__ inline void write_tile(const RerankParams& q, const float (&s)[2][4],
 // The same by pipelines of tiles, dealt to the blocks of a pair. The rotation of keys bounds it: half of all
 // instructions. Reached as above: 0.097 ms.
 template <int kHeadDim, Turn kTurn>
-__global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
-    rerank_tile_kernel(const __grid_constant__ RerankParams q) {
+__global__ void __maxnreg__(kTileRegisters) rerank_tile_kernel(const __grid_constant__ RerankParams q) {
 #ifdef SKV_WARPGROUPS
   extern __shared__ __align__(16) unsigned char shared[];
   const skv_rerank_params& p = q.p;
@@ -205,7 +204,7 @@ __global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
   const TileLayout layout = tile_layout(kHeadDim, g.rank, g.chunk, kTurn, false);
   unsigned char* const own = shared + layout.pipelines + me.pipeline * layout.pipeline_bytes;
   auto& barriers = *reinterpret_cast<TileBarriers*>(own + layout.barriers);
-  if (me.fetches && me.lane == 0) {
+  if (me.fetches && me.pipeline < me.pipelines && me.lane == 0) {
     begin_tile_barriers(barriers);
     barriers_visible();
   }
@@ -213,6 +212,10 @@ __global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
   const int first = (static_cast<int>(blockIdx.x) * me.pipelines + me.pipeline) * kTileTokens;
   const int step = static_cast<int>(gridDim.x) * me.pipelines * kTileTokens;
   if (me.fetches) {
+    warpgroup_keep_registers<kFetchRegisters>();
+    if (me.pipeline >= me.pipelines) {
+      return;
+    }
     TileFetcher fetcher(barriers, me.lane);
     const ChunkFetcher<kHeadDim, kTurn> chunks(fetcher, p.layers[pair.session], g, p.rope, own + layout.keys,
                                                own + layout.tables);
@@ -227,6 +230,7 @@ __global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
       chunk = next;
     }
   } else {
+    warpgroup_take_registers<kComputeRegisters>();
     stage_pair<kHeadDim, kTurn>(me, g, p.rope, p.layers[pair.session], p.queries, p.query_type, pair, layout, shared);
     TileReader reader(barriers);
     for (int token = first; token < count * g.chunk; token += step) {
@@ -434,8 +438,7 @@ void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, con
     with_unit_kernel(p.geometry, p.rope, [&](auto dim, auto turn) {
       const int bytes = tile_layout(dim.value, p.geometry.rank, p.geometry.chunk, turn.value, false).end(pipelines);
       launch_beside("rerank masses", rerank_tile_kernel<dim.value, turn.value>, tile_grid,
-                    dim3(static_cast<unsigned>(pipelines * kPipelineThreads)), static_cast<std::size_t>(bytes), stream,
-                    q);
+                    dim3(static_cast<unsigned>(tile_threads(pipelines))), static_cast<std::size_t>(bytes), stream, q);
     });
   } else if (!tuned) {
     launch(rerank_mass_any_kernel, 0);

@@ -209,8 +209,7 @@ __device__ inline void attend_parts(const TileParams& q, int pair_index, const P
 // to rebuild. Reached: 0.054 ms, floor 0.024 (H200, 2026-11-28, bench_cuda_decode, 8 sessions of 122880 tokens, 32/8
 // heads, r 160, S 256); docs/decisions.md says what it waits for.
 template <int kHeadDim, Turn kTurn>
-__global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
-    tile_attention_kernel(const __grid_constant__ TileParams q) {
+__global__ void __maxnreg__(kTileRegisters) tile_attention_kernel(const __grid_constant__ TileParams q) {
 #ifdef SKV_WARPGROUPS
   extern __shared__ __align__(16) unsigned char shared[];
   const skv_geometry& g = q.p.geometry;
@@ -219,7 +218,7 @@ __global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
   unsigned char* const own = shared + layout.pipelines + me.pipeline * layout.pipeline_bytes;
   auto& barriers = *reinterpret_cast<TileBarriers*>(own + layout.barriers);
   let_next_begin();
-  if (me.fetches && me.lane == 0) {
+  if (me.fetches && me.pipeline < me.pipelines && me.lane == 0) {
     begin_tile_barriers(barriers);
     barriers_visible();
   }
@@ -231,10 +230,15 @@ __global__ void __launch_bounds__(kMostPipelines* kPipelineThreads, 1)
   const int part = static_cast<int>(blockIdx.x) * me.pipelines + me.pipeline;
   const int step = static_cast<int>(gridDim.x) * me.pipelines;
   if (me.fetches) {
+    warpgroup_keep_registers<kFetchRegisters>();
+    if (me.pipeline >= me.pipelines) {
+      return;
+    }
     TileFetcher fetcher(barriers, me.lane);
     const int selected = fetch_stored_parts<kHeadDim>(q, pair, work, state, layout, own, fetcher, part, step);
     fetch_selected_parts<kHeadDim, kTurn>(q, pair, pair_index, work, layout, own, fetcher, selected, step);
   } else {
+    warpgroup_take_registers<kComputeRegisters>();
     stage_pair<kHeadDim, kTurn>(me, g, q.p.rope, q.p.layers[pair.session], q.p.queries, q.p.query_type, pair, layout,
                                 shared);
     TileReader reader(barriers);
@@ -285,8 +289,8 @@ void launch_tile_attention(const skv_sparse_attention_params& p, const Attention
   with_unit_kernel(p.geometry, p.rope, [&](auto dim, auto turn) {
     const int bytes = tile_layout(dim.value, p.geometry.rank, p.geometry.chunk, turn.value, true).end(pipelines);
     launch_beside("attention of tiles", Beside{.early = beside_fetch}, tile_attention_kernel<dim.value, turn.value>,
-                  grid, dim3(static_cast<unsigned>(pipelines * kPipelineThreads)), static_cast<std::size_t>(bytes),
-                  stream, q);
+                  grid, dim3(static_cast<unsigned>(tile_threads(pipelines))), static_cast<std::size_t>(bytes), stream,
+                  q);
   });
 }
 

@@ -23,7 +23,14 @@ constexpr int kTileTokens = 64;
 constexpr int kMostPipelines = 3;  // of a block; registers for more there are not
 constexpr int kComputeWarps = 4;
 constexpr int kComputeThreads = 32 * kComputeWarps;
-constexpr int kPipelineThreads = kComputeThreads + 32;
+// Of a block: the warpgroups that compute, and one whose warps fetch, of which some may have nothing to do.
+constexpr int tile_threads(int pipelines) {
+  return (pipelines + 1) * kComputeThreads;
+}
+static_assert(kMostPipelines <= kComputeWarps);
+// Registers of a thread at launch, and afterwards of those that compute and those that fetch.
+constexpr int kTileRegisters = 128, kComputeRegisters = 152, kFetchRegisters = 56;
+static_assert(kMostPipelines * kComputeRegisters + kFetchRegisters <= (kMostPipelines + 1) * kTileRegisters);
 static_assert(kTileTokens == kComputeWarps * kWarpTokens);
 
 // What a tile consists of.
@@ -130,14 +137,14 @@ inline int tile_blocks(int parts, int pairs, int pipelines, const DeviceTraits& 
 // Who a thread is in its block: warpgroups that compute come first, then the warps that fetch.
 struct TileThread {
   int pipelines;  // of the block
-  int pipeline;   // this thread's
+  int pipeline;   // this thread's; from `pipelines` on there is none
   bool fetches;
   int thread;  // within the warpgroup or warp
   int lane, warp;
 
   __device__ TileThread() {
-    const int block_thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    pipelines = threads / kPipelineThreads;
+    const int block_thread = static_cast<int>(threadIdx.x);
+    pipelines = static_cast<int>(blockDim.x) / kComputeThreads - 1;
     const int computing = pipelines * kComputeThreads;
     fetches = block_thread >= computing;
     pipeline = fetches ? (block_thread - computing) / 32 : block_thread / kComputeThreads;

@@ -27,6 +27,16 @@ __device__ inline void shared_memory_for_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// Registers a thread of this warpgroup has from here on: more, when others of the block have given some back, or fewer.
+template <int kRegisters>
+__device__ inline void warpgroup_take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void warpgroup_keep_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
 // Keeps the compiler from moving accesses to accumulators to the other side.
 template <int kTiles>
 __device__ inline void hold(float (&d)[kTiles][4]) {
