@@ -152,6 +152,10 @@ RerankScratch take_rerank_scratch(const skv_rerank_params& p, bool scores, Works
 void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, const PlanOutput& plan,
                    const DeviceTraits& traits, PairRange pairs, cudaStream_t stream);
 
+// Its masses by pipelines of tiles; false: not for this device or geometry, and nothing was launched.
+bool launch_rerank_tiles(const skv_rerank_params& p, const RerankScratch& scratch, const DeviceTraits& traits,
+                         PairRange pairs, cudaStream_t stream);
+
 // early: the launch before this one on the stream makes the lists.
 void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, bool early, cudaStream_t stream);
 
@@ -197,9 +201,9 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const GivenSc
 
 // Its path by pipelines of tiles, for devices and shapes that tile_pipelines() has pipelines for; not with given
 // scores.
-void launch_tile_attention(const skv_sparse_attention_params& p, const AttentionParts& parts,
-                           const AttentionPartials& partials, const DeviceTraits& traits, PairRange pairs,
-                           bool beside_fetch, cudaStream_t stream);
+void launch_attention_tiles(const skv_sparse_attention_params& p, const AttentionParts& parts,
+                            const AttentionPartials& partials, const DeviceTraits& traits, PairRange pairs,
+                            bool beside_fetch, cudaStream_t stream);
 [[gnu::visibility("default")]] void find_warpgroups(DeviceTraits& traits);  // when a context is made
 
 // What a selection leaves out: the weight of those tokens, and their part of the attention.

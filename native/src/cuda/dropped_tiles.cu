@@ -1,6 +1,6 @@
 // Weighted sums of the coefficients of the tokens that a rerank drops, by pipelines of tiles (sm_90a).
 #include "cuda/decode.h"
-#include "cuda/tile_attention.cuh"
+#include "cuda/tile_sum.cuh"
 
 namespace skv::cuda {
 namespace {

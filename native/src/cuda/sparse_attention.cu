@@ -141,7 +141,7 @@ __device__ inline void attend_dense(const UnitBlock<kHeadDim>& block, const Unit
 // to rebuild. Basis and coefficients come by asynchronous copies; the values follow into the memory of the coefficients
 // when the keys are rebuilt, so that two blocks fit an SM, and one computes while the other waits.
 // Reached: 0.084 ms, floor 0.024 (H200, 2026-11-28, bench_cuda_decode, 8 sessions of 122880 tokens, 32/8 heads, r 160,
-// S 256); Hopper takes launch_tile_attention.
+// S 256); Hopper takes launch_attention_tiles.
 template <int kHeadDim, Turn kTurn>
 __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const __grid_constant__ SparseParams q) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -323,7 +323,7 @@ void launch_sparse_attention(const skv_sparse_attention_params& p, const GivenSc
   }
   const AttentionParts parts = attention_parts(p.geometry, p.rope, p.select, given.scores != nullptr, traits);
   if (parts.tokens == kTileTokens) {
-    launch_tile_attention(p, parts, partials, traits, pairs, beside_fetch, stream);
+    launch_attention_tiles(p, parts, partials, traits, pairs, beside_fetch, stream);
     return;
   }
   const bool tuned = unit_is_tuned(p.geometry, p.rope, traits), scored = tuned && given.scores;

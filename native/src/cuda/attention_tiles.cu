@@ -1,7 +1,8 @@
+// Attention over the selected and the stored tokens of a pair, by pipelines of tiles (sm_90a).
 #include <cstdlib>
 
 #include "cuda/decode.h"
-#include "cuda/tile_attention.cuh"
+#include "cuda/tile_sum.cuh"
 
 namespace skv::cuda {
 namespace {
@@ -209,7 +210,7 @@ __device__ inline void attend_parts(const TileParams& q, int pair_index, const P
 // to rebuild. Reached: 0.054 ms, floor 0.024 (H200, 2026-11-28, bench_cuda_decode, 8 sessions of 122880 tokens, 32/8
 // heads, r 160, S 256); docs/decisions.md says what it waits for.
 template <int kHeadDim, Turn kTurn>
-__global__ void __maxnreg__(kTileRegisters) tile_attention_kernel(const __grid_constant__ TileParams q) {
+__global__ void __maxnreg__(kTileRegisters) attention_tiles_kernel(const __grid_constant__ TileParams q) {
 #ifdef SKV_WARPGROUPS
   extern __shared__ __align__(16) unsigned char shared[];
   const skv_geometry& g = q.p.geometry;
@@ -273,9 +274,9 @@ void find_warpgroups(DeviceTraits& traits) {
   check(done, "asking for the instructions of the device");
 }
 
-void launch_tile_attention(const skv_sparse_attention_params& p, const AttentionParts& parts,
-                           const AttentionPartials& partials, const DeviceTraits& traits, PairRange pairs,
-                           bool beside_fetch, cudaStream_t stream) {
+void launch_attention_tiles(const skv_sparse_attention_params& p, const AttentionParts& parts,
+                            const AttentionPartials& partials, const DeviceTraits& traits, PairRange pairs,
+                            bool beside_fetch, cudaStream_t stream) {
   const int pipelines = tile_pipelines(p.geometry, p.rope, traits, true);
   TileParams q = {};
   q.p = p;
@@ -288,7 +289,7 @@ void launch_tile_attention(const skv_sparse_attention_params& p, const Attention
                   static_cast<unsigned>(pairs.count));
   with_unit_kernel(p.geometry, p.rope, [&](auto dim, auto turn) {
     const int bytes = tile_layout(dim.value, p.geometry.rank, p.geometry.chunk, turn.value, true).end(pipelines);
-    launch_beside("attention of tiles", Beside{.early = beside_fetch}, tile_attention_kernel<dim.value, turn.value>,
+    launch_beside("attention of tiles", Beside{.early = beside_fetch}, attention_tiles_kernel<dim.value, turn.value>,
                   grid, dim3(static_cast<unsigned>(tile_threads(pipelines))), static_cast<std::size_t>(bytes), stream,
                   q);
   });
