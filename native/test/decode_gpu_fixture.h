@@ -45,8 +45,15 @@ struct Batch {
     }
     max_chunks += 3;  // a capacity, not the exact number
     tables = std::make_unique<Tables>(*backend, shape, longest + 1);
-    for (const auto& session : sessions) {
-      table.push_back(session->layer());
+    for (std::size_t i = 0; i < sessions.size(); ++i) {
+      table.push_back(sessions[i]->layer());
+      if (states[i].indexed_chunks == 0) {
+        // Before its first chunks are sealed, a session has a recent window and nothing else.
+        skv_shadow_layer& layer = table.back();
+        layer.coefficients = layer.landmarks = nullptr;
+        layer.basis = nullptr;
+        layer.radius = layer.landmark_scales = nullptr;
+      }
     }
     layers = fixture::upload(*backend, table);
     state_memory = fixture::upload(*backend, states);

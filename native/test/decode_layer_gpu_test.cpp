@@ -33,6 +33,10 @@ void test_generation() {
     for (std::size_t i = 0; i < 2; ++i) {
       auto& state = b.states[i];
       if (state.length - state.recent_begin == s.window) {
+        if (state.indexed_chunks == 0) {
+          b.table[i] = b.sessions[i]->layer();
+          b.write_table();
+        }
         state.recent_begin += s.chunk;
         state.indexed_chunks += 1;
       }

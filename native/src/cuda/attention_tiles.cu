@@ -240,19 +240,21 @@ __global__ void __maxnreg__(kTileRegisters) attention_tiles_kernel(const __grid_
     fetch_selected_parts<kHeadDim, kTurn>(q, pair, pair_index, work, layout, own, fetcher, selected, step);
   } else {
     warpgroup_take_registers<kComputeRegisters>();
-    stage_pair<kHeadDim, kTurn>(me, g, q.p.rope, q.p.layers[pair.session], q.p.queries, q.p.query_type, pair, layout,
-                                shared);
+    stage_pair<kHeadDim, kTurn>(me, g, q.p.rope, q.p.layers[pair.session], q.p.queries, q.p.query_type, pair,
+                                work.selected > 0, layout, shared);
     TileReader reader(barriers);
     attend_parts<kHeadDim, kTurn>(q, pair_index, work, me, layout, shared, own, reader, part, step);
   }
 #endif
 }
 
-__global__ void tell_warpgroups_kernel(int* answer) {
+// Never launched: its shared memory tells the host which of its versions the device has.
+__global__ void warpgroups_kernel(int* any) {
 #ifdef SKV_WARPGROUPS
-  *answer = 1;
-#else
-  *answer = 0;
+  __shared__ volatile int there;
+  there = *any;
+  __syncthreads();
+  *any = there;
 #endif
 }
 
@@ -264,14 +266,10 @@ void find_warpgroups(DeviceTraits& traits) {
   if (traits.compute_major != 9 || (wanted && std::atoi(wanted) == 0)) {
     return;
   }
-  int* answer = nullptr;
-  check(cudaMallocHost(&answer, sizeof(int)), "asking for the instructions of the device");
-  tell_warpgroups_kernel<<<1, 1>>>(answer);
-  const cudaError_t launched = cudaGetLastError(), done = cudaDeviceSynchronize();
-  traits.warpgroups = launched == cudaSuccess && done == cudaSuccess && *answer != 0;
-  cudaFreeHost(answer);
-  check(launched, "asking for the instructions of the device");
-  check(done, "asking for the instructions of the device");
+  cudaFuncAttributes attributes = {};
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(warpgroups_kernel)),
+        "asking for the instructions of the device");
+  traits.warpgroups = attributes.sharedSizeBytes > 0;
 }
 
 void launch_attention_tiles(const skv_sparse_attention_params& p, const AttentionParts& parts,

@@ -35,6 +35,9 @@ __global__ void __launch_bounds__(kLogitThreads, kWide ? 2 : 4)
   const int pair = q.first_pair + static_cast<int>(blockIdx.y);
   const int session = pair / heads, head = pair % heads;
   const int chunks = indexed_chunks(p, session);
+  if (chunks == 0) {  // whoever is idle has no queries either
+    return;
+  }
   const std::int64_t first_unit = (static_cast<std::int64_t>(blockIdx.x) * kLogitWarps + warp) * q.units_per_warp;
   using Scorer = LandmarkLogits<kHeadDim, kInt8, kWide>;
   __shared__ LandmarkQueries<kHeadDim> queries;

@@ -80,6 +80,9 @@ __global__ void __maxnreg__(kTileRegisters) rerank_tiles_kernel(const __grid_con
   const int pair_index = q.first_pair + static_cast<int>(blockIdx.y);
   const UnitPair pair = unit_pair(g, pair_index, q.group);
   const int count = p.states[pair.session].length <= 0 ? 0 : min(p.shortlist_count[pair_index], p.shortlist_stride);
+  if (count == 0) {
+    return;
+  }
   const TileThread me;
   const TileLayout layout = tile_layout(kHeadDim, g.rank, g.chunk, kTurn, false);
   unsigned char* const own = shared + layout.pipelines + me.pipeline * layout.pipeline_bytes;
@@ -111,7 +114,8 @@ __global__ void __maxnreg__(kTileRegisters) rerank_tiles_kernel(const __grid_con
     }
   } else {
     warpgroup_take_registers<kComputeRegisters>();
-    stage_pair<kHeadDim, kTurn>(me, g, p.rope, p.layers[pair.session], p.queries, p.query_type, pair, layout, shared);
+    stage_pair<kHeadDim, kTurn>(me, g, p.rope, p.layers[pair.session], p.queries, p.query_type, pair, true, layout,
+                                shared);
     TileReader reader(barriers);
     for (int token = first; token < count * g.chunk; token += step) {
       float s[2][4] = {};

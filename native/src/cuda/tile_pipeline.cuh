@@ -374,20 +374,23 @@ __device__ inline void tile_scores(TileReader& reader, const TileThread& me, con
       reinterpret_cast<const __nv_bfloat16*>(shared + layout.queries), s);
 }
 
-// What all pipelines of a block share: by the threads that compute.
+// What all pipelines of a block share: by the threads that compute. rebuilt: whether there are keys to rebuild; a
+// session without an index has no basis.
 template <int kHeadDim, Turn kTurn>
 __device__ inline void stage_pair(const TileThread& me, const skv_geometry& g, const skv_rope& rope,
                                   const skv_shadow_layer& layer, const void* queries, int query_type,
-                                  const UnitPair& pair, const TileLayout& layout, unsigned char* shared) {
+                                  const UnitPair& pair, bool rebuilt, const TileLayout& layout, unsigned char* shared) {
   const int threads = me.pipelines * kComputeThreads;
-  stage_basis<kHeadDim, kTurn>(
-      static_cast<const __nv_bfloat16*>(layer.basis) + static_cast<std::int64_t>(pair.head) * g.rank * kHeadDim, g.rank,
-      rope, shared + layout.basis, threads);
-  stage_fine_rotations<kHeadDim, kTurn>(rope, g.chunk, reinterpret_cast<float2*>(shared + layout.fine), threads);
-  stage_queries<kHeadDim>(
-      queries, query_type, pair, [&](int d) { return unit_column<kTurn>(rope, d); },
-      reinterpret_cast<__nv_bfloat16*>(shared + layout.queries), threads);
-  if (layout.plain_queries != layout.queries) {
+  if (rebuilt) {
+    stage_basis<kHeadDim, kTurn>(
+        static_cast<const __nv_bfloat16*>(layer.basis) + static_cast<std::int64_t>(pair.head) * g.rank * kHeadDim,
+        g.rank, rope, shared + layout.basis, threads);
+    stage_fine_rotations<kHeadDim, kTurn>(rope, g.chunk, reinterpret_cast<float2*>(shared + layout.fine), threads);
+    stage_queries<kHeadDim>(
+        queries, query_type, pair, [&](int d) { return unit_column<kTurn>(rope, d); },
+        reinterpret_cast<__nv_bfloat16*>(shared + layout.queries), threads);
+  }
+  if (!rebuilt || layout.plain_queries != layout.queries) {
     stage_queries<kHeadDim>(
         queries, query_type, pair, [](int d) { return d; },
         reinterpret_cast<__nv_bfloat16*>(shared + layout.plain_queries), threads);
