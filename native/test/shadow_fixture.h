@@ -438,6 +438,9 @@ inline OracleHead oracle_attention(const std::vector<double>& query, const std::
     return head;
   }
   const double root = std::sqrt(static_cast<double>(d));
+  // The rounding of a query is the same for all tokens: what it does to their scores adds up before it is squared. Not
+  // worth the time where little of a query is lost.
+  const bool rounded_query = query_unit > kSplitUnit;
   // Of the tokens, and behind them of the rests.
   std::vector<double> scores, errors;
   std::vector<const std::vector<double>*> values;
@@ -448,9 +451,9 @@ inline OracleHead oracle_attention(const std::vector<double>& query, const std::
       dot += query[i] * token.key[i];
       squares += query[i] * query[i] * token.key[i] * token.key[i];
     }
-    const double key_unit = token.rounded_key ? kBf16Unit : 0;
+    const double key_unit = token.rounded_key ? kBf16Unit : 0, own_unit = rounded_query ? 0 : query_unit;
     // Roundings are uniform at most up to their unit: their deviation is a root of three smaller. f32 sums add theirs.
-    const double deviation = std::sqrt((query_unit * query_unit + key_unit * key_unit) / 3 * squares) +
+    const double deviation = std::sqrt((own_unit * own_unit + key_unit * key_unit) / 3 * squares) +
                              4 * kF32Unit * std::sqrt(static_cast<double>(d) * squares) + 4 * kF32Unit * std::fabs(dot);
     scores.push_back(dot / root);
     errors.push_back(deviation / root);
@@ -474,12 +477,35 @@ inline OracleHead oracle_attention(const std::vector<double>& query, const std::
       head.output[i] += scores[t] * (*values[t])[i];
     }
   }
-  double lse_variance = 0;
+  const auto query_variance = [&](const std::vector<double>& keys) {
+    double variance = 0;
+    for (std::size_t j = 0; j < d; ++j) {
+      const double term = query[j] * keys[j] / root;
+      variance += query_unit * query_unit / 3 * term * term;
+    }
+    return variance;
+  };
+  std::vector<double> mean_key(d, 0.0), away_key(d, 0.0);
+  for (std::size_t t = 0; rounded_query && t < tokens.size(); ++t) {
+    for (std::size_t j = 0; j < d; ++j) {
+      mean_key[j] += scores[t] * tokens[t].key[j];
+    }
+  }
+  double lse_variance = query_variance(mean_key);
   for (std::size_t t = 0; t < scores.size(); ++t) {
     lse_variance += scores[t] * scores[t] * errors[t] * errors[t];
   }
   for (std::size_t i = 0; i < d; ++i) {
-    double variance = 0, magnitude = 0;
+    for (std::size_t j = 0; rounded_query && j < d; ++j) {
+      away_key[j] = -head.output[i] * mean_key[j];
+    }
+    for (std::size_t t = 0; rounded_query && t < tokens.size(); ++t) {
+      const double weighted = scores[t] * tokens[t].value[i];
+      for (std::size_t j = 0; j < d; ++j) {
+        away_key[j] += weighted * tokens[t].key[j];
+      }
+    }
+    double variance = query_variance(away_key), magnitude = 0;
     for (std::size_t t = 0; t < scores.size(); ++t) {
       const double value = (*values[t])[i], away = scores[t] * (value - head.output[i]);
       // The weight of a rest stays in f32.
