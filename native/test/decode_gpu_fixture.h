@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <string>
 #include <vector>
@@ -353,15 +355,22 @@ inline std::vector<std::uint16_t> decode(const skv_decode_layer_params& p, Memor
   return output.read<std::uint16_t>();
 }
 
+// SHADOWKV_TEST_DEVICE=cpu: the same tests of the CPU backend, which has no graphs. Where there is no GPU, they show
+// whether a test itself is right.
+inline bool on_cpu() {
+  const char* const device = std::getenv("SHADOWKV_TEST_DEVICE");
+  return device && std::strcmp(device, "cpu") == 0;
+}
+
 // Runs the tests with a context, or says why not. The exit code of main().
 template <class Tests>
 int run(Tests&& tests) {
   skv_context_params params = {};
   params.struct_size = sizeof(params);
-  params.backend = SKV_BACKEND_CUDA;
-  params.own_stream = 1;
+  params.backend = on_cpu() ? SKV_BACKEND_CPU : SKV_BACKEND_CUDA;
+  params.own_stream = !on_cpu();
   try {
-    backend = skv::make_cuda_backend(params);
+    backend = on_cpu() ? skv::make_cpu_backend(params) : skv::make_cuda_backend(params);
   } catch (const skv::Error& e) {
     return check::skip(e.what());
   }
