@@ -240,8 +240,10 @@ __global__ void __maxnreg__(kTileRegisters) attention_tiles_kernel(const __grid_
     fetch_selected_parts<kHeadDim, kTurn>(q, pair, pair_index, work, layout, own, fetcher, selected, step);
   } else {
     warpgroup_take_registers<kComputeRegisters>();
-    stage_pair<kHeadDim, kTurn>(me, g, q.p.rope, q.p.layers[pair.session], q.p.queries, q.p.query_type, pair,
-                                work.selected > 0, layout, shared);
+    if (work.selected > 0 || work.stored > 0) {  // whoever is idle has no queries
+      stage_pair<kHeadDim, kTurn>(me, g, q.p.rope, q.p.layers[pair.session], q.p.queries, q.p.query_type, pair,
+                                  work.selected > 0, layout, shared);
+    }
     TileReader reader(barriers);
     attend_parts<kHeadDim, kTurn>(q, pair_index, work, me, layout, shared, own, reader, part, step);
   }
