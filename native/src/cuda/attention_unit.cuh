@@ -235,6 +235,19 @@ __device__ inline void any_scores(const UnitRows& rows, bool rebuilt, const __nv
   }
 }
 
+// Log2 of the summed exponentials of a chunk whose tokens have these log2 scores.
+__device__ inline float log_mass(const float* scores, int chunk) {
+  float largest = scores[0];
+  for (int t = 1; t < chunk; ++t) {
+    largest = fmaxf(largest, scores[t]);
+  }
+  float sum = 0;
+  for (int t = 0; t < chunk; ++t) {
+    sum += exp2_fast(scores[t] - largest);
+  }
+  return largest + log2f(sum);
+}
+
 // Statistics of a block's softmax so far, one a head.
 struct Statistics {
   float largest[SKV_MAX_GROUP];

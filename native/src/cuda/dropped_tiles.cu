@@ -20,22 +20,17 @@ struct DroppedLayout {
 
 __host__ __device__ inline DroppedLayout dropped_layout(const skv_geometry& g, int select, int listed) {
   DroppedLayout l = {};
-  int at = 0;
-  const auto take = [&at](int bytes) {
-    const int begin = at;
-    at += align_16(bytes);
-    return begin;
-  };
+  SharedBytes take;
   l.places = take(select * 4);
   l.dropped = take(listed * 2);
-  l.pipelines = at;
-  at = 0;
+  l.pipelines = take.end;
+  take.end = 0;
   l.tile_bytes = align_16(TileRows(g.chunk, g.rank * 2).bytes());
   l.tiles = take(2 * l.tile_bytes);
   l.weights = take(2 * SKV_MAX_GROUP * kTileWeightStride * 2);
   l.exchange = take(static_cast<int>(sizeof(TileExchange)));
   l.barriers = take(static_cast<int>(sizeof(TileBarriers)));
-  l.pipeline_bytes = at;
+  l.pipeline_bytes = take.end;
   return l;
 }
 

@@ -48,17 +48,8 @@ __device__ void write_chunk_mass(const RerankParams& q, const float* scores, int
     const int c = i % chunks, head = i / chunks;
     const int place = first / chunk + c;
     if (place < count) {
-      const float* const x = scores + head * kScoreStride + c * chunk;
-      float largest = x[0];
-      for (int t = 1; t < chunk; ++t) {
-        largest = fmaxf(largest, x[t]);
-      }
-      float sum = 0;
-      for (int t = 0; t < chunk; ++t) {
-        sum += exp2_fast(x[t] - largest);
-      }
       q.scratch.chunk_mass[(static_cast<std::int64_t>(pair_index) * q.group + head) * q.p.shortlist_stride + place] =
-          largest + log2f(sum);
+          log_mass(scores + head * kScoreStride + c * chunk, chunk);
     }
   }
 }

@@ -49,16 +49,8 @@ __device__ inline void write_tile(const RerankTileParams& q, const float (&s)[2]
   for (int i = kComputeThreads - 1 - me.thread; i < q.group << shift; i += kComputeThreads) {
     const int head = i >> shift, c = i & ((1 << shift) - 1), place = first / chunk + c;
     if (place < count) {
-      const float* const x = scores + head * kTileScoreStride + c * chunk;
-      float largest = x[0];
-      for (int t = 1; t < chunk; ++t) {
-        largest = fmaxf(largest, x[t]);
-      }
-      float sum = 0;
-      for (int t = 0; t < chunk; ++t) {
-        sum += exp2_fast(x[t] - largest);
-      }
-      q.scratch.chunk_mass[(list + head) * q.p.shortlist_stride + place] = largest + log2f(sum);
+      q.scratch.chunk_mass[(list + head) * q.p.shortlist_stride + place] =
+          log_mass(scores + head * kTileScoreStride + c * chunk, chunk);
     }
   }
 }

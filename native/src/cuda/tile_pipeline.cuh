@@ -82,12 +82,7 @@ struct TileLayout {
 
 __host__ __device__ inline TileLayout tile_layout(int dim, int rank, int chunk, Turn turn, bool attends) {
   TileLayout l = {};
-  int at = 0;
-  const auto take = [&at](int bytes) {
-    const int begin = at;
-    at += align_16(bytes);
-    return begin;
-  };
+  SharedBytes take;
   const int query_bytes = SKV_MAX_GROUP * (dim + kRowPadding) * 2;
   const int rotation_bytes = (dim / 2 + kFinePadding<Turn::kHalves>)*8;
   l.fine = take(chunk * rotation_bytes);
@@ -95,8 +90,8 @@ __host__ __device__ inline TileLayout tile_layout(int dim, int rank, int chunk, 
   // Queries of stored keys, where those of rebuilt ones have their columns in another order.
   l.plain_queries = attends && turn == Turn::kNeighbours ? take(query_bytes) : l.queries;
   l.basis = take(dim / 8 * column_block_bytes(rank));
-  l.pipelines = at;
-  at = 0;
+  l.pipelines = take.end;
+  take.end = 0;
   const TileRows stored(kStoredChunk, dim * 2);
   l.keys = take(max(TileRows(chunk, rank * 2).bytes(), attends ? stored.bytes() : 0));
   l.tables = take(kTileTokens / chunk * 2 * rotation_bytes);
@@ -110,7 +105,7 @@ __host__ __device__ inline TileLayout tile_layout(int dim, int rank, int chunk, 
     l.scores = take(SKV_MAX_GROUP * kTileScoreStride * 4);
   }
   l.barriers = take(static_cast<int>(sizeof(TileBarriers)));
-  l.pipeline_bytes = at;
+  l.pipeline_bytes = take.end;
   return l;
 }
 

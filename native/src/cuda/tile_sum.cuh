@@ -18,9 +18,8 @@ using TileLogits = float[2][2][2];
 template <int kMostColumns, bool kExact>
 class TilePartSum {
  public:
-  static constexpr int kWeightRows = kExact ? 2 * SKV_MAX_GROUP : SKV_MAX_GROUP;
-
-  // columns: of a value; weights: [kWeightRows][kTileWeightStride], scales: of e4m3 values.
+  // columns: of a value; weights: [SKV_MAX_GROUP][kTileWeightStride], twice the rows where kExact; scales: of e4m3
+  // values.
   __device__ TilePartSum(const TileThread& me, int group, int columns, std::uint16_t* weights, TileExchange& exchange,
                          const float* scales)
       : me_(me), group_(group), columns_(columns), weights_(weights), exchange_(exchange), scales_(scales) {}

@@ -47,6 +47,17 @@ struct UnitLayout {
 __host__ __device__ inline int align_16(int bytes) {
   return (bytes + 15) / 16 * 16;
 }
+
+// Hands out shared memory from front to back: where each part begins.
+struct SharedBytes {
+  int end = 0;
+  __host__ __device__ int operator()(int bytes) {
+    const int begin = end;
+    end += align_16(bytes);
+    return begin;
+  }
+};
+
 // Coefficients and basis lie in shared memory as the tensor cores take them: 8 by 8 elements are 128 consecutive bytes.
 // Coefficients: [token / 8][direction / 8][token % 8 + 1][8]. Basis: [D / 8][directions + 1][8]. The one more keeps
 // what neighbouring lanes write in different banks. Directions are whole instructions of 16.
@@ -65,12 +76,7 @@ __host__ __device__ inline int column_block_bytes(int rank) {
 // dim 0 stands for the path without tensor cores.
 __host__ __device__ inline UnitLayout unit_layout(int dim, int rank, int chunk, int group, bool with_values) {
   UnitLayout l = {};
-  int at = 0;
-  const auto take = [&at](int bytes) {
-    const int begin = at;
-    at += align_16(bytes);
-    return begin;
-  };
+  SharedBytes take;
   l.rows = take(static_cast<int>(sizeof(UnitRows)));
   l.scores = take((group > 8 ? 16 : 8) * kScoreStride * 4);
   l.statistics = take(4 * SKV_MAX_GROUP * 4);
@@ -88,7 +94,7 @@ __host__ __device__ inline UnitLayout unit_layout(int dim, int rank, int chunk, 
     const int coefficients = kUnitTokens / 8 * token_block_bytes(rank);
     l.coefficients = l.values = take(max(coefficients, with_values ? kUnitTokens * (dim + kRowPadding) * 2 : 0));
   }
-  l.end = at;
+  l.end = take.end;
   return l;
 }
 
