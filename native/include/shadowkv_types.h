@@ -97,7 +97,7 @@ typedef struct skv_context_params {
   uint64_t stream;       /* CUDA: the caller's cudaStream_t as an address; with own_stream unset, 0 is the default stream */
   int32_t own_stream;    /* CUDA: not 0: the context makes and owns a non-blocking stream */
   int32_t instruction_set; /* CPU: 0 best available, 1 portable, 2 AVX2, 3 AVX-512, 4 AVX-512 with bf16 products; for tests and comparisons */
-  const char *blas_path; /* host; file or folder in which to look for BLAS/LAPACK (CPU) or cuBLAS (CUDA) first; several separated by ':'; may be null */
+  const char *blas_path; /* host; file or folder in which to look for BLAS/LAPACK (CPU) or cuBLAS (CUDA) first; several separated by ':'; "none": do without; may be null */
 } skv_context_params;
 
 typedef struct skv_device_info {

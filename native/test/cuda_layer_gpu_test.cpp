@@ -245,13 +245,12 @@ void random_fill(skv::Backend& backend, std::mt19937_64& generator) {
   }
 }
 
-// A row of a small batch comes out the same, to the bit, whatever its companions.
-void matmul_alone(skv::Backend& backend, std::mt19937_64& generator) {
-  const std::int64_t columns = 201, inner = 1240;
-  Array input(backend, rounded(gpu::normals(generator, 16 * inner), SKV_BF16), SKV_BF16);
-  Array weight(backend, rounded(gpu::normals(generator, columns * inner), SKV_BF16), SKV_BF16);
-  std::vector<float> all;
-  for (const std::int64_t rows : {16, 9, 8, 3, 1}) {
+// A row comes out the same, to the bit, whatever is in the others, and without cuBLAS also however many they are.
+void matmul_alone(skv::Backend& backend, std::mt19937_64& generator, bool blas) {
+  constexpr std::int64_t columns = 201, inner = 1240, most = 16;
+  const Array weight(backend, rounded(gpu::normals(generator, columns * inner), SKV_BF16), SKV_BF16);
+  const auto product = [&](const std::vector<float>& x, std::int64_t rows) {
+    const Array input(backend, x, SKV_BF16);
     Array output(backend, rows * columns * 4);
     skv_matmul_params p = {};
     p.input_type = p.weight_type = SKV_BF16;
@@ -263,9 +262,20 @@ void matmul_alone(skv::Backend& backend, std::mt19937_64& generator) {
     p.columns = columns;
     p.inner = inner;
     backend.matmul(p);
-    const auto some = output.values(SKV_F32);
-    all = all.empty() ? some : all;
+    return output.values(SKV_F32);
+  };
+  const auto x = rounded(gpu::normals(generator, most * inner), SKV_BF16);
+  std::vector<float> all;
+  for (const std::int64_t rows : {most, std::int64_t{9}, std::int64_t{8}, std::int64_t{3}, std::int64_t{1}}) {
+    const auto some = product(x, rows);
+    all = all.empty() || blas ? some : all;
     CHECK(std::equal(some.begin(), some.end(), all.begin()));
+    auto others = rounded(gpu::normals(generator, most * inner, 3.0F), SKV_BF16);
+    const std::int64_t kept = rows / 2;
+    std::copy_n(x.begin() + kept * inner, inner, others.begin() + kept * inner);
+    const auto among_others = product(others, rows);
+    CHECK(std::equal(some.begin() + kept * columns, some.begin() + (kept + 1) * columns,
+                     among_others.begin() + kept * columns));
   }
 }
 
@@ -371,9 +381,14 @@ int main() {
   embed(*backend, generator);
   argmax(*backend, generator);
   random_fill(*backend, generator);
-  const std::string blas = backend->describe_blas();
-  std::printf("%s\n", blas.c_str());
-  matmul(*backend, generator, blas.rfind("cuBLAS ", 0) == 0 && blas.find("not found") == std::string::npos);
-  matmul_alone(*backend, generator);
+  const auto without = gpu::open(reason, "none");
+  for (skv::Backend* const each : {backend.get(), without.get()}) {
+    const std::string library = each->describe_blas();
+    std::printf("%s\n", library.c_str());
+    const bool blas = library.rfind("cuBLAS ", 0) == 0 && library.find("not found") == std::string::npos;
+    CHECK(each != without.get() || !blas);
+    matmul(*each, generator, blas);
+    matmul_alone(*each, generator, blas);
+  }
   return check::verdict();
 }

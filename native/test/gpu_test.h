@@ -32,12 +32,12 @@ inline std::int64_t size_of(std::int32_t type) {
 }
 
 // The context, or a skip.
-inline std::unique_ptr<skv::Backend> open(std::string& reason) {
+inline std::unique_ptr<skv::Backend> open(std::string& reason, const char* blas = std::getenv("SHADOWKV_CUBLAS")) {
   skv_context_params params = {};
   params.struct_size = sizeof params;
   params.backend = SKV_BACKEND_CUDA;
   params.own_stream = 1;
-  params.blas_path = std::getenv("SHADOWKV_CUBLAS");
+  params.blas_path = blas;
   try {
     return skv::make_cuda_backend(params);
   } catch (const skv::Error& error) {

@@ -6,10 +6,10 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
-#include <sstream>
 #include <string_view>
 #include <vector>
 
+#include "blas/candidates.h"
 #include "error.h"
 
 namespace skv::blas {
@@ -23,29 +23,15 @@ constexpr const char* kFolders[] = {"/usr/lib/x86_64-linux-gnu", "/usr/lib/x86_6
 
 // What a caller's path and the system offer, in this order.
 std::vector<std::string> candidates(const std::string& path) {
-  std::vector<std::string> files;
-  const auto add_folder = [&](const std::filesystem::path& folder) {
-    for (const char* name : kNames) {
-      files.push_back((folder / name).string());
-    }
-  };
-  std::stringstream entries(path);
-  for (std::string entry; std::getline(entries, entry, ':');) {
-    if (entry.empty()) {
-      continue;
-    }
-    std::error_code ignored;
-    if (std::filesystem::is_directory(entry, ignored)) {
-      add_folder(entry);
-    } else {
-      files.push_back(entry);
-    }
+  if (path == kNoLibrary) {
+    return {};
   }
+  std::vector<std::string> files = files_of(path, kNames);
   for (const char* name : kNames) {
     files.emplace_back(name);  // the loader's own search
   }
   for (const char* folder : kFolders) {
-    add_folder(folder);
+    add_folder(files, folder, kNames);
   }
   return files;
 }

@@ -6,9 +6,9 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
-#include <sstream>
 #include <vector>
 
+#include "blas/candidates.h"
 #include "error.h"
 
 namespace skv::blas {
@@ -22,31 +22,17 @@ constexpr const char* kFolders[] = {"/usr/local/cuda/lib64", "/usr/local/cuda/ta
 
 // What a caller's path, the toolkit's variables and the system offer, in this order.
 std::vector<std::string> candidates(const std::string& path) {
-  std::vector<std::string> files;
-  const auto add_folder = [&](const std::filesystem::path& folder) {
-    for (const char* name : kNames) {
-      files.push_back((folder / name).string());
-    }
-  };
-  std::stringstream entries(path);
-  for (std::string entry; std::getline(entries, entry, ':');) {
-    std::error_code ignored;
-    if (entry.empty()) {
-      continue;
-    }
-    if (std::filesystem::is_directory(entry, ignored)) {
-      add_folder(entry);
-    } else {
-      files.push_back(entry);
-    }
+  if (path == kNoLibrary) {
+    return {};
   }
+  std::vector<std::string> files = files_of(path, kNames);
   for (const char* variable : {"CUDA_PATH", "CUDA_HOME"}) {
     if (const char* root = std::getenv(variable); root && *root) {
-      add_folder(std::filesystem::path(root) / "lib64");
+      add_folder(files, std::filesystem::path(root) / "lib64", kNames);
     }
   }
   for (const char* folder : kFolders) {
-    add_folder(folder);
+    add_folder(files, folder, kNames);
   }
   for (const char* name : kNames) {
     files.emplace_back(name);  // the loader's own search
@@ -103,7 +89,8 @@ std::shared_ptr<const Cublas> load(const std::string& path) {
     // Stays loaded: cuBLAS does not survive being unloaded while the driver lives.
     return table;
   }
-  throw Error(SKV_NOT_AVAILABLE, "cuBLAS was not found; searched " + searched +
+  throw Error(SKV_NOT_AVAILABLE, "cuBLAS was not found; searched " +
+                                     (searched.empty() ? "nothing, as asked" : searched) +
                                      "; install the CUDA toolkit, pass the folder of libcublas.so.13 or .12, or add "
                                      "org.bytedeco:cuda-platform-redist to the class or module path");
 }

@@ -69,11 +69,15 @@ void Cublas::open() {
 }
 
 bool Cublas::available() {
+  if (missing_) {
+    return false;
+  }
   try {
     open();
     return true;
   } catch (const Error& error) {
-    if (error.status() == SKV_NOT_AVAILABLE) {
+    missing_ = error.status() == SKV_NOT_AVAILABLE;
+    if (missing_) {
       return false;
     }
     throw;

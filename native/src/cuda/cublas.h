@@ -50,6 +50,7 @@ class Cublas {
   std::shared_ptr<const blas::Cublas> library_;
   blas::Cublas::Handle handle_ = nullptr;
   void* workspace_ = nullptr;
+  bool missing_ = false;  // searched for in vain: not again for every product
 };
 
 }  // namespace skv::cuda

@@ -188,7 +188,7 @@ public final class Device implements AutoCloseable {
             return this;
         }
 
-        /** A file or folder in which to look for BLAS first; several separated by ':'. */
+        /** A file or folder in which to look for BLAS first; several separated by ':'. {@code "none"}: do without. */
         public Builder blasPath(String path) {
             blas = Objects.requireNonNull(path);
             return this;
