@@ -156,8 +156,14 @@ void launch_rerank(const skv_rerank_params& p, const RerankScratch& scratch, con
 bool launch_rerank_tiles(const skv_rerank_params& p, const RerankScratch& scratch, const DeviceTraits& traits,
                          PairRange pairs, cudaStream_t stream);
 
-// early: the launch before this one on the stream makes the lists.
-void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, bool early, cudaStream_t stream);
+// How a fetch stands to the launches before and behind it on its stream.
+struct FetchOrder {
+  bool early = false;      // the one before makes its lists
+  bool continues = false;  // the one before is another fetch, begun when these lists were there already
+  bool continued = false;  // the one behind continues this: it begins when all blocks have asked for their last chunks
+};
+
+void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, FetchOrder order, cudaStream_t stream);
 
 // --- Attention --------------------------------------------------------------------------------
 

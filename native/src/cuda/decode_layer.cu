@@ -38,11 +38,11 @@ constexpr int kSelectStreams = 3;
 // and fill the device, but none so large that fetches wait long for its end. Each ends where a fetched group does. A
 // rerank takes longer than the link, so that what counts is that the device is full from the beginning.
 Groups selected_groups(const skv_decode_layer_params& p, const Groups& fetched) {
-  constexpr int kMost = 8;
+  const int most = p.shortlist > 0 ? 8 : 6;
   Groups groups;
   groups.count = 0;
   int next = 0;
-  for (int taken = p.shortlist > 0 ? 2 : 1; next < fetched.count; taken = std::min(2 * taken, kMost)) {
+  for (int taken = p.shortlist > 0 ? 2 : 1; next < fetched.count; taken = std::min(2 * taken, most)) {
     const int last = std::min(next + taken, fetched.count);
     groups.bound[static_cast<std::size_t>(groups.count)] = fetched.bound[static_cast<std::size_t>(next)];
     groups.bound[static_cast<std::size_t>(++groups.count)] = fetched.bound[static_cast<std::size_t>(last)];
@@ -186,7 +186,8 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 }
 
 // The link is what a step waits for, so everything before a fetch only has to keep the link fed, and attention fills
-// what is left of the machine. Fetches take turns on two side streams, so that one begins while another ends.
+// what is left of the machine. The fetches of a selection are one chain of early launches, each asking while the chunks
+// of the one before arrive; the next selection's chain, on the other of two side streams, begins beside the last of it.
 // The first selections have a stream each, and each begins when all blocks of the one before it have: it takes the SMs
 // that those leave, before attention gets any, but never theirs; the rest follow on the last of these streams. Fetches
 // are more urgent than selections, earlier selections than later ones, all of them than attention: the next groups are
@@ -306,11 +307,16 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
     order(select_streams[0], select_streams[i]);
   }
   int selections = 0;
+  cudaEvent_t only_last_left = nullptr;  // of the fetches of a selection
   bool attended_aside = false;
   cudaStream_t select_stream = select_streams[0];
   for (int group = 0; group < fetched.count; ++group) {
     const PairRange pairs = fetched.range(group);
-    if (selections < selected.count && selected.range(selections).first == pairs.first) {
+    const auto selection_begins_at = [&](int pair) {
+      return selections < selected.count && selected.range(selections).first == pair;
+    };
+    const bool first_of_selection = selection_begins_at(pairs.first);
+    if (first_of_selection) {
       const PairRange part = selected.range(selections);
       select_stream = select_streams[std::min(selections, kSelectStreams - 1)];
       const int at_once = part.count + (selections == 1 ? selected.range(0).count : 0);
@@ -335,11 +341,23 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
       }
       ++selections;
     }
-    cudaStream_t const fetch_stream = fetch_streams[group % 2];
-    order(select_stream, fetch_stream);
-    launch_value_gather(gather, pairs, !piped, fetch_stream);
-    launched("gather", group, fetch_stream);
     const bool last = group + 1 == fetched.count;
+    const bool last_of_selection = last || selection_begins_at(pairs.end());
+    cudaStream_t const fetch_stream = fetch_streams[selections % 2];
+    if (first_of_selection) {
+      order(select_stream, fetch_stream);
+      if (only_last_left) {
+        check(cudaStreamWaitEvent(fetch_stream, only_last_left, 0), "waiting for an event");
+      }
+    }
+    if (last_of_selection && !last) {
+      only_last_left = launch.events[event++];
+      check(cudaEventRecord(only_last_left, fetch_stream), "recording an event");
+    }
+    launch_value_gather(gather, pairs,
+                        {.early = !piped, .continues = !first_of_selection, .continued = !last_of_selection},
+                        fetch_stream);
+    launched("gather", group, fetch_stream);
     const bool beside_fetch = last && p.geometry.slots > 0;
     cudaStream_t const attention_stream = beside_fetch ? fetch_stream : attention_streams[group % 2];
     order(fetch_stream, attention_stream);

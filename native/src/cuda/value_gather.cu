@@ -18,6 +18,7 @@ struct GatherParams {
   int first_pair;
   int pairs;
   std::int64_t chunk_vectors;  // 16-byte words of a chunk of one head
+  FetchOrder order;
 };
 
 // Reads that pass by the caches of the SM: host memory is read once, and may have changed since the last step.
@@ -35,10 +36,15 @@ __device__ uint4 load_host_16(const void* host) {
 // (C * D * 2 or 1 bytes a chunk); bound by the link. The lists are taken head by head, ascending, by all warps
 // side by side, so that neighbouring requests are neighbours in host memory; a warp has kTogether chunks in flight.
 // Reached: 50.0 GB/s at 2 KB a chunk, 48.4 at 1 KB, where copies run at 55.4 (H200, 2026-11-24, bench_cuda_decode).
+// A fetch that continues another asks while the other's last chunks are under way, so that the link never runs empty.
 template <int kVectors, int kTogether>
 __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __grid_constant__ GatherParams q) {
-  wait_for_earlier();
-  let_next_begin();
+  if (!q.order.continues) {
+    wait_for_earlier();
+  }
+  if (!q.order.continued) {
+    let_next_begin();
+  }
   const skv_value_gather_params& p = q.p;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(gridDim.x) * kGatherWarps;
@@ -87,6 +93,9 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
             }
           }
         }
+        if (q.order.continued && entry + kTogether * warps >= total) {
+          let_next_begin();
+        }
 #pragma unroll
         for (int i = 0; i < kTogether; ++i) {
           if (i < entries) {
@@ -113,17 +122,17 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
 
 }  // namespace
 
-void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, bool early, cudaStream_t stream) {
+void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, FetchOrder order, cudaStream_t stream) {
   if (pairs.count == 0 || p.geometry.slots == 0) {
     return;
   }
-  GatherParams q = {p, pairs.first, pairs.count, 0};
+  GatherParams q = {p, pairs.first, pairs.count, 0, order};
   // C is 8 or 16 and D even, so that a chunk is always whole 16-byte words.
   q.chunk_vectors = static_cast<std::int64_t>(p.geometry.chunk) * p.geometry.head_dim *
                     (p.geometry.value_type == SKV_F8_E4M3 ? 1 : 2) / 16;
   const dim3 grid(static_cast<unsigned>(p.blocks > 0 ? p.blocks : kDefaultBlocks)), block(kGatherThreads);
   const auto launch = [&](auto kernel) {
-    launch_beside("value gather", Beside{.early = early}, kernel, grid, block, 0, stream, q);
+    launch_beside("value gather", Beside{.early = order.early || order.continues}, kernel, grid, block, 0, stream, q);
   };
   switch (q.chunk_vectors) {
     case 32:
@@ -147,7 +156,7 @@ std::uint64_t value_gather_workspace(const skv_value_gather_params&, const Devic
 
 void value_gather(const skv_value_gather_params& p, Launch& launch) {
   check_shadow_geometry(p.geometry, SKV_F32, "value_gather");
-  launch_value_gather(p, all_pairs(p.batch, p.geometry), false, launch.stream);
+  launch_value_gather(p, all_pairs(p.batch, p.geometry), {}, launch.stream);
 }
 
 }  // namespace skv::cuda
