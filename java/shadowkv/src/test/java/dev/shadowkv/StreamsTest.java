@@ -6,6 +6,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import java.lang.foreign.MemorySegment;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
@@ -195,20 +196,25 @@ class StreamsTest {
         }
     }
 
-    /** Two contexts on one device decode at the same time, each as if it were alone. */
+    /** Two contexts on one device, and one on each other GPU, decode at the same time, each as if it were alone. */
     @Test
-    void twoContextsAtOnce() throws Exception {
+    void severalContextsAtOnce() throws Exception {
         float[][] expected;
         try (KvCache cache = cache(device, true)) {
             expected = CacheRunner.decode(filled(cache, 400), TOKENS, 400, 520);
         }
-        try (ExecutorService threads = Executors.newFixedThreadPool(2)) {
-            Callable<float[][]> work = () -> {
-                try (Device own = TestDevice.open(); KvCache cache = cache(own, true)) {
-                    return CacheRunner.decode(filled(cache, 400), TOKENS, 400, 520);
-                }
-            };
-            for (Future<float[][]> result : List.of(threads.submit(work), threads.submit(work))) {
+        int contexts = TestDevice.cuda() ? Device.cudaDevices() + 1 : 2;
+        try (ExecutorService threads = Executors.newFixedThreadPool(contexts)) {
+            List<Callable<float[][]>> work = new ArrayList<>();
+            for (int i = 0; i < contexts; i++) {
+                int behind = i;
+                work.add(() -> {
+                    try (Device own = TestDevice.open(behind); KvCache cache = cache(own, true)) {
+                        return CacheRunner.decode(filled(cache, 400), TOKENS, 400, 520);
+                    }
+                });
+            }
+            for (Future<float[][]> result : threads.invokeAll(work)) {
                 for (int i = 0; i < expected.length; i++) {
                     Compare.same(expected[i], result.get()[i], "token " + (400 + i));
                 }

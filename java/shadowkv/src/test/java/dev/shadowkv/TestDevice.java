@@ -8,17 +8,28 @@ public final class TestDevice {
     private TestDevice() {
     }
 
-    /** cpu or cuda, by -Dshadowkv.test.device. */
+    /** cpu, cuda or cuda:N, by -Dshadowkv.test.device. */
     public static Device open() {
-        return cuda() ? Device.cuda(0) : Device.cpu(2);
+        return open(0);
+    }
+
+    /** As {@link #open()}, but of the GPUs the one that many places behind it, in a ring. */
+    static Device open(int behind) {
+        return cuda() ? Device.cuda((ordinal() + behind) % Device.cudaDevices()) : Device.cpu(2);
+    }
+
+    private static String named() {
+        String property = System.getProperty("shadowkv.test.device");
+        return property != null ? property : System.getenv().getOrDefault("SHADOWKV_TEST_DEVICE", "cpu");
     }
 
     public static boolean cuda() {
-        String property = System.getProperty("shadowkv.test.device");
-        if (property == null) {
-            property = System.getenv().getOrDefault("SHADOWKV_TEST_DEVICE", "cpu");
-        }
-        return property.equals("cuda");
+        return named().startsWith("cuda");
+    }
+
+    private static int ordinal() {
+        String[] parts = named().split(":");
+        return parts.length > 1 ? Integer.parseInt(parts[1]) : 0;
     }
 
     /**
