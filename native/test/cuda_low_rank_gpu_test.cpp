@@ -381,11 +381,8 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
       const double mine = singular[at(j)], best = std::sqrt(std::max(exact[at(j)], 0.0));
       const double before = j == 0 ? INFINITY : static_cast<double>(singular[at(j - 1)]);
       // No subspace holds more; the strong half is converged. What is small beside the largest is blurred by fp32: the
-      // Gram matrix has rounding errors that grow with the root of the number of tokens, and its product with the block
-      // of directions, [width][rank and 32 more], those of a random matrix, whose norm is the root of its elements.
-      const double rounding_errors =
-          std::sqrt(static_cast<double>(c.tokens)) + std::sqrt(static_cast<double>(width * (c.rank + 32)));
-      const double blur = std::sqrt(kF32Epsilon * rounding_errors * exact[0]);
+      // Gram matrix has rounding errors that grow with the root of the number of tokens.
+      const double blur = std::sqrt(kF32Epsilon * std::sqrt(static_cast<double>(c.tokens)) * exact[0]);
       const double most = best * (1 + 1e-4) + blur;
       const bool converged = j < c.rank / 2 && best > 1e-2 * std::sqrt(exact[0]);
       const double least = converged ? best * (1 - 1e-3) : 0.0;

@@ -32,7 +32,10 @@ constexpr int kCommonBlock = 192;  // rank 160: kernels for blocks up to this ho
 constexpr std::uint64_t kSeed = 0x5eed0fba51c5ULL;
 // A direction with less than this share of what it had before those ahead of it were taken out is rounding.
 constexpr double kDependent = 1e-13;
-constexpr double kNegligible = 1e-9;
+// Between directions that hold less than this share of the largest one's energy, the projected Gram matrix is rounding:
+// sums of tensor cores are cut off, 1e-7 of the largest eigenvalue at 1500 tokens, and what is cut off makes it
+// indefinite. Nothing is lost with it: bf16 coefficients of the largest direction miss five times as much.
+constexpr double kCoupled = 1e-6;
 
 struct Plan {
   std::int64_t width, key_stride;
@@ -249,11 +252,11 @@ void inner_products(const float* a, const float* b, const Plan& plan, const Scra
                 launch.stream, a, b, static_cast<int>(plan.width), plan.block, s.products);
 }
 
-void cholesky(const Plan& plan, const Scratch& s, double own_share, double overall_share, const Launch& launch) {
+void cholesky(const Plan& plan, const Scratch& s, double own_share, double coupled_share, const Launch& launch) {
   const auto kernel =
       plan.block <= kCommonBlock ? cholesky_kernel<kCommonBlock / kPanel> : cholesky_kernel<kMaximumBlock / kPanel>;
   launch_kernel("low_rank_factor", kernel, dim3(1), dim3(kCholeskyThreads), cholesky_shared_bytes(plan.block),
-                launch.stream, s.products, s.transposed, s.inverses, plan.block, own_share, overall_share);
+                launch.stream, s.products, s.transposed, s.inverses, plan.block, own_share, coupled_share);
 }
 
 // to = an orthonormal basis of what the columns of from span.
@@ -317,7 +320,7 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Launch& launch) {
   }
   multiply_gram();
   inner_products(s.q, s.y, plan, s, launch);
-  cholesky(plan, s, 0.0, kNegligible, launch);
+  cholesky(plan, s, 0.0, kCoupled, launch);
   jacobi(p, plan, s, launch);
   const int found = std::min(p.rank, plan.block);
   launch.cublas.multiply(launch.stream, found, plan.width, plan.block, 1.0F, {s.vectors, SKV_F32, plan.block},

@@ -62,13 +62,14 @@ inline std::size_t cholesky_shared_bytes(int n) {
 
 // In place: matrix [n][n] = L . L^T, of which the lower triangle is read and becomes L. Also writes L transposed,
 // and the transposed inverses of L's diagonal blocks [n/32][32][32]. A column whose pivot is not above
-// own_share of its diagonal element and overall_share of the largest is dependent on those before it: it and
-// its inverse become zero. One block: left-looking panels of 32 columns, n^3/6 operations; bound by latency. n is at
-// most 32 * kRowsOfWarp.
+// own_share of its diagonal element is dependent on those before it: it and its inverse become zero. One whose pivot is
+// not above coupled_share of the largest diagonal element keeps the root of its pivot, but what lies below is taken for
+// rounding, which the division by a small root would blow up, and becomes zero, as does its inverse. One block:
+// left-looking panels of 32 columns, n^3/6 operations; bound by latency. n is at most 32 * kRowsOfWarp.
 template <int kRowsOfWarp>
 __global__ void __launch_bounds__(kCholeskyThreads)
     cholesky_kernel(double* matrix, double* transposed, double* inverses, int n, double own_share,
-                    double overall_share) {
+                    double coupled_share) {
   extern __shared__ double cholesky_shared[];
   double* const panel = cholesky_shared;                       // [n][33]
   double* const factor = panel + n * kCholeskyPitch;           // [32][33] rows of L beside the panel
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(kCholeskyThreads)
     inverse[warp * kCholeskyPitch + lane] = warp == lane ? 1.0 : 0.0;
     // A pivot is inverted once, by the thread that made it.
     const auto settle = [&](int j, double pivot) {
-      const bool independent = pivot > own_share * diagonal[begin + j] && pivot > overall_share * largest && pivot > 0;
+      const bool independent = pivot > own_share * diagonal[begin + j] && pivot > coupled_share * largest && pivot > 0;
       over[j] = independent ? 1.0 / pivot : 0.0;
     };
     if (threadIdx.x == 0) {
@@ -155,7 +156,10 @@ __global__ void __launch_bounds__(kCholeskyThreads)
     }
     __syncthreads();
     inverse[warp * kCholeskyPitch + lane] = lane <= warp ? inverse[warp * kCholeskyPitch + lane] * unscale[warp] : 0.0;
-    const double on_diagonal = lane <= warp ? panel[warp * kCholeskyPitch + lane] * unscale[lane] : 0.0;
+    double on_diagonal = lane <= warp ? panel[warp * kCholeskyPitch + lane] * unscale[lane] : 0.0;
+    if (coupled_share > 0 && lane == warp && over[lane] == 0) {
+      on_diagonal = sqrt(fmax(panel[warp * kCholeskyPitch + lane], 0.0));
+    }
     __syncthreads();
     inverses[static_cast<std::int64_t>(begin) * kPanel + lane * kPanel + warp] = inverse[warp * kCholeskyPitch + lane];
     panel[warp * kCholeskyPitch + lane] = on_diagonal;
