@@ -7,94 +7,289 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <map>
-#include <memory>
-#include <random>
+#include <numeric>
 #include <string>
-#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "backend.h"
 #include "cuda/cublas.h"
 #include "cuda/decode.h"
-#include "moments.h"
+#include "decode_bench.h"
 #include "shadowkv_types.h"
 
 namespace {
 
-constexpr int kQueryHeads = 32, kHeads = 8, kDim = 128, kChunk = 8, kRank = 160, kSelect = 256, kSlots = 512;
-constexpr int kWindow = 256, kRecent = 130, kOutliers = 48;
-constexpr int kRuns = 15;
+using namespace decode_bench;
 
-std::unique_ptr<skv::Backend> backend;
-cudaStream_t stream;
-std::string only;
-
-void check(cudaError_t code, const char* what) {
-  if (code != cudaSuccess) {
-    std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(code));
-    std::exit(1);
+// Layers of all sessions with values of one type; kernels are measured on the first.
+struct Cache {
+  Cache(const Batch& batch, int value_type, const std::vector<std::uint8_t>& noise)
+      : setup{batch.sessions, batch.tokens, value_type}, type_name(value_type == SKV_BF16 ? "bf16" : "fp8") {
+    const int layer_count = batch.sessions >= 4 ? 3 : 16;
+    for (int i = 0; i < layer_count; ++i) {
+      layers.push_back(make_layer(setup, noise));
+    }
   }
-}
 
-// Given back when the process ends.
-template <class T>
-T* device(std::uint64_t count) {
-  return static_cast<T*>(backend->allocate_device(count * sizeof(T)));
-}
+  const Layer& first() const { return layers.front(); }
 
-void random_bf16(void* to, std::uint64_t count, float deviation) {
-  static std::uint64_t seed = std::random_device{}();
-  skv_random_fill_params p = {};
+  Setup setup;
+  const char* type_name;
+  std::vector<Layer> layers;
+};
+
+skv_landmark_topk_params landmark_topk_params(const Batch& batch, const Cache& cache, const Lists& lists) {
+  skv_landmark_topk_params p = {};
   p.struct_size = sizeof(p);
-  p.type = SKV_BF16;
-  p.output = to;
-  p.count = static_cast<std::int64_t>(count);
-  p.seed = ++seed;
-  p.deviation = deviation;
-  backend->random_fill(p);
+  p.query_type = SKV_BF16;
+  p.geometry = cache.setup.geometry();
+  p.batch = batch.sessions;
+  p.queries = batch.queries;
+  p.layers = cache.first().table;
+  p.states = batch.states;
+  p.radius_weight = 0.5F;
+  p.select = kSelect;
+  p.max_chunks = cache.setup.chunks();
+  p.selected = lists.selected;
+  p.selected_count = lists.selected_count;
+  return p;
 }
 
-template <class T>
-T* upload(const std::vector<T>& from) {
-  T* const to = device<T>(from.size());
-  backend->copy(to, from.data(), from.size() * sizeof(T));
-  return to;
+skv_cache_plan_params cache_plan_params(const Batch& batch, const Cache& cache, const Lists& lists) {
+  skv_cache_plan_params p = {};
+  p.struct_size = sizeof(p);
+  p.geometry = cache.setup.geometry();
+  p.batch = batch.sessions;
+  p.layers = cache.first().table;
+  p.states = batch.states;
+  p.select = kSelect;
+  p.selected = lists.selected;
+  p.selected_count = lists.selected_count;
+  p.selected_slot = lists.selected_slot;
+  p.fetch_chunk = lists.fetch_chunk;
+  p.fetch_slot = lists.fetch_slot;
+  p.fetch_count = lists.fetch_count;
+  return p;
 }
 
-class Timer {
- public:
-  Timer() {
-    check(cudaEventCreate(&begin_), "event");
-    check(cudaEventCreate(&end_), "event");
+skv_value_gather_params value_gather_params(const Batch& batch, const Cache& cache, const Lists& lists) {
+  skv_value_gather_params p = {};
+  p.struct_size = sizeof(p);
+  p.geometry = cache.setup.geometry();
+  p.batch = batch.sessions;
+  p.layers = cache.first().table;
+  p.select = kSelect;
+  p.fetch_chunk = lists.fetch_chunk;
+  p.fetch_slot = lists.fetch_slot;
+  p.fetch_count = lists.fetch_count;
+  return p;
+}
+
+skv_sparse_attention_params sparse_attention_params(const Batch& batch, const Cache& cache, const Lists& lists) {
+  skv_sparse_attention_params p = {};
+  p.struct_size = sizeof(p);
+  p.query_type = SKV_BF16;
+  p.output_type = SKV_BF16;
+  p.geometry = cache.setup.geometry();
+  p.batch = batch.sessions;
+  p.queries = batch.queries;
+  p.layers = cache.first().table;
+  p.states = batch.states;
+  p.rope = batch.rope;
+  p.select = kSelect;
+  p.selected = lists.selected;
+  p.selected_slot = lists.selected_slot;
+  p.selected_count = lists.selected_count;
+  p.output = batch.output;
+  return p;
+}
+
+// Takes a shortlist in `selected`; what it selects of it goes where a plan keeps slots and counts of fetches.
+skv_rerank_params rerank_params(const Batch& batch, const Cache& cache, const Lists& lists) {
+  skv_rerank_params p = {};
+  p.struct_size = sizeof(p);
+  p.query_type = SKV_BF16;
+  p.geometry = cache.setup.geometry();
+  p.batch = batch.sessions;
+  p.queries = batch.queries;
+  p.layers = cache.first().table;
+  p.states = batch.states;
+  p.rope = batch.rope;
+  p.shortlist_stride = kShortlist;
+  p.shortlist = lists.selected;
+  p.shortlist_count = lists.selected_count;
+  p.select = kSelect;
+  p.selected = lists.selected_slot;
+  p.selected_count = lists.fetch_count;
+  return p;
+}
+
+skv_decode_layer_params decode_layer_params(const Batch& batch, const Cache& cache) {
+  skv_decode_layer_params p = {};
+  p.struct_size = sizeof(p);
+  p.input_type = SKV_BF16;
+  p.geometry = cache.setup.geometry();
+  p.batch = batch.sessions;
+  p.queries = batch.queries;
+  p.keys = batch.keys;
+  p.values = batch.values;
+  p.layers = cache.first().table;
+  p.states = batch.states;
+  p.rope = batch.rope;
+  p.radius_weight = 0.5F;
+  p.select = kSelect;
+  p.max_chunks = cache.setup.chunks();
+  p.output = batch.output;
+  return p;
+}
+
+// One step of all layers, each as `p` says but for the layer.
+void decode_all(const Cache& cache, skv_decode_layer_params p, bool predict) {
+  for (const Layer& layer : cache.layers) {
+    p.layers = layer.table_for(predict);
+    backend->decode_layer(p);
   }
-  // Median microseconds of run(), each time after prepare().
-  double median(const std::function<void()>& prepare, const std::function<void()>& run) {
-    std::vector<float> times;
-    for (int i = 0; i < kRuns + 3; ++i) {
-      prepare();
-      check(cudaEventRecord(begin_, stream), "record");
-      run();
-      check(cudaEventRecord(end_, stream), "record");
-      check(cudaEventSynchronize(end_), "run");
-      float milliseconds = 0;
-      check(cudaEventElapsedTime(&milliseconds, begin_, end_), "time");
-      if (i >= 3) {
-        times.push_back(milliseconds * 1000);
+}
+
+std::vector<std::uint16_t> decoded(const Batch& batch, const Cache& cache, const skv_decode_layer_params& p) {
+  decode_all(cache, p, false);
+  std::vector<std::uint16_t> output(batch.elements);
+  backend->copy(output.data(), batch.output, output.size() * sizeof(output[0]));
+  backend->synchronize();
+  return output;
+}
+
+// Prints whether a cold and a warm step of the last layer agree; leaves what every layer selects resident.
+void check_result(const Batch& batch, const Cache& cache) {
+  const skv_decode_layer_params p = decode_layer_params(batch, cache);
+  reserve(SKV_OP_DECODE_LAYER, &p);
+  const std::vector<std::uint16_t> cold = decoded(batch, cache, p);  // everything is fetched
+  const std::vector<std::uint16_t> warm = decoded(batch, cache, p);
+  const bool finite = std::none_of(cold.begin(), cold.end(), [](std::uint16_t x) { return (x & 0x7f80) == 0x7f80; });
+  const bool zero = std::all_of(cold.begin(), cold.end(), [](std::uint16_t x) { return (x & 0x7fff) == 0; });
+  std::printf("%s values: result cold %s warm, %s\n", cache.type_name, cold == warm ? "equals" : "DIFFERS FROM",
+              finite && !zero ? "finite" : "NOT FINITE OR ZERO");
+}
+
+// Whatever is wanted, leaves kSelect chunks of each session and head in `selected`.
+void bench_landmark_topk(const Machine& machine, const Batch& batch, const Cache& cache, const Lists& lists) {
+  const skv_landmark_topk_params selection = landmark_topk_params(batch, cache, lists);
+  reserve(SKV_OP_LANDMARK_TOPK, &selection);
+  if (cache.setup.value_type == SKV_BF16 && wanted("landmark_topk")) {
+    skv_landmark_topk_params p = selection;
+    for (const int select : {kSelect, kShortlist}) {
+      for (const int landmark_type : {SKV_BF16, SKV_I8}) {
+        p.select = select;
+        p.geometry.landmark_type = landmark_type;
+        for (float* const tail : {static_cast<float*>(nullptr), lists.tail}) {
+          p.tail = tail;
+          reserve(SKV_OP_LANDMARK_TOPK, &p);
+          char name[128];
+          std::snprintf(name, sizeof(name), "landmark_topk %s, %d chunks%s", landmark_name(landmark_type), select,
+                        tail ? ", tail" : "");
+          line(name, machine.cold([&] { backend->landmark_topk(p); }), cache.setup.landmark_bytes(landmark_type),
+               machine.memory());
+        }
       }
     }
-    std::sort(times.begin(), times.end());
-    return times[times.size() / 2];
   }
+  backend->landmark_topk(selection);
+}
 
- private:
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
-};
+// Needs the selection of bench_landmark_topk. Whatever is wanted, leaves its plan where 60 % of it are resident: the
+// slots, and lists of the rest to fetch. Returns how many chunks those are.
+std::int64_t bench_cache_plan(const Machine& machine, const Batch& batch, const Cache& cache, const Lists& lists) {
+  const Setup& s = cache.setup;
+  const skv_cache_plan_params p = cache_plan_params(batch, cache, lists);
+  // All of the selection is resident before a share of it is dropped.
+  backend->cache_plan(p);
+  backend->value_gather(value_gather_params(batch, cache, lists));
+  drop(s, cache.first(), 0.6, batch.step);
+  const double microseconds = machine.median(
+      [&] {
+        restore(s, cache.first());
+        machine.flush();
+      },
+      [&] { backend->cache_plan(p); });
+  std::vector<std::int32_t> fetched(static_cast<std::size_t>(s.pairs()));
+  backend->copy(fetched.data(), lists.fetch_count, fetched.size() * sizeof(fetched[0]));
+  backend->synchronize();
+  if (wanted("cache_plan")) {
+    line("cache_plan 60 % resident", microseconds, static_cast<double>(s.pairs()) * (kSlots * 8 + kSelect * 16),
+         machine.memory());
+  }
+  return std::accumulate(fetched.begin(), fetched.end(), std::int64_t{0});
+}
+
+// Needs the fetch lists of bench_cache_plan, `misses` chunks long in all.
+void bench_value_gather(const Machine& machine, const Batch& batch, const Cache& cache, const Lists& lists,
+                        std::int64_t misses) {
+  if (!wanted("value_gather")) {
+    return;
+  }
+  skv_value_gather_params p = value_gather_params(batch, cache, lists);
+  for (const int blocks : {8, 16, 32}) {
+    p.blocks = blocks;
+    char name[128];
+    std::snprintf(name, sizeof(name), "value_gather %s, %d blocks", cache.type_name, blocks);
+    line(name, machine.cold([&] { backend->value_gather(p); }), static_cast<double>(misses * cache.setup.value_bytes()),
+         machine.link());
+  }
+}
+
+// Needs the selection of bench_landmark_topk and the slots of bench_cache_plan.
+void bench_sparse_attention(const Machine& machine, const Batch& batch, const Cache& cache, const Lists& lists) {
+  const Setup& s = cache.setup;
+  skv_sparse_attention_params p = sparse_attention_params(batch, cache, lists);
+  reserve(SKV_OP_SPARSE_ATTENTION, &p);
+  if (!wanted("sparse_attention")) {
+    return;
+  }
+  const auto time = [&](const char* with, double bytes) {
+    char name[128];
+    std::snprintf(name, sizeof(name), "sparse_attention %s%s", cache.type_name, with);
+    line(name, machine.cold([&] { backend->sparse_attention(p); }), bytes, machine.memory());
+  };
+  time("", s.attention_bytes());
+  p.tail = upload(std::vector<float>(batch.query_heads(), 5.0F));
+  time(", tail", s.attention_bytes() + s.tail_bytes());
+  p.dropped = p.tail;
+  p.dropped_values = upload(std::vector<float>(batch.elements, 1.0F));
+  time(", tail and dropped", s.attention_bytes() + s.tail_bytes() + static_cast<double>(batch.elements) * 4);
+}
+
+// Makes its own shortlist. Overwrites the selection, its slots and the counts, so it comes behind all that need them.
+void bench_rerank(const Machine& machine, const Batch& batch, const Cache& cache, const Lists& lists) {
+  const Setup& s = cache.setup;
+  if (s.value_type != SKV_BF16 || !wanted("rerank")) {
+    return;
+  }
+  skv_landmark_topk_params shortlist = landmark_topk_params(batch, cache, lists);
+  shortlist.select = kShortlist;
+  reserve(SKV_OP_LANDMARK_TOPK, &shortlist);
+  backend->landmark_topk(shortlist);
+  skv_rerank_params p = rerank_params(batch, cache, lists);
+  const auto time = [&](const char* name, double bytes) {
+    line(name, machine.cold([&] { backend->rerank(p); }), bytes, machine.memory());
+  };
+  reserve(SKV_OP_RERANK, &p);
+  time("rerank of 4 times the budget", s.shortlist_bytes(kShortlist));
+  // Each run adds what the last one left; the time does not depend on the weights.
+  backend->fill(lists.tail, 0, batch.query_heads() * sizeof(float));
+  p.tail = lists.tail;
+  time("rerank of 4 times the budget, tail", s.shortlist_bytes(kShortlist));
+  p.layers = cache.first().predicting;
+  p.dropped = device<float>(batch.query_heads());
+  p.dropped_values = device<float>(batch.elements);
+  reserve(SKV_OP_RERANK, &p);
+  time("rerank of 4 times the budget, tail, dropped", s.shortlist_bytes(kShortlist) + s.value_basis_bytes());
+}
 
 // A decode layer taken apart: when each of its stages is done, in microseconds behind its beginning.
 class StageTimes {
@@ -173,15 +368,44 @@ class StageTimes {
   std::array<cudaEvent_t, 160> marks_ = {};
 };
 
-struct Ceilings {
-  double memory = 0, link = 0;  // bytes a microsecond
-};
-
-void line(const char* name, double microseconds, double bytes, double rate) {
-  const double floor = bytes / rate;
-  std::printf("%-52s %9.1f us %9.1f MB %8.1f GB/s  floor %7.1f us  %5.1f %%\n", name, microseconds, bytes / 1e6,
-              bytes / microseconds / 1e3, floor, 100 * floor / microseconds);
-  std::fflush(stdout);
+// The stages of the first layer, each residency in a step of its own.
+void bench_stages(const Machine& machine, Batch& batch, const Cache& cache) {
+  if (!wanted("stages")) {
+    return;
+  }
+  const auto prepare = [&] {
+    restore(cache.setup, cache.first());
+    machine.flush();
+  };
+  struct Setting {
+    int shortlist, tail;
+    bool predict;
+  };
+  skv_decode_layer_params p = decode_layer_params(batch, cache);
+  for (const auto& [shortlist, tail, predict] : {Setting{0, 0, false}, Setting{kShortlist, 0, false},
+                                                 Setting{kShortlist, 1, false}, Setting{kShortlist, 1, true}}) {
+    p.shortlist = shortlist;
+    p.tail = tail;
+    p.layers = cache.first().table_for(predict);
+    reserve(SKV_OP_DECODE_LAYER, &p);
+    StageTimes stages(backend->workspace_bytes(SKV_OP_DECODE_LAYER, &p));
+    for (const double resident : {0.6, 0.83}) {
+      batch.next_step();
+      p.groups = 1;
+      backend->decode_layer(p);
+      drop(cache.setup, cache.first(), resident, batch.step);
+      for (const int groups : {1, 0, 8}) {
+        if ((groups == 8 && batch.sessions == 1) || (groups != 0 && shortlist > 0)) {
+          continue;
+        }
+        p.groups = groups;
+        char name[128];
+        std::snprintf(name, sizeof(name), "stages %s, %.0f %% resident, groups %d, shortlist %d%s%s", cache.type_name,
+                      100 * resident, groups, shortlist, tail ? ", tail" : "", predict ? ", predict" : "");
+        stages.print(name, p, prepare);
+      }
+    }
+  }
 }
 
 // How a whole layer is run.
@@ -191,159 +415,127 @@ struct Variant {
 
 constexpr Variant kVariants[] = {{SKV_BF16, 0, 0, 0, 0},
                                  {SKV_BF16, 0, 0, 1, 0},
-                                 {SKV_BF16, 0, 4 * kSelect, 0, 0},
-                                 {SKV_BF16, 0, 4 * kSelect, 1, 0},
-                                 {SKV_BF16, 0, 4 * kSelect, 1, 1},
+                                 {SKV_BF16, 0, kShortlist, 0, 0},
+                                 {SKV_BF16, 0, kShortlist, 1, 0},
+                                 {SKV_BF16, 0, kShortlist, 1, 1},
                                  {SKV_BF16, 1, 0, 0, 0},
                                  {SKV_BF16, 2, 0, 0, 0},
                                  {SKV_BF16, 4, 0, 0, 0},
                                  {SKV_BF16, 8, 0, 0, 0},
                                  {SKV_I8, 0, 0, 0, 0},
                                  {SKV_I8, 0, 0, 1, 0},
-                                 {SKV_I8, 0, 4 * kSelect, 0, 0},
-                                 {SKV_I8, 0, 4 * kSelect, 1, 0},
-                                 {SKV_I8, 0, 4 * kSelect, 1, 1}};
+                                 {SKV_I8, 0, kShortlist, 0, 0},
+                                 {SKV_I8, 0, kShortlist, 1, 0},
+                                 {SKV_I8, 0, kShortlist, 1, 1}};
 
-bool wanted(const char* name) {
-  return only.empty() || std::strstr(name, only.c_str());
-}
-
-struct Setup {
-  int sessions;
-  std::int64_t tokens;
-  int value_type, landmark_type;
-  std::int64_t chunks() const { return (tokens - kRecent) / kChunk; }
-  skv_geometry geometry() const {
-    return {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, value_type, landmark_type, kWindow, kSlots};
-  }
-  std::int64_t pairs() const { return static_cast<std::int64_t>(sessions) * kHeads; }
-  std::int64_t value_bytes() const { return kChunk * kDim * (value_type == SKV_F8_E4M3 ? 1 : 2); }
-};
-
-// One layer of all sessions.
-struct Layer {
-  skv_shadow_layer *table, *predicting;     // without and with a basis of values
-  std::int32_t *slot_chunk, *slot_stamp;    // of all sessions, one after the other
-  std::int32_t *saved_chunk, *saved_stamp;  // the state that timed runs begin with
-  std::vector<skv_shadow_layer> rows;
-};
-
-// Of so many tokens: sums of independent keys and values.
-float* make_moments(std::int64_t tokens) {
-  const skv::MomentLayout layout(kDim);
-  std::mt19937 random(std::random_device{}());
-  std::normal_distribution<float> normal(0.0F, std::sqrt(static_cast<float>(tokens)));
-  std::vector<float> moments(static_cast<std::size_t>(kHeads * layout.floats));
-  for (float& x : moments) {
-    x = normal(random);
-  }
-  for (std::int64_t head = 0; head < kHeads; ++head) {
-    moments[static_cast<std::size_t>(head * layout.floats + layout.count)] = static_cast<float>(tokens);
-  }
-  return upload(moments);
-}
-
-Layer make_layer(const Setup& s, const std::vector<std::uint8_t>& noise) {
-  Layer layer;
-  const auto capacity = static_cast<std::uint64_t>(s.chunks()) + 8;
-  const auto slots = static_cast<std::uint64_t>(s.pairs()) * kSlots;
-  layer.slot_chunk = device<std::int32_t>(slots);
-  layer.slot_stamp = device<std::int32_t>(slots);
-  layer.saved_chunk = device<std::int32_t>(slots);
-  layer.saved_stamp = device<std::int32_t>(slots);
-  backend->fill(layer.slot_chunk, 0xff, slots * 4);
-  backend->fill(layer.slot_stamp, 0, slots * 4);
-  for (int i = 0; i < s.sessions; ++i) {
-    skv_shadow_layer row = {};
-    const auto bf16 = [](std::uint64_t count, float deviation) {
-      void* const to = device<std::uint16_t>(count);
-      random_bf16(to, count, deviation);
-      return to;
-    };
-    row.coefficients = bf16(capacity * kChunk * kRank, 1.0F);
-    row.basis = bf16(static_cast<std::uint64_t>(kHeads) * kRank * kDim, 0.1F);
-    row.value_basis = bf16(static_cast<std::uint64_t>(kHeads) * kRank * kDim, 0.1F);
-    row.landmarks = bf16(kHeads * capacity * kDim, 1.0F);  // I8 reads the first half of the bytes
-    row.landmark_scales = upload(std::vector<float>(kHeads * capacity, 0.01F));
-    row.radius = upload(std::vector<float>(kHeads * capacity, 0.5F));
-    row.outlier_keys = bf16(static_cast<std::uint64_t>(kHeads) * kOutliers * kChunk * kDim, 1.0F);
-    row.outlier_values = bf16(static_cast<std::uint64_t>(kHeads) * kOutliers * kChunk * kDim, 1.0F);
-    row.recent_keys = bf16(static_cast<std::uint64_t>(kHeads) * kWindow * kDim, 1.0F);
-    row.recent_values = bf16(static_cast<std::uint64_t>(kHeads) * kWindow * kDim, 1.0F);
-    const std::uint64_t bytes = kHeads * capacity * static_cast<std::uint64_t>(s.value_bytes());
-    row.values = backend->allocate_host(bytes);
-    for (std::uint64_t at = 0; at < bytes; at += noise.size()) {
-      std::memcpy(static_cast<char*>(row.values) + at, noise.data(), std::min<std::uint64_t>(noise.size(), bytes - at));
+// How long a layer takes with a share of its chunks resident, called directly and in a graph: the mean over all
+// layers, in a step of its own.
+void bench_variant(const Machine& machine, Batch& batch, const Cache& cache, const Variant& v,
+                   const skv_decode_layer_params& p, double resident) {
+  const Setup& s = cache.setup;
+  const auto layer_count = static_cast<double>(cache.layers.size());
+  const auto decode = [&] { decode_all(cache, p, v.predict != 0); };
+  const auto prepare = [&] {
+    for (const Layer& layer : cache.layers) {
+      restore(s, layer);
     }
-    row.value_scales = upload(std::vector<float>(kHeads * capacity, 0.01F));
-    row.slot_values =
-        device<std::uint8_t>(static_cast<std::uint64_t>(kHeads) * kSlots * static_cast<std::uint64_t>(s.value_bytes()));
-    backend->fill(row.slot_values, 0,
-                  static_cast<std::uint64_t>(kHeads) * kSlots * static_cast<std::uint64_t>(s.value_bytes()));
-    row.slot_chunk = layer.slot_chunk + static_cast<std::ptrdiff_t>(i) * kHeads * kSlots;
-    row.slot_stamp = layer.slot_stamp + static_cast<std::ptrdiff_t>(i) * kHeads * kSlots;
-    row.moments = make_moments(s.tokens);
-    row.chunk_capacity = static_cast<std::int64_t>(capacity);
-    row.outlier_capacity = kOutliers;
-    layer.rows.push_back(row);
-  }
-  layer.predicting = upload(layer.rows);
-  auto without = layer.rows;
-  for (skv_shadow_layer& row : without) {
-    row.value_basis = nullptr;
-  }
-  layer.table = upload(without);
-  return layer;
-}
-
-// Makes a share of the chunks selected at `step` not resident and keeps the state for the timed runs. Returns the
-// misses.
-std::int64_t drop(const Setup& s, Layer& layer, double resident, int step) {
-  const auto count = static_cast<std::size_t>(s.pairs()) * kSlots;
-  std::vector<std::int32_t> chunk(count), stamp(count);
-  backend->copy(chunk.data(), layer.slot_chunk, count * 4);
-  backend->copy(stamp.data(), layer.slot_stamp, count * 4);
-  backend->synchronize();
-  std::mt19937 random(std::random_device{}());
-  std::uniform_real_distribution<double> uniform;
+    machine.flush();
+  };
+  batch.next_step();
+  decode();
   std::int64_t misses = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    if (stamp[i] == step && uniform(random) >= resident) {
-      chunk[i] = -1;
-      ++misses;
-    }
+  for (const Layer& layer : cache.layers) {
+    misses += drop(s, layer, resident, batch.step);
   }
-  backend->copy(layer.saved_chunk, chunk.data(), count * 4);
-  backend->copy(layer.saved_stamp, stamp.data(), count * 4);
-  backend->synchronize();
-  return misses;
+  const double direct = machine.median(prepare, decode) / layer_count;
+  backend->begin_graph();
+  decode();
+  const auto graph = backend->end_graph();
+  const double replayed = machine.median(prepare, [&] { backend->launch_graph(*graph); }) / layer_count;
+
+  const double link_us = static_cast<double>(misses * s.value_bytes()) / layer_count / machine.link();
+  const double memory_bytes = s.landmark_bytes(v.landmark_type) + s.attention_bytes() + s.shortlist_bytes(v.shortlist) +
+                              v.tail * s.tail_bytes() + v.predict * s.value_basis_bytes();
+  const double floor = std::max(link_us, memory_bytes / machine.memory());
+  std::printf(
+      "decode_layer %-4s %.0f %% resident, %-4s landmarks, groups %2d, shortlist %4d, tail %d, predict %d: "
+      "direct %7.1f us, graph %7.1f us, link %6.1f us, floor %6.1f us, %5.1f %%\n",
+      cache.type_name, 100 * resident, landmark_name(v.landmark_type), v.groups, v.shortlist, v.tail, v.predict, direct,
+      replayed, link_us, floor, 100 * floor / replayed);
+  std::fflush(stdout);
 }
 
-void restore(const Setup& s, const Layer& layer) {
-  const auto bytes = static_cast<std::uint64_t>(s.pairs()) * kSlots * 4;
-  backend->copy(layer.slot_chunk, layer.saved_chunk, bytes);
-  backend->copy(layer.slot_stamp, layer.saved_stamp, bytes);
+void bench_decode_layer(const Machine& machine, Batch& batch, const Cache& cache) {
+  if (!wanted("decode_layer")) {
+    return;
+  }
+  for (const Variant& v : kVariants) {
+    skv_decode_layer_params p = decode_layer_params(batch, cache);
+    p.geometry.landmark_type = v.landmark_type;
+    p.groups = v.groups;
+    p.shortlist = v.shortlist;
+    p.tail = v.tail;
+    p.layers = cache.first().table_for(v.predict != 0);
+    reserve(SKV_OP_DECODE_LAYER, &p);
+    for (const double resident : {0.6, 0.83}) {
+      bench_variant(machine, batch, cache, v, p, resident);
+    }
+  }
 }
 
-skv_rope make_rope(std::int64_t tokens) {
-  const int fine = 256;
-  const int coarse = static_cast<int>(tokens / fine) + 2;
-  std::vector<float> a, b;
-  for (int row = 0; row < coarse; ++row) {
-    for (int i = 0; i < kDim / 2; ++i) {
-      const double angle = row * 256.0 * std::pow(500000.0, -2.0 * i / kDim);
-      a.push_back(static_cast<float>(std::cos(angle)));
-      a.push_back(static_cast<float>(std::sin(angle)));
-    }
+// All that is measured of a shadow cache with values of one type. The order matters: kernels run on what those before
+// them have left in the lists and in the first layer's slots, which the rerank and whole layers overwrite.
+void bench_cache(const Machine& machine, Batch& batch, int value_type, const std::vector<std::uint8_t>& noise) {
+  batch.write_states();
+  const Cache cache(batch, value_type, noise);
+  check_result(batch, cache);
+  const Lists lists(cache.setup);
+  bench_landmark_topk(machine, batch, cache, lists);
+  const std::int64_t misses = bench_cache_plan(machine, batch, cache, lists);
+  bench_value_gather(machine, batch, cache, lists, misses);
+  bench_sparse_attention(machine, batch, cache, lists);
+  bench_rerank(machine, batch, cache, lists);
+  bench_stages(machine, batch, cache);
+  bench_decode_layer(machine, batch, cache);
+  for (const Layer& layer : cache.layers) {
+    free_rows(layer);
   }
-  for (int row = 0; row < fine; ++row) {
-    for (int i = 0; i < kDim / 2; ++i) {
-      const double angle = row * std::pow(500000.0, -2.0 * i / kDim);
-      b.push_back(static_cast<float>(std::cos(angle)));
-      b.push_back(static_cast<float>(std::sin(angle)));
-    }
+}
+
+void bench_dense_attention(const Machine& machine, const Batch& batch) {
+  if (!wanted("dense_attention")) {
+    return;
   }
-  return {upload(a), upload(b), coarse, fine, kDim, SKV_HALF_SPLIT, 1.0F};
+  const std::uint64_t count = static_cast<std::uint64_t>(kHeads) * static_cast<std::uint64_t>(batch.tokens) * kDim;
+  std::vector<skv_dense_layer> rows;
+  for (int i = 0; i < batch.sessions; ++i) {
+    skv_dense_layer row = {device<std::uint16_t>(count), device<std::uint16_t>(count), batch.tokens};
+    random_bf16(row.keys, count, 1.0F);
+    random_bf16(row.values, count, 1.0F);
+    rows.push_back(row);
+  }
+  batch.write_states();
+  skv_dense_attention_params p = {};
+  p.struct_size = sizeof(p);
+  p.query_type = p.output_type = SKV_BF16;
+  p.geometry = Setup{batch.sessions, batch.tokens, SKV_BF16}.geometry();
+  p.batch = batch.sessions;
+  p.queries = batch.queries;
+  p.layers = upload(rows);
+  p.states = batch.states;
+  p.max_length = batch.tokens;
+  p.output = batch.output;
+  reserve(SKV_OP_DENSE_ATTENTION, &p);
+  line("dense_attention", machine.cold([&] { backend->dense_attention(p); }),
+       static_cast<double>(batch.sessions) * static_cast<double>(batch.tokens) * kHeads * kDim * 4, machine.memory());
+}
+
+void print_device(int sessions, std::int64_t tokens) {
+  skv_device_info info = {};
+  info.struct_size = sizeof(info);
+  backend->describe(info);
+  std::printf("%s, %d multiprocessors; %d sessions of %lld tokens\n", info.name, info.multiprocessors, sessions,
+              static_cast<long long>(tokens));
 }
 
 }  // namespace
@@ -364,384 +556,14 @@ int main(int argc, char** argv) {
   }
   try {
     stream = reinterpret_cast<cudaStream_t>(backend->stream());
-    skv_device_info info = {};
-    info.struct_size = sizeof(info);
-    backend->describe(info);
-    std::printf("%s, %d multiprocessors; %d sessions of %lld tokens\n", info.name, info.multiprocessors, sessions,
-                static_cast<long long>(tokens));
-    Timer timer;
-    Ceilings ceiling;
-    constexpr std::uint64_t kFlush = std::uint64_t{256} << 20;
-    auto* const flushed = device<std::uint8_t>(2 * kFlush);
-    random_bf16(flushed, kFlush, 1.0F);
-    const auto flush = [&] { backend->copy(flushed, flushed + kFlush, kFlush); };
-    ceiling.memory = 2.0 * kFlush / timer.median([] {}, flush);
-    void* const host = backend->allocate_host(kFlush);
-    ceiling.link = kFlush / timer.median([] {}, [&] { backend->copy(flushed, host, kFlush); });
-    std::printf("ceilings: memory %.0f GB/s (copy, read + write), link %.1f GB/s (copy engine)\n", ceiling.memory / 1e3,
-                ceiling.link / 1e3);
-
-    std::mt19937_64 random(std::random_device{}());
-    std::vector<std::uint8_t> noise(std::size_t{16} << 20);
-    for (std::size_t i = 0; i < noise.size(); i += 8) {
-      // Finite both as bf16 and as e4m3.
-      const std::uint64_t bits = random() & 0xbf77bf77bf77bf77ULL;
-      std::memcpy(&noise[i], &bits, 8);
-    }
-    const skv_rope rope = make_rope(tokens);
-    const std::uint64_t query_count = static_cast<std::uint64_t>(sessions) * kQueryHeads * kDim;
-    void* const queries = device<std::uint16_t>(query_count);
-    void* const keys = device<std::uint16_t>(query_count);
-    void* const values = device<std::uint16_t>(query_count);
-    random_bf16(queries, query_count, 1.0F);
-    random_bf16(keys, query_count, 1.0F);
-    random_bf16(values, query_count, 1.0F);
-    void* const output = device<std::uint16_t>(query_count);
-    std::vector<skv_session_state> states(static_cast<std::size_t>(sessions));
-    int step = 1;
-    skv_session_state* const state_table = device<skv_session_state>(states.size());
-    const auto write_states = [&](const Setup& s) {
-      for (auto& state : states) {
-        state = {};
-        state.indexed_chunks = static_cast<std::int32_t>(s.chunks());
-        state.recent_begin = s.chunks() * kChunk;
-        state.length = s.tokens;
-        state.outliers = kOutliers;
-        state.step = step;
-      }
-      backend->copy(state_table, states.data(), states.size() * sizeof(states[0]));
-      backend->synchronize();
-    };
-
+    print_device(sessions, tokens);
+    const Machine machine;
+    const std::vector<std::uint8_t> noise = make_noise();
+    Batch batch(sessions, tokens);
     for (const int value_type : {SKV_BF16, SKV_F8_E4M3}) {
-      const int layer_count = sessions >= 4 ? 3 : 16;
-      Setup s = {sessions, tokens, value_type, SKV_BF16};
-      const char* const type_name = value_type == SKV_BF16 ? "bf16" : "fp8";
-      write_states(s);
-      std::vector<Layer> layers;
-      for (int i = 0; i < layer_count; ++i) {
-        layers.push_back(make_layer(s, noise));
-      }
-      skv_decode_layer_params d = {};
-      d.struct_size = sizeof(d);
-      d.input_type = SKV_BF16;
-      d.geometry = s.geometry();
-      d.batch = sessions;
-      d.queries = queries;
-      d.keys = keys;
-      d.values = values;
-      d.states = state_table;
-      d.rope = rope;
-      d.radius_weight = 0.5F;
-      d.select = kSelect;
-      d.max_chunks = s.chunks();
-      d.output = output;
-      const auto reserve = [&](std::int32_t operation, const void* p) {
-        backend->reserve_workspace(backend->workspace_bytes(operation, p));
-      };
-      d.layers = layers[0].table;
-      reserve(SKV_OP_DECODE_LAYER, &d);
-      bool predict = false;
-      const auto table_of = [&](const Layer& layer) { return predict ? layer.predicting : layer.table; };
-      const auto decode_all = [&] {
-        for (const Layer& layer : layers) {
-          d.layers = table_of(layer);
-          backend->decode_layer(d);
-        }
-      };
-      decode_all();  // cold: everything is fetched
-      std::vector<std::uint16_t> cold(query_count), warm(query_count);
-      backend->copy(cold.data(), output, query_count * 2);
-      backend->synchronize();
-      decode_all();
-      backend->copy(warm.data(), output, query_count * 2);
-      backend->synchronize();
-      const bool finite =
-          std::none_of(cold.begin(), cold.end(), [](std::uint16_t x) { return (x & 0x7f80) == 0x7f80; });
-      const bool zero = std::all_of(cold.begin(), cold.end(), [](std::uint16_t x) { return (x & 0x7fff) == 0; });
-      std::printf("%s values: result cold %s warm, %s\n", type_name, cold == warm ? "equals" : "DIFFERS FROM",
-                  finite && !zero ? "finite" : "NOT FINITE OR ZERO");
-
-      // Each kernel on the first layer.
-      const std::int64_t pairs = s.pairs();
-      auto* const selected = device<std::int32_t>(static_cast<std::uint64_t>(pairs) * kSelect * 4);
-      auto* const selected_slot = device<std::int32_t>(static_cast<std::uint64_t>(pairs) * kSelect);
-      auto* const fetch_chunk = device<std::int32_t>(static_cast<std::uint64_t>(pairs) * kSelect);
-      auto* const fetch_slot = device<std::int32_t>(static_cast<std::uint64_t>(pairs) * kSelect);
-      auto* const counts = device<std::int32_t>(static_cast<std::uint64_t>(pairs) * 2);
-      const double landmark_bytes = static_cast<double>(pairs * s.chunks()) * kDim * 2;
-      char name[128];
-      skv_landmark_topk_params t = {};
-      t.struct_size = sizeof(t);
-      t.query_type = SKV_BF16;
-      t.geometry = s.geometry();
-      t.batch = sessions;
-      t.queries = queries;
-      t.layers = layers[0].table;
-      t.states = state_table;
-      t.radius_weight = 0.5F;
-      t.select = kSelect;
-      t.max_chunks = s.chunks();
-      t.selected = selected;
-      t.selected_count = counts;
-      reserve(SKV_OP_LANDMARK_TOPK, &t);
-      auto* const tail = device<float>(static_cast<std::uint64_t>(sessions) * kQueryHeads);
-      if (value_type == SKV_BF16 && wanted("landmark_topk")) {
-        for (const int select : {kSelect, 4 * kSelect}) {
-          for (const int landmark_type : {SKV_BF16, SKV_I8}) {
-            const bool int8 = landmark_type == SKV_I8;
-            t.select = select;
-            t.geometry.landmark_type = landmark_type;
-            for (float* const wish : {static_cast<float*>(nullptr), tail}) {
-              t.tail = wish;
-              reserve(SKV_OP_LANDMARK_TOPK, &t);
-              std::snprintf(name, sizeof(name), "landmark_topk %s, %d chunks%s", int8 ? "i8" : "bf16", select,
-                            wish ? ", tail" : "");
-              line(name, timer.median(flush, [&] { backend->landmark_topk(t); }),
-                   int8 ? landmark_bytes / 2 : landmark_bytes, ceiling.memory);
-            }
-          }
-        }
-        t.tail = nullptr;
-        t.select = kSelect;
-        t.geometry.landmark_type = SKV_BF16;
-      }
-      backend->landmark_topk(t);
-      skv_cache_plan_params c = {};
-      c.struct_size = sizeof(c);
-      c.geometry = s.geometry();
-      c.batch = sessions;
-      c.layers = layers[0].table;
-      c.states = state_table;
-      c.select = kSelect;
-      c.selected = selected;
-      c.selected_count = counts;
-      c.selected_slot = selected_slot;
-      c.fetch_chunk = fetch_chunk;
-      c.fetch_slot = fetch_slot;
-      c.fetch_count = counts + pairs;
-      skv_value_gather_params g = {};
-      g.struct_size = sizeof(g);
-      g.geometry = s.geometry();
-      g.batch = sessions;
-      g.layers = layers[0].table;
-      g.select = kSelect;
-      g.fetch_chunk = fetch_chunk;
-      g.fetch_slot = fetch_slot;
-      g.fetch_count = counts + pairs;
-      // The plan of the same selection at 60 % resident.
-      backend->cache_plan(c);
-      backend->value_gather(g);
-      drop(s, layers[0], 0.6, step);
-      const auto before_plan = [&] {
-        restore(s, layers[0]);
-        flush();
-      };
-      const double plan_us = timer.median(before_plan, [&] { backend->cache_plan(c); });
-      std::vector<std::int32_t> fetched(static_cast<std::size_t>(pairs));
-      backend->copy(fetched.data(), counts + pairs, fetched.size() * sizeof(fetched[0]));
-      backend->synchronize();
-      std::int64_t misses = 0;
-      for (const std::int32_t count : fetched) {
-        misses += count;
-      }
-      if (wanted("cache_plan")) {
-        line("cache_plan 60 % resident", plan_us, static_cast<double>(pairs) * (kSlots * 8 + kSelect * 16),
-             ceiling.memory);
-      }
-      if (wanted("value_gather")) {
-        for (const int blocks : {8, 16, 32}) {
-          g.blocks = blocks;
-          std::snprintf(name, sizeof(name), "value_gather %s, %d blocks", type_name, blocks);
-          line(name, timer.median(flush, [&] { backend->value_gather(g); }),
-               static_cast<double>(misses * s.value_bytes()), ceiling.link);
-        }
-      }
-      skv_sparse_attention_params a = {};
-      a.struct_size = sizeof(a);
-      a.query_type = SKV_BF16;
-      a.output_type = SKV_BF16;
-      a.geometry = s.geometry();
-      a.batch = sessions;
-      a.queries = queries;
-      a.layers = layers[0].table;
-      a.states = state_table;
-      a.rope = rope;
-      a.select = kSelect;
-      a.selected = selected;
-      a.selected_slot = selected_slot;
-      a.selected_count = counts;
-      a.output = output;
-      reserve(SKV_OP_SPARSE_ATTENTION, &a);
-      const double dense_tokens = kOutliers * kChunk + kRecent;
-      const double sparse_bytes =
-          static_cast<double>(pairs) * (kSelect * (kChunk * kRank * 2.0 + static_cast<double>(s.value_bytes())) +
-                                        dense_tokens * kDim * 4 + kRank * kDim * 2.0);
-      const double tail_bytes = static_cast<double>(pairs * skv::MomentLayout(kDim).floats) * 4;
-      const double value_basis_bytes = static_cast<double>(pairs) * kRank * kDim * 2;
-      if (wanted("sparse_attention")) {
-        std::snprintf(name, sizeof(name), "sparse_attention %s", type_name);
-        line(name, timer.median(flush, [&] { backend->sparse_attention(a); }), sparse_bytes, ceiling.memory);
-        a.tail = upload(std::vector<float>(static_cast<std::size_t>(sessions) * kQueryHeads, 5.0F));
-        std::snprintf(name, sizeof(name), "sparse_attention %s, tail", type_name);
-        line(name, timer.median(flush, [&] { backend->sparse_attention(a); }), sparse_bytes + tail_bytes,
-             ceiling.memory);
-        a.dropped = a.tail;
-        a.dropped_values = upload(std::vector<float>(query_count, 1.0F));
-        std::snprintf(name, sizeof(name), "sparse_attention %s, tail and dropped", type_name);
-        line(name, timer.median(flush, [&] { backend->sparse_attention(a); }),
-             sparse_bytes + tail_bytes + static_cast<double>(query_count) * 4, ceiling.memory);
-      }
-      if (value_type == SKV_BF16 && wanted("rerank")) {
-        t.select = 4 * kSelect;
-        reserve(SKV_OP_LANDMARK_TOPK, &t);
-        backend->landmark_topk(t);
-        skv_rerank_params r = {};
-        r.struct_size = sizeof(r);
-        r.query_type = SKV_BF16;
-        r.geometry = s.geometry();
-        r.batch = sessions;
-        r.queries = queries;
-        r.layers = layers[0].table;
-        r.states = state_table;
-        r.rope = rope;
-        r.shortlist_stride = 4 * kSelect;
-        r.shortlist = selected;
-        r.shortlist_count = counts;
-        r.select = kSelect;
-        r.selected = selected_slot;
-        r.selected_count = counts + pairs;
-        reserve(SKV_OP_RERANK, &r);
-        const double shortlist_bytes = static_cast<double>(pairs) * 4 * kSelect * kChunk * kRank * 2;
-        line("rerank of 4 times the budget", timer.median(flush, [&] { backend->rerank(r); }), shortlist_bytes,
-             ceiling.memory);
-        // Each run adds what the last one left; the time does not depend on the weights.
-        backend->fill(tail, 0, static_cast<std::uint64_t>(sessions) * kQueryHeads * 4);
-        r.tail = tail;
-        line("rerank of 4 times the budget, tail", timer.median(flush, [&] { backend->rerank(r); }), shortlist_bytes,
-             ceiling.memory);
-        r.layers = layers[0].predicting;
-        r.dropped = device<float>(static_cast<std::uint64_t>(sessions) * kQueryHeads);
-        r.dropped_values = device<float>(query_count);
-        reserve(SKV_OP_RERANK, &r);
-        line("rerank of 4 times the budget, tail, dropped", timer.median(flush, [&] { backend->rerank(r); }),
-             shortlist_bytes + value_basis_bytes, ceiling.memory);
-      }
-
-      if (wanted("stages")) {
-        for (const auto& [shortlist, with_tail, with_prediction] :
-             {std::tuple{0, 0, false}, std::tuple{4 * kSelect, 0, false}, std::tuple{4 * kSelect, 1, false},
-              std::tuple{4 * kSelect, 1, true}}) {
-          d.shortlist = shortlist;
-          d.tail = with_tail;
-          predict = with_prediction;
-          reserve(SKV_OP_DECODE_LAYER, &d);
-          StageTimes stages(backend->workspace_bytes(SKV_OP_DECODE_LAYER, &d));
-          d.layers = table_of(layers[0]);
-          for (const double resident : {0.6, 0.83}) {
-            step += 2;
-            write_states(s);
-            d.groups = 1;
-            backend->decode_layer(d);
-            drop(s, layers[0], resident, step);
-            for (const int groups : {1, 0, 8}) {
-              if ((groups == 8 && sessions == 1) || (groups != 0 && shortlist > 0)) {
-                continue;
-              }
-              d.groups = groups;
-              std::snprintf(name, sizeof(name), "stages %s, %.0f %% resident, groups %d, shortlist %d%s%s", type_name,
-                            100 * resident, groups, shortlist, with_tail ? ", tail" : "", predict ? ", predict" : "");
-              stages.print(name, d, before_plan);
-            }
-          }
-        }
-        d.shortlist = d.tail = 0;
-        predict = false;
-      }
-      if (wanted("decode_layer")) {
-        for (const Variant& v : kVariants) {
-          d.geometry.landmark_type = v.landmark_type;
-          d.groups = v.groups;
-          d.shortlist = v.shortlist;
-          d.tail = v.tail;
-          predict = v.predict != 0;
-          d.layers = table_of(layers[0]);
-          reserve(SKV_OP_DECODE_LAYER, &d);
-          for (const double resident : {0.6, 0.83}) {
-            step += 2;
-            write_states(s);
-            decode_all();
-            std::int64_t missed = 0;
-            for (Layer& layer : layers) {
-              missed += drop(s, layer, resident, step);
-            }
-            const auto prepare = [&] {
-              for (const Layer& layer : layers) {
-                restore(s, layer);
-              }
-              flush();
-            };
-            const double link_bytes = static_cast<double>(missed * s.value_bytes()) / layer_count;
-            const double floor = std::max(link_bytes / ceiling.link,
-                                          (landmark_bytes / (v.landmark_type == SKV_I8 ? 2 : 1) + sparse_bytes +
-                                           static_cast<double>(pairs) * v.shortlist * kChunk * kRank * 2 +
-                                           v.tail * tail_bytes + v.predict * value_basis_bytes) /
-                                              ceiling.memory);
-            const double direct = timer.median(prepare, decode_all) / layer_count;
-            backend->begin_graph();
-            decode_all();
-            const auto graph = backend->end_graph();
-            const double replayed = timer.median(prepare, [&] { backend->launch_graph(*graph); }) / layer_count;
-            std::printf(
-                "decode_layer %-4s %.0f %% resident, %-4s landmarks, groups %2d, shortlist %4d, tail %d, predict %d: "
-                "direct "
-                "%7.1f us, graph %7.1f us, link %6.1f us, floor %6.1f us, %5.1f %%\n",
-                type_name, 100 * resident, v.landmark_type == SKV_I8 ? "i8" : "bf16", v.groups, v.shortlist, v.tail,
-                v.predict, direct, replayed, link_bytes / ceiling.link, floor, 100 * floor / replayed);
-            std::fflush(stdout);
-          }
-        }
-        d.geometry.landmark_type = SKV_BF16;
-        d.shortlist = d.tail = 0;
-        predict = false;
-      }
-      for (Layer& layer : layers) {
-        for (const skv_shadow_layer& row : layer.rows) {
-          for (void* address :
-               {row.coefficients, row.basis, row.value_basis, row.landmarks, row.outlier_keys, row.outlier_values,
-                row.recent_keys, row.recent_values, row.slot_values, static_cast<void*>(row.moments)}) {
-            backend->free_device(address);
-          }
-          backend->free_host(row.values);
-        }
-      }
+      bench_cache(machine, batch, value_type, noise);
     }
-
-    if (wanted("dense_attention")) {
-      std::vector<skv_dense_layer> rows;
-      for (int i = 0; i < sessions; ++i) {
-        const std::uint64_t count = static_cast<std::uint64_t>(kHeads) * static_cast<std::uint64_t>(tokens) * kDim;
-        skv_dense_layer row = {device<std::uint16_t>(count), device<std::uint16_t>(count), tokens};
-        random_bf16(row.keys, count, 1.0F);
-        random_bf16(row.values, count, 1.0F);
-        rows.push_back(row);
-      }
-      Setup s = {sessions, tokens, SKV_BF16, SKV_BF16};
-      write_states(s);
-      skv_dense_attention_params p = {};
-      p.struct_size = sizeof(p);
-      p.query_type = p.output_type = SKV_BF16;
-      p.geometry = s.geometry();
-      p.batch = sessions;
-      p.queries = queries;
-      p.layers = upload(rows);
-      p.states = state_table;
-      p.max_length = tokens;
-      p.output = output;
-      backend->reserve_workspace(backend->workspace_bytes(SKV_OP_DENSE_ATTENTION, &p));
-      line("dense_attention", timer.median(flush, [&] { backend->dense_attention(p); }),
-           static_cast<double>(sessions) * static_cast<double>(tokens) * kHeads * kDim * 4, ceiling.memory);
-    }
+    bench_dense_attention(machine, batch);
     backend->synchronize();
   } catch (const skv::Error& e) {
     std::fprintf(stderr, "threw: %s\n", e.what());
