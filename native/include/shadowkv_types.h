@@ -561,7 +561,8 @@ typedef struct skv_matmul_params {
 /* output = input / sqrt(mean(input^2) + epsilon) * weight, row by row; first adds `residual` to input in place when given. */
 typedef struct skv_rms_norm_params {
   uint32_t struct_size;
-  int32_t type, weight_type;
+  int32_t type;              /* of input and residual */
+  int32_t weight_type, output_type;
   void *input;               /* [rows][width]; written only when residual is given */
   const void *residual;      /* [rows][width] or null */
   const void *weight;        /* [width] */

@@ -419,6 +419,7 @@ void test_layer() {
   norm.REFUSES(width = 0, kInvalid, "width is 0");
   norm.REFUSES(epsilon = -1, kInvalid, "epsilon is -1");
   norm.REFUSES(epsilon = std::numeric_limits<float>::infinity(), kInvalid, "epsilon is inf");
+  norm.REFUSES(output_type = SKV_I8, kUnsupported, "output_type");
   norm.REFUSES(weight = nullptr, kInvalid, "weight is null");
 
   auto s = sized<skv_silu_multiply_params>();

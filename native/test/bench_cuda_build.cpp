@@ -476,7 +476,7 @@ int main() {
     Array weight = random_array(backend, width, 16);
     const double bytes = static_cast<double>(rows * width) * 2;
     skv_rms_norm_params norm = {};
-    norm.type = norm.weight_type = SKV_BF16;
+    norm.type = norm.weight_type = norm.output_type = SKV_BF16;
     norm.input = a;
     norm.weight = weight;
     norm.output = c;

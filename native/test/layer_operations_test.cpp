@@ -163,11 +163,12 @@ void test_silu(Bench& bench, std::int32_t type, std::mt19937_64& random) {
   CHECK(out.guard_intact());
 }
 
-void test_rms_norm(Bench& bench, std::int32_t type, std::int32_t weight_type, bool with_residual,
-                   std::mt19937_64& random) {
+void test_rms_norm(Bench& bench, std::int32_t type, std::int32_t weight_type, std::int32_t output_type,
+                   bool with_residual, std::mt19937_64& random) {
   const std::int64_t rows = 7, width = 1027;
   const float epsilon = 1e-5F;
-  Array input(type, rows * width), residual(type, rows * width), weight(weight_type, width), out(type, rows * width);
+  Array input(type, rows * width), residual(type, rows * width), weight(weight_type, width),
+      out(output_type, rows * width);
   input.fill(random, 2);
   residual.fill(random);
   weight.fill(random, 0.1, 1);
@@ -175,6 +176,7 @@ void test_rms_norm(Bench& bench, std::int32_t type, std::int32_t weight_type, bo
   auto p = params<skv_rms_norm_params>();
   p.type = type;
   p.weight_type = weight_type;
+  p.output_type = output_type;
   p.input = input.data();
   p.residual = with_residual ? residual.data() : nullptr;
   p.weight = weight.data();
@@ -198,7 +200,7 @@ void test_rms_norm(Bench& bench, std::int32_t type, std::int32_t weight_type, bo
     for (std::int64_t i = row * width; i < (row + 1) * width; ++i) {
       const double expected = input[i] * scale * weight[i % width];
       // A sum of `width` squares in 16 lanes of 32: half of its relative error reaches the root.
-      expect(out, i, expected, check::tolerance(type, expected, 3 + 0.5 * (512.0 / 16 + 1), std::fabs(expected)),
+      expect(out, i, expected, check::tolerance(output_type, expected, 3 + 0.5 * (512.0 / 16 + 1), std::fabs(expected)),
              "rms_norm");
     }
   }
@@ -326,8 +328,10 @@ int main() {
       for (const std::int32_t other : kTypes) {
         test_convert(bench, type, other, random);
         test_embed(bench, type, other, random);
-        test_rms_norm(bench, type, other, false, random);
-        test_rms_norm(bench, type, other, true, random);
+        for (const std::int32_t output : {type, other}) {
+          test_rms_norm(bench, type, other, output, false, random);
+          test_rms_norm(bench, type, other, output, true, random);
+        }
       }
     }
   }

@@ -28,6 +28,7 @@ void check_rms_norm(const skv_rms_norm_params* p, bool pointers) {
   const Check check = begin("skv_rms_norm", p, pointers);
   check.type("type", p->type);
   check.type("weight_type", p->weight_type);
+  check.type("output_type", p->output_type);
   check.at_least("rows", p->rows, 0);
   check.at_least("width", p->width, 1);
   check.elements("input", {p->rows, p->width});

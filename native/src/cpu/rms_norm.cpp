@@ -12,6 +12,7 @@ void rms_norm(const skv_rms_norm_params& p, Execution& execution) {
   const Widen widen = widen_function(p.type, execution.set);
   const Widen widen_weight = widen_function(p.weight_type, execution.set);
   const Narrow narrow = narrow_function(p.type, execution.set);
+  const Narrow narrow_output = narrow_function(p.output_type, execution.set);
   const RowMath& math = row_math(execution.set);
   execution.pool.parallel_for(p.rows, [&](std::int64_t row) {
     constexpr std::int64_t kPiece = 512;
@@ -46,14 +47,18 @@ void rms_norm(const skv_rms_norm_params& p, Execution& execution) {
     for (std::int64_t done = 0; done < p.width; done += kPiece) {
       const std::int64_t here = std::min(kPiece, p.width - done);
       const void* const input = element_at(p.input, p.type, row * p.width + done);
-      void* const output = element_at(p.output, p.type, row * p.width + done);
+      void* const output = element_at(p.output, p.output_type, row * p.width + done);
       widen_weight(element_at(p.weight, p.weight_type, done), other, here);
-      if (p.type == SKV_F32) {
-        math.scale_multiply(static_cast<const float*>(input), scale, other, here, static_cast<float*>(output));
-      } else {
+      const float* row_piece = static_cast<const float*>(input);
+      if (p.type != SKV_F32) {
         widen(input, piece, here);
-        math.scale_multiply(piece, scale, other, here, piece);
-        narrow(piece, output, here);
+        row_piece = piece;
+      }
+      if (p.output_type == SKV_F32) {
+        math.scale_multiply(row_piece, scale, other, here, static_cast<float*>(output));
+      } else {
+        math.scale_multiply(row_piece, scale, other, here, piece);
+        narrow_output(piece, output, here);
       }
     }
   });

@@ -12,12 +12,12 @@ constexpr int kMaximumThreads = 512;
 //
 // input, residual, output [rows][width], weight [width]. Floor: input (and residual) read once, output (and
 // input) written once; bound by memory. The second read of the row comes from the caches.
-template <class T, class W, int N>
+template <class T, class W, class Y, int N>
 __global__ void __launch_bounds__(kMaximumThreads) rms_norm_kernel(const __grid_constant__ skv_rms_norm_params p) {
   const std::int64_t row = blockIdx.x;
   T* const input = static_cast<T*>(p.input) + row * p.width;
   const T* const residual = p.residual ? static_cast<const T*>(p.residual) + row * p.width : nullptr;
-  T* const output = static_cast<T*>(p.output) + row * p.width;
+  Y* const output = static_cast<Y*>(p.output) + row * p.width;
   const W* const weight = static_cast<const W*>(p.weight);
   const std::int64_t first = static_cast<std::int64_t>(threadIdx.x) * N;
   const std::int64_t step = static_cast<std::int64_t>(blockDim.x) * N;
@@ -56,7 +56,9 @@ __global__ void __launch_bounds__(kMaximumThreads) rms_norm_kernel(const __grid_
 
 }  // namespace
 
-std::uint64_t rms_norm_workspace(const skv_rms_norm_params&, const DeviceTraits&) { return 0; }
+std::uint64_t rms_norm_workspace(const skv_rms_norm_params&, const DeviceTraits&) {
+  return 0;
+}
 
 void rms_norm(const skv_rms_norm_params& p, Launch& launch) {
   if (p.rows == 0 || p.width == 0) {
@@ -64,16 +66,17 @@ void rms_norm(const skv_rms_norm_params& p, Launch& launch) {
   }
   with_type(p.type, "rms_norm", [&](auto type) {
     with_type(p.weight_type, "rms_norm", [&](auto weight) {
-      using T = typename decltype(type)::type;
-      using W = typename decltype(weight)::type;
-      const bool wide = aligned_16({p.input, p.residual, p.output, p.weight},
-                                   {p.width * static_cast<std::int64_t>(sizeof(T)),
-                                    p.width * static_cast<std::int64_t>(sizeof(W))}) &&
-                        p.width % 8 == 0;
-      const auto kernel = wide ? rms_norm_kernel<T, W, 8> : rms_norm_kernel<T, W, 1>;
-      const std::int64_t items = p.width / (wide ? 8 : 1);
-      const unsigned threads = static_cast<unsigned>(std::clamp<std::int64_t>((items + 31) / 32 * 32, 32, kMaximumThreads));
-      launch_kernel("rms_norm", kernel, dim3(static_cast<unsigned>(p.rows)), dim3(threads), 0, launch.stream, p);
+      with_type(p.output_type, "rms_norm", [&](auto output) {
+        using T = typename decltype(type)::type;
+        using W = typename decltype(weight)::type;
+        using Y = typename decltype(output)::type;
+        const bool wide = aligned_16({p.input, p.residual, p.output, p.weight}, {}) && p.width % 8 == 0;
+        const auto kernel = wide ? rms_norm_kernel<T, W, Y, 8> : rms_norm_kernel<T, W, Y, 1>;
+        const std::int64_t items = p.width / (wide ? 8 : 1);
+        const unsigned threads =
+            static_cast<unsigned>(std::clamp<std::int64_t>((items + 31) / 32 * 32, 32, kMaximumThreads));
+        launch_kernel("rms_norm", kernel, dim3(static_cast<unsigned>(p.rows)), dim3(threads), 0, launch.stream, p);
+      });
     });
   });
 }

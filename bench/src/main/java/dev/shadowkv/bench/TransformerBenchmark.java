@@ -103,7 +103,7 @@ public class TransformerBenchmark extends DeviceState {
         DeviceBuffer weight = random(type, width, 3, 1);
         DeviceBuffer out = allocate(type, count);
         define(Work.memory(bytes(count), bytes(count)), () -> transformer.rmsNorm(Rows.of(in, type), null,
-                Rows.of(weight, type), out, tokens, width, EPSILON));
+                Rows.of(weight, type), Rows.of(out, type), tokens, width, EPSILON));
         once();
         double[] scale = download(weight, type, 0, width);
         for (int row : new int[] {0, tokens / 3, tokens - 1}) {

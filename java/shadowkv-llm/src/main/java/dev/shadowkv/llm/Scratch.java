@@ -9,9 +9,6 @@ import dev.shadowkv.llm.checkpoint.ModelConfig;
 /** What a layer computes on the way, for a number of rows; made once, so that a decode step allocates nothing. */
 final class Scratch {
     final long capacity;
-    /** A norm's output in the type of the residual stream; the same memory as the next where the types are equal. */
-    final Rows streamNormed;
-
     final Rows normed;
     /** Queries, keys and values side by side. */
     final Rows projected;
@@ -30,14 +27,11 @@ final class Scratch {
     final Rows up;
     final Rows activated;
 
-    Scratch(ModelConfig config, ElementType type, ElementType streamType, DeviceArena arena, long rows) {
+    Scratch(ModelConfig config, ElementType type, DeviceArena arena, long rows) {
         capacity = rows;
         long element = type.bytes();
         stride = config.queryWidth() + 2L * config.keyValueWidth();
         normed = Rows.of(arena.allocate(rows * config.hiddenSize() * element), type);
-        streamNormed = streamType == type
-                ? normed
-                : Rows.of(arena.allocate(rows * config.hiddenSize() * streamType.bytes()), streamType);
         DeviceBuffer projection = arena.allocate(rows * stride * element);
         projected = Rows.of(projection, type);
         queries = projection;
@@ -53,12 +47,11 @@ final class Scratch {
     }
 
     /** Bytes for so many rows. */
-    static long bytes(ModelConfig config, ElementType type, ElementType streamType, long rows) {
+    static long bytes(ModelConfig config, ElementType type, long rows) {
         long row = config.hiddenSize()
                 + config.queryWidth() + 2L * config.keyValueWidth()
                 + config.queryWidth()
                 + 3L * config.intermediateSize();
-        long stream = streamType == type ? 0 : (long) config.hiddenSize() * streamType.bytes();
-        return rows * (row * type.bytes() + stream);
+        return rows * row * type.bytes();
     }
 }

@@ -112,8 +112,8 @@ public final class Transformer implements AutoCloseable {
         logitsBlock = Math.clamp(LOGITS_BYTES / (4L * vocabulary), 1, block);
         arena = device.newArena();
         try {
-            prompt = new Scratch(config, type, streamType, arena, block);
-            step = new Scratch(config, type, streamType, arena, maxBatch);
+            prompt = new Scratch(config, type, arena, block);
+            step = new Scratch(config, type, arena, maxBatch);
             stepHidden = Rows.of(
                     arena.allocate((long) maxBatch * config.hiddenSize() * streamType.bytes()), streamType);
             stepIds = arena.allocate(4L * maxBatch);
@@ -152,7 +152,7 @@ public final class Transformer implements AutoCloseable {
         long block = device.isCpu() ? CPU_BLOCK : GPU_BLOCK;
         long logits = 4L * config.vocabularySize() * (maxBatch + Math.clamp(LOGITS_BYTES / (4L * config.vocabularySize()), 1, block));
         ElementType stream = streamType(device, type);
-        return Scratch.bytes(config, type, stream, block + maxBatch)
+        return Scratch.bytes(config, type, block + maxBatch)
                 + (Math.min(promptTokens, residentRows(device, block)) + maxBatch) * config.hiddenSize() * stream.bytes()
                 + 4 * promptTokens
                 + logits;
@@ -327,12 +327,7 @@ public final class Transformer implements AutoCloseable {
 
     /** Normalizes rows of the residual stream into the scratch, in the type of the products that follow. */
     private void norm(Rows stream, Rows weight, int rows, Scratch scratch) {
-        int hidden = config.hiddenSize();
-        kernels.rmsNorm(stream, null, weight, scratch.streamNormed.buffer(), rows, hidden, epsilon);
-        if (streamType != type) {
-            kernels.convert(
-                    scratch.streamNormed.buffer(), streamType, scratch.normed.buffer(), type, (long) rows * hidden);
-        }
+        kernels.rmsNorm(stream, null, weight, scratch.normed, rows, config.hiddenSize(), epsilon);
     }
 
     /** Norm and projections before attention. */

@@ -68,27 +68,27 @@ public final class TransformerKernels {
 
     /**
      * {@code output = input / sqrt(mean(input^2) + epsilon) * weight}, row by row. A residual is first added to the
-     * input in
-     * place.
+     * input in place.
      *
      * @param input {@code [rows][width]}, dense
      * @param residual {@code [rows][width]} of the input's type, or null
      * @param weight {@code [width]}
-     * @param output {@code [rows][width]} of the input's type
+     * @param output {@code [rows][width]}, dense, of any type
      */
-    public void rmsNorm(Rows input, DeviceBuffer residual, Rows weight, DeviceBuffer output, long rows, long width,
+    public void rmsNorm(Rows input, DeviceBuffer residual, Rows weight, Rows output, long rows, long width,
                         float epsilon) {
         input.dense("input");
+        output.dense("output");
         MemorySegment p = params.begin(skv_rms_norm_params.sizeof());
         try {
             skv_rms_norm_params.type(p, input.type().code());
             skv_rms_norm_params.weight_type(p, weight.type().code());
+            skv_rms_norm_params.output_type(p, output.type().code());
             params.rows(skv_rms_norm_params.input$offset(), "input", input, rows, width);
             params.optional(skv_rms_norm_params.residual$offset(), "residual", residual, Params.bytes(input.type(),
                     rows, width));
             params.rows(skv_rms_norm_params.weight$offset(), "weight", weight, 1, width);
-            params.pointer(skv_rms_norm_params.output$offset(), "output", output, Params.bytes(input.type(), rows,
-                    width));
+            params.rows(skv_rms_norm_params.output$offset(), "output", output, rows, width);
             skv_rms_norm_params.rows(p, rows);
             skv_rms_norm_params.width(p, width);
             skv_rms_norm_params.epsilon(p, epsilon);

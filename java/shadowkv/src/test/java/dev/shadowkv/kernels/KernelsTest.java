@@ -106,7 +106,7 @@ class KernelsTest {
         float[] weight = normal(width);
         DeviceBuffer in = upload(input);
         DeviceBuffer out = device.allocate(4L * rows * width);
-        kernels.rmsNorm(rows(in, 0), upload(residual), rows(upload(weight), 0), out, rows, width, 1e-5f);
+        kernels.rmsNorm(rows(in, 0), upload(residual), rows(upload(weight), 0), rows(out, 0), rows, width, 1e-5f);
         float[] summed = floats(in, rows * width);
         float[] actual = floats(out, rows * width);
         for (int r = 0; r < rows; r++) {

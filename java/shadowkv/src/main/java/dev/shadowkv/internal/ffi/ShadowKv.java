@@ -558,10 +558,10 @@ public class ShadowKv {
     public static int SKV_MAX_BATCH() {
         return SKV_MAX_BATCH;
     }
-    private static final int SKV_ABI_VERSION = (int)3L;
+    private static final int SKV_ABI_VERSION = (int)4L;
     /**
      * {@snippet lang=c :
-     * enum <anonymous>.SKV_ABI_VERSION = 3
+     * enum <anonymous>.SKV_ABI_VERSION = 4
      * }
      */
     public static int SKV_ABI_VERSION() {

@@ -18,6 +18,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     uint32_t struct_size;
  *     int32_t type;
  *     int32_t weight_type;
+ *     int32_t output_type;
  *     void *input;
  *     const void *residual;
  *     const void *weight;
@@ -38,7 +39,7 @@ public class skv_rms_norm_params {
         ShadowKv.C_INT.withName("struct_size"),
         ShadowKv.C_INT.withName("type"),
         ShadowKv.C_INT.withName("weight_type"),
-        MemoryLayout.paddingLayout(4),
+        ShadowKv.C_INT.withName("output_type"),
         ShadowKv.C_POINTER.withName("input"),
         ShadowKv.C_POINTER.withName("residual"),
         ShadowKv.C_POINTER.withName("weight"),
@@ -186,6 +187,50 @@ public class skv_rms_norm_params {
      */
     public static void weight_type(MemorySegment struct, int fieldValue) {
         struct.set(weight_type$LAYOUT, weight_type$OFFSET, fieldValue);
+    }
+
+    private static final OfInt output_type$LAYOUT = (OfInt)$LAYOUT.select(groupElement("output_type"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t output_type
+     * }
+     */
+    public static final OfInt output_type$layout() {
+        return output_type$LAYOUT;
+    }
+
+    private static final long output_type$OFFSET = 12;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t output_type
+     * }
+     */
+    public static final long output_type$offset() {
+        return output_type$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t output_type
+     * }
+     */
+    public static int output_type(MemorySegment struct) {
+        return struct.get(output_type$LAYOUT, output_type$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t output_type
+     * }
+     */
+    public static void output_type(MemorySegment struct, int fieldValue) {
+        struct.set(output_type$LAYOUT, output_type$OFFSET, fieldValue);
     }
 
     private static final AddressLayout input$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("input"));
