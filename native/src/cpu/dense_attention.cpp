@@ -23,7 +23,8 @@ std::uint64_t dense_attention_workspace(const skv_dense_attention_params& p, con
 // Every key and value is read once: B * K * length * D * 2 elements, which bounds it from a few thousand tokens on, as
 // long as the G dot products and G sums of a row keep pace: 2 * G * D multiply-adds for 4 * D bytes of bf16.
 // Queries of a group share each loaded row. Zen 4 with bf16 products: 76 cycles a token and key/value head of four
-// queries out of the second cache (64 at least: 2 parts * 2 * G * D / 32 products), 25 GB/s a core.
+// queries out of the second cache (64 at least: 2 parts * 2 * G * D / 32 products), 25 GB/s a core. Zen 5, two products
+// a cycle: 14 ns (10 at least).
 void dense_attention(const skv_dense_attention_params& p, Execution& execution) {
   const skv_geometry& g = p.geometry;
   check_attention_geometry(g, p.query_type, "dense_attention");
