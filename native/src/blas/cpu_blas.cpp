@@ -100,7 +100,8 @@ std::shared_ptr<const Cpu> load(const std::string& path) {
     return table;
   }
   throw Error(SKV_NOT_AVAILABLE,
-              "no CPU BLAS was found, the built-in kernels are used; searched " + searched +
+              "no CPU BLAS was found, the built-in kernels are used; searched " +
+                  (searched.empty() ? "nothing, as asked" : searched) +
                   "; to add one install OpenBLAS, pass the path or folder of libopenblas.so.0, or add "
                   "org.bytedeco:openblas to the class or module path");
 }

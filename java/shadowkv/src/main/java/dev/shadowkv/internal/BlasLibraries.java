@@ -20,6 +20,8 @@ public final class BlasLibraries {
     /** Names a file, a folder, or several separated by ':'. */
     public static final String PROPERTY = "dev.shadowkv.blas";
 
+    /** As a path: no library. */
+    private static final String NONE = "none";
     private static final String OPENBLAS = "org/bytedeco/openblas/linux-x86_64/";
     private static final String CUDA = "org/bytedeco/cuda/linux-x86_64/";
 
@@ -28,11 +30,14 @@ public final class BlasLibraries {
 
     /** The search path for a backend; null when there is nothing to add to the system's. */
     public static String path(boolean cuda, String explicit) {
+        String property = System.getProperty(PROPERTY);
+        if (NONE.equals(explicit != null ? explicit : property)) {
+            return NONE;
+        }
         List<String> entries = new ArrayList<>();
         if (explicit != null) {
             entries.add(explicit);
         }
-        String property = System.getProperty(PROPERTY);
         if (property != null) {
             entries.add(property);
         }

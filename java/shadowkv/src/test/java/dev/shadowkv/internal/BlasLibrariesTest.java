@@ -28,6 +28,13 @@ class BlasLibrariesTest {
         }
     }
 
+    @Test
+    void noneIsDoneWithout() {
+        try (Device device = Device.builder().threads(1).blasPath("none").build()) {
+            assertThat(device.describeBlas()).contains("searched nothing, as asked");
+        }
+    }
+
     /** With -Pcuda-redist. Needs no GPU: the library tells its version without one. */
     @Test
     void cuBlasIsLoadedFromTheJar(@TempDir Path folder) throws Throwable {
