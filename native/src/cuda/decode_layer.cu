@@ -36,8 +36,8 @@ constexpr int kSelectStreams = 3;
 
 // Parts that are selected at once: a small one so that the link begins early, then larger ones that keep ahead of it
 // and fill the device, but none so large that fetches wait long for its end. Each ends where a fetched group does. A
-// rerank takes longer than the link, so that what counts is that the device is full from the beginning, and larger parts
-// cost less.
+// rerank takes longer than the link, so that what counts is that the device is full from the beginning, and larger
+// parts cost less.
 Groups selected_groups(const skv_decode_layer_params& p, const Groups& fetched) {
   const int most = p.shortlist > 0 ? 8 : 6;
   Groups groups;
