@@ -10,9 +10,8 @@ namespace {
 // of barriers of the sort bounds it, which is why decode_layer has it done by the kernel that selects.
 __global__ void __launch_bounds__(kSelectThreads) cache_plan_kernel(const __grid_constant__ skv_cache_plan_params p) {
   extern __shared__ __align__(16) unsigned char shared[];
-  auto& memory = *reinterpret_cast<PlanMemory*>(shared);
-  auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(PlanMemory));
-  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots, kSelectThreads));
+  const PlanMemory memory = plan_memory(shared, p.geometry.slots, kSelectThreads);
+  auto* const ids = reinterpret_cast<int*>(shared + plan_bytes(p.geometry.slots, kSelectThreads));
   const int pair = static_cast<int>(blockIdx.x);
   const int session = pair / p.geometry.key_value_heads, head = pair % p.geometry.key_value_heads;
   const skv_session_state& state = p.states[session];
@@ -27,14 +26,14 @@ __global__ void __launch_bounds__(kSelectThreads) cache_plan_kernel(const __grid
   for (int i = static_cast<int>(threadIdx.x); i < count; i += kSelectThreads) {
     ids[i] = p.selected[selected_row + i];
   }
-  __syncthreads();
   const skv_shadow_layer& layer = p.layers[session];
   const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
   const PlanRow row = {layer.slot_chunk + slot_row,  layer.slot_stamp + slot_row, p.selected_slot + selected_row,
                        p.fetch_chunk + selected_row, p.fetch_slot + selected_row, p.fetch_count + pair};
+  SlotOrder<kSelectThreads>(row.slot_chunk, row.slot_stamp, p.geometry.slots).sort(memory);
+  __syncthreads();
   plan_slots<kSelectThreads>(
-      ids, count, [&](int chunk) { return rank_in(ids, count, chunk); }, p.geometry.slots, state.step, row, memory,
-      keys);
+      ids, count, [&](int chunk) { return rank_in(ids, count, chunk); }, p.geometry.slots, state.step, row, memory);
 }
 
 }  // namespace
@@ -57,9 +56,8 @@ void cache_plan(const skv_cache_plan_params& p, Launch& launch) {
   if (pairs.count == 0) {
     return;
   }
-  const std::size_t bytes = sizeof(PlanMemory) +
-                            static_cast<std::size_t>(plan_key_places(p.geometry.slots, kSelectThreads)) * 8 +
-                            static_cast<std::size_t>(p.select) * 4;
+  const std::size_t bytes =
+      plan_bytes(p.geometry.slots, kSelectThreads) + static_cast<std::size_t>(p.select) * sizeof(std::int32_t);
   launch_beside("cache plan", cache_plan_kernel, dim3(static_cast<unsigned>(pairs.count)), dim3(kSelectThreads), bytes,
                 launch.stream, p);
 }

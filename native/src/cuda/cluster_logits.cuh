@@ -50,8 +50,8 @@ struct alignas(16) ClusterShared {
 // where those were on their way.
 struct ClusterLayout {
   int stride;  // floats of a row of logits; 8 more than a multiple of 32, so that heads lie in different banks
-  int queries, logits, partials, plain, ring;
-  int scores, bins, digits, digit_totals, bitmap, candidates, word_places, ids, plan, keys;
+  int queries, logits, partials, plain, plan_keys, plan_order, plan_chunks, ring;
+  int scores, bins, digits, digit_totals, bitmap, candidates, word_places, ids, plan_lists;
   int end;
 };
 
@@ -74,6 +74,12 @@ inline ClusterLayout cluster_layout(int share, int stages, int group, int dim, b
   l.logits = take(std::int64_t{4} * rows * l.stride);
   l.partials = take(std::int64_t{8} * units * kWarps * group);
   l.plain = take(std::int64_t{8} * units * kWarps * group);
+  // Slots are sorted before there are logits, behind what waits in the rows of those.
+  const int waiting = 4 * l.stride * (int8 ? 2 : 1);
+  const std::int64_t key_bytes = std::int64_t{8} * plan_key_places(slots, kThreads);
+  l.plan_keys = 4 * rows * l.stride - waiting >= key_bytes ? l.logits + waiting : take(key_bytes);
+  l.plan_order = take(std::int64_t{2} * slots);
+  l.plan_chunks = take(std::int64_t{4} * plan_chunk_places(slots, kThreads));
   at = (at + 127) / 128 * 128;
   l.ring = at;
   l.scores = take(std::int64_t{4} * share);
@@ -84,8 +90,7 @@ inline ClusterLayout cluster_layout(int share, int stages, int group, int dim, b
   l.candidates = take(static_cast<int>(sizeof(Candidate)) * kCandidates);
   l.word_places = take(4 * words);
   l.ids = take(std::int64_t{4} * select);
-  l.plan = take(static_cast<int>(sizeof(PlanMemory)));
-  l.keys = take(std::int64_t{8} * plan_key_places(slots, kThreads));
+  l.plan_lists = take(static_cast<int>(sizeof(PlanMemory::Lists)));
   const int ring_bytes = kWarps * stages * kTileChunks * dim * (int8 ? 1 : 2);
   l.end = at > l.ring + ring_bytes ? at : l.ring + ring_bytes;
   return l;
@@ -202,10 +207,10 @@ __device__ inline void read_tile(const unsigned char* from, int row, int quad_la
 
 // Writes the logits of a share to shared memory and the partial softmaxes of its units, by warps of their own: a warp
 // has several tiles of landmarks on their way and waits for nobody. Radii, and the scales of int8 landmarks, wait in
-// the first rows of the logits until they are used.
-template <int kHeadDim, bool kInt8, bool kWide>
+// the first rows of the logits until they are used. `meanwhile` is done while the first landmarks are on their way.
+template <int kHeadDim, bool kInt8, bool kWide, class Meanwhile>
 __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLayout& layout, const Share& share,
-                                        int session, int head, unsigned char* shared) {
+                                        int session, int head, unsigned char* shared, const Meanwhile& meanwhile) {
   using Scorer = LandmarkLogits<kHeadDim, kInt8, kWide>;
   constexpr int kRowBytes = kHeadDim * Scorer::kElementBytes;
   constexpr int kTileBytes = kTileChunks * kRowBytes;
@@ -254,6 +259,7 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
   if (lane < stages && warp + lane * kWarps < tiles) {
     fetch(warp + lane * kWarps, lane);
   }
+  meanwhile();
   wait_for_earlier();
   auto& queries = *reinterpret_cast<LandmarkQueries<kHeadDim>*>(shared + layout.queries);
   Scorer::stage_queries(p, session, head, q.group, queries);

@@ -68,14 +68,17 @@ __device__ inline void find_threshold(const ClusterLayout& layout, int wanted, u
   constexpr int kOwn = kBins / kThreads;
   static_assert(kOwn == 4);
   auto* const bins = reinterpret_cast<uint2*>(shared + layout.bins);
-  int counts[kOwn] = {};
+  int counts[kOwn] = {}, of_earlier_blocks[kOwn] = {};
 #pragma unroll 4
   for (unsigned rank = 0; rank < cluster.num_blocks(); ++rank) {
     const uint2 x = cluster.map_shared_rank(bins, rank)[thread];
-    counts[0] += static_cast<int>(x.x & 0xffffU);
-    counts[1] += static_cast<int>(x.x >> 16);
-    counts[2] += static_cast<int>(x.y & 0xffffU);
-    counts[3] += static_cast<int>(x.y >> 16);
+    const int of_block[kOwn] = {static_cast<int>(x.x & 0xffffU), static_cast<int>(x.x >> 16),
+                                static_cast<int>(x.y & 0xffffU), static_cast<int>(x.y >> 16)};
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      counts[i] += of_block[i];
+      of_earlier_blocks[i] += rank < cluster.block_rank() ? of_block[i] : 0;
+    }
   }
   const int own = counts[0] + counts[1] + counts[2] + counts[3];
   const int through = warp_prefix(own, lane);
@@ -92,15 +95,10 @@ __device__ inline void find_threshold(const ClusterLayout& layout, int wanted, u
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
     if (before < wanted && wanted < before + counts[i]) {
-      const int bin = kOwn * thread + i;
-      int earlier = 0;
-      for (unsigned rank = 0; rank < cluster.block_rank(); ++rank) {
-        earlier += cluster.map_shared_rank(reinterpret_cast<unsigned short*>(shared + layout.bins), rank)[bin];
-      }
-      memory.bin = bin;
+      memory.bin = kOwn * thread + i;
       memory.before = before;
       memory.members = counts[i];
-      memory.first_candidate = earlier;
+      memory.first_candidate = of_earlier_blocks[i];
     } else if (wanted == before + counts[i] && counts[i] > 0) {  // the bin as a whole
       memory.bin = kOwn * thread + i + 1;
       memory.before = wanted;
@@ -167,8 +165,13 @@ __device__ inline int crowded_threshold(const ClusterLayout& layout, int count, 
   return min(max(remaining - before, 0), own);
 }
 
-// Marks the chosen chunks of a share in the bitmap of the cluster's first block, and hands it those that are still to
-// be ranked; `list` is told of all these. Returns the share of the softmax that this thread's marked chunks hold.
+// The block of a cluster that lists and plans: the last, since no other has fewer chunks.
+__device__ inline unsigned planner(const cg::cluster_group& cluster) {
+  return cluster.num_blocks() - 1;
+}
+
+// Marks the chosen chunks of a share in the planner's bitmap, and hands the planner those that are still to be ranked;
+// `list` is told of all these. Returns the share of the softmax that this thread's marked chunks hold.
 template <class List>
 __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, const Share& share, float high,
                                                  const List& list, unsigned char* shared) {
@@ -176,8 +179,10 @@ __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, co
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   auto& memory = *reinterpret_cast<ClusterShared*>(shared);
   const auto* const scores = reinterpret_cast<const float*>(shared + layout.scores);
-  unsigned* const bitmap = cluster.map_shared_rank(reinterpret_cast<unsigned*>(shared + layout.bitmap), 0);
-  Candidate* const candidates = cluster.map_shared_rank(reinterpret_cast<Candidate*>(shared + layout.candidates), 0);
+  unsigned* const bitmap =
+      cluster.map_shared_rank(reinterpret_cast<unsigned*>(shared + layout.bitmap), planner(cluster));
+  Candidate* const candidates =
+      cluster.map_shared_rank(reinterpret_cast<Candidate*>(shared + layout.candidates), planner(cluster));
   const int threshold = memory.bin;
   const int ranked_bin = memory.members > 0 ? threshold : kBins + 2;  // none
   unsigned long long mass = 0;
@@ -226,7 +231,8 @@ __device__ inline unsigned long long mark_above(const ClusterLayout& layout, con
   const cg::cluster_group cluster = cg::this_cluster();
   const int lane = static_cast<int>(threadIdx.x);
   const auto* const scores = reinterpret_cast<const float*>(shared + layout.scores);
-  unsigned* const bitmap = cluster.map_shared_rank(reinterpret_cast<unsigned*>(shared + layout.bitmap), 0);
+  unsigned* const bitmap =
+      cluster.map_shared_rank(reinterpret_cast<unsigned*>(shared + layout.bitmap), planner(cluster));
   unsigned long long mass = 0;
   if (lane >= 32) {
     return mass;
@@ -256,7 +262,32 @@ __device__ inline unsigned long long warp_sum_long(unsigned long long x) {
   return x;
 }
 
-// The end, by the cluster's first block: ranks the candidates, lists the marked chunks in ascending order, plans their
+// Adds what the threads of all blocks hold of the softmax, for the planner; behind a barrier of the cluster it is
+// there.
+__device__ inline void add_mass(unsigned long long mass, unsigned char* shared) {
+  const cg::cluster_group cluster = cg::this_cluster();
+  auto& memory = *reinterpret_cast<ClusterShared*>(shared);
+  mass = warp_sum_long(mass);
+  if (threadIdx.x % 32 == 0 && mass) {
+    atomicAdd(&memory.mass, mass);
+  }
+  if (cluster.block_rank() == planner(cluster)) {
+    return;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0 && memory.mass) {
+    atomicAdd(cluster.map_shared_rank(&memory.mass, planner(cluster)), memory.mass);
+  }
+}
+
+__device__ inline PlanMemory plan_memory_of(const ClusterLayout& layout, unsigned char* shared) {
+  return {.lists = reinterpret_cast<PlanMemory::Lists*>(shared + layout.plan_lists),
+          .keys = reinterpret_cast<unsigned long long*>(shared + layout.plan_keys),
+          .order = reinterpret_cast<std::uint16_t*>(shared + layout.plan_order),
+          .chunks = reinterpret_cast<int*>(shared + layout.plan_chunks)};
+}
+
+// The end, by the planner: ranks the candidates, lists the marked chunks in ascending order, plans their
 // slots.
 __device__ inline void list_and_plan(const ClusterParams& q, const ClusterLayout& layout, int chunks, int pair,
                                      int session, int head, unsigned char* shared) {
@@ -336,8 +367,7 @@ __device__ inline void list_and_plan(const ClusterParams& q, const ClusterLayout
       return word & bit ? word_places[chunk / 32] + __popc(word & (bit - 1U)) : -1;
     };
     plan_slots<kThreads>(ids, count, rank_of, p.geometry.slots, p.states[session].step, row,
-                         *reinterpret_cast<PlanMemory*>(shared + layout.plan),
-                         reinterpret_cast<unsigned long long*>(shared + layout.keys));
+                         plan_memory_of(layout, shared));
   }
 }
 

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   extern __shared__ __align__(128) unsigned char shared[];
   const cg::cluster_group cluster = cg::this_cluster();
   const skv_landmark_topk_params& p = q.p;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  const int thread = static_cast<int>(threadIdx.x);
   const int heads = p.geometry.key_value_heads;
   const int pair = q.first_pair + static_cast<int>(blockIdx.y);
   const int session = pair / heads, head = pair % heads;
@@ -65,7 +65,15 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
     memory.candidate_count = 0;
     memory.mass = 0;
   }
-  stream_landmarks<kHeadDim, kInt8, kWide>(q, layout, share, session, head, shared);
+  const bool lists = cluster.block_rank() == planner(cluster), plans = lists && q.plan.fetch_count;
+  const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
+  const SlotOrder<kThreads> slots(layer.slot_chunk + slot_row, layer.slot_stamp + slot_row,
+                                  plans ? p.geometry.slots : 0);
+  stream_landmarks<kHeadDim, kInt8, kWide>(q, layout, share, session, head, shared, [&] {
+    if (plans) {
+      slots.sort(plan_memory_of(layout, shared));
+    }
+  });
   __syncthreads();
   // Of a unit's partial softmaxes, one a warp, to the first.
   const auto merge_warps = [&](Softmax* partials) {
@@ -146,13 +154,10 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
     mass = mark_above(layout, share, threshold, equals, list, shared);
   }
   if (p.mass) {
-    mass = warp_sum_long(mass);
-    if (lane == 0 && mass) {
-      atomicAdd(cluster.map_shared_rank(&memory.mass, 0), mass);
-    }
+    add_mass(mass, shared);
   }
   cluster.sync();
-  if (rank == 0) {
+  if (lists) {
     list_and_plan(q, layout, chunks, pair, session, head, shared);
   }
 #endif

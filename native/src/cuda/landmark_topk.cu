@@ -20,13 +20,12 @@ struct SelectParams {
 
 struct alignas(16) SelectShared {
   SelectMemory select;
-  PlanMemory plan;
   float log_sums[SKV_MAX_GROUP];
   float2 unit_sums[kSelectWarps];
 };
 
 std::uint64_t select_fixed_bytes(std::int32_t select, std::int32_t slots) {
-  return sizeof(SelectShared) + static_cast<std::uint64_t>(plan_key_places(slots, kSelectThreads)) * 8 +
+  return sizeof(SelectShared) + plan_bytes(slots, kSelectThreads) +
          static_cast<std::uint64_t>((select + 3) / 4 * 4) * 4;
 }
 
@@ -144,8 +143,9 @@ __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const _
     return;
   }
   auto& memory = *reinterpret_cast<SelectShared*>(shared);
-  auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(SelectShared));
-  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots, kSelectThreads));
+  const PlanMemory plan = plan_memory(shared + sizeof(SelectShared), p.geometry.slots, kSelectThreads);
+  auto* const ids =
+      reinterpret_cast<int*>(shared + sizeof(SelectShared) + plan_bytes(p.geometry.slots, kSelectThreads));
   const skv_shadow_layer& layer = p.layers[session];
   const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
   if (planned) {
@@ -211,9 +211,10 @@ __global__ void __launch_bounds__(kSelectThreads) landmark_select_kernel(const _
     const PlanRow row = {layer.slot_chunk + slot_row,         layer.slot_stamp + slot_row,
                          q.plan.selected_slot + selected_row, q.plan.fetch_chunk + selected_row,
                          q.plan.fetch_slot + selected_row,    q.plan.fetch_count + pair};
+    SlotOrder<kSelectThreads>(row.slot_chunk, row.slot_stamp, p.geometry.slots).sort(plan);
     plan_slots<kSelectThreads>(
         ids, count, [&](int chunk) { return rank_in(ids, count, chunk); }, p.geometry.slots, p.states[session].step,
-        row, memory.plan, keys);
+        row, plan);
   }
   if (p.mass) {
     float mass = 0;

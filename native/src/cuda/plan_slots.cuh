@@ -1,6 +1,7 @@
 // The cache plan of one key/value head, by the block that selected its chunks.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "cuda/select_best.cuh"
@@ -26,10 +27,51 @@ __host__ __device__ inline int plan_sorted_slots(int slots) {
   return sorted;
 }
 
-// Entries of shared memory for the keys of a plan: up to two keys a thread, two buffers to exchange keys through.
+// Keys that a sort of all slots needs in shared memory: up to two a thread, in two buffers to exchange them through.
 __host__ __device__ inline int plan_key_places(int slots, int threads) {
   const int sorted = plan_sorted_slots(slots);
   return sorted <= 2 * threads ? 2 * sorted : sorted;
+}
+
+// What slots hold, kept in shared memory: with more slots than two a thread, it is read from device memory once more.
+__host__ __device__ inline int plan_chunk_places(int slots, int threads) {
+  const int sorted = plan_sorted_slots(slots);
+  return sorted <= 2 * threads ? sorted : 0;
+}
+
+// Shared memory of a plan, each part aligned to 16 bytes. A SlotOrder needs keys, and leaves order and chunks for
+// plan_slots, which needs lists.
+struct PlanMemory {
+  static constexpr std::uint16_t kInUse = 0xffff;  // in `order`, once the selection is known
+
+  struct Lists {
+    int where[SKV_MAX_SELECT];   // the slot of a selected chunk, -1 none
+    int taken[SKV_MAX_SELECT];   // slots in the order in which misses take them
+    int misses[32], unused[32];  // of the warps
+  };
+
+  Lists* lists;
+  unsigned long long* keys;  // [plan_key_places]
+  std::uint16_t* order;      // [slots]
+  int* chunks;               // [plan_chunk_places]
+};
+
+static_assert(SKV_MAX_SLOTS <= PlanMemory::kInUse);
+
+// All of it in one piece.
+__host__ __device__ inline std::size_t plan_bytes(int slots, int threads) {
+  return sizeof(PlanMemory::Lists) + 8 * static_cast<std::size_t>(plan_key_places(slots, threads)) +
+         4 * static_cast<std::size_t>(plan_chunk_places(slots, threads)) +
+         (2 * static_cast<std::size_t>(slots) + 15) / 16 * 16;
+}
+
+__device__ inline PlanMemory plan_memory(unsigned char* at, int slots, int threads) {
+  PlanMemory m;
+  m.lists = reinterpret_cast<PlanMemory::Lists*>(at);
+  m.keys = reinterpret_cast<unsigned long long*>(m.lists + 1);
+  m.chunks = reinterpret_cast<int*>(m.keys + plan_key_places(slots, threads));
+  m.order = reinterpret_cast<std::uint16_t*>(m.chunks + plan_chunk_places(slots, threads));
+  return m;
 }
 
 __device__ inline void order_keys(unsigned long long& smaller, unsigned long long& larger, bool ascending) {
@@ -109,18 +151,73 @@ __device__ inline void sort_keys(unsigned long long* keys, int sorted) {
   }
 }
 
-struct alignas(16) PlanMemory {
-  int where[SKV_MAX_SELECT];
-  int totals[32];
+// The first half of a plan, which needs no selection: the slots of a pair in the order in which they are taken, that of
+// their last use, then of their number. Made with the reads of it on their way, which sort() waits for.
+template <int kThreads>
+class SlotOrder {
+ public:
+  __device__ SlotOrder(const std::int32_t* slot_chunk, const std::int32_t* slot_stamp, int slots)
+      : stamp_(slot_stamp), slots_(slots), sorted_(plan_sorted_slots(slots)), held_(sorted_ <= kThreads ? 1 : 2) {
+    if (sorted_ <= 2 * kThreads) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int slot = held_ * static_cast<int>(threadIdx.x) + e;
+        if (e < held_ && slot < slots) {
+          stamps_[e] = slot_stamp[slot];
+          chunks_[e] = slot_chunk[slot];
+        }
+      }
+    }
+  }
+
+  // To be called by kThreads threads; ends with a barrier.
+  __device__ void sort(const PlanMemory& m) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (sorted_ > 2 * kThreads) {
+      for (int slot = thread; slot < sorted_; slot += kThreads) {
+        m.keys[slot] = slot < slots_ ? key(stamp_[slot], slot) : ~0ULL;
+      }
+      __syncthreads();
+      sort_keys<kThreads>(m.keys, sorted_);
+    } else {
+      unsigned long long keys[2] = {~0ULL, ~0ULL};
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int slot = held_ * thread + e;
+        if (e < held_ && slot < slots_) {
+          keys[e] = key(stamps_[e], slot);
+          m.chunks[slot] = chunks_[e];
+        }
+      }
+      if (held_ == 1) {
+        unsigned long long one[1] = {keys[0]};
+        sort_keys_held<1>(one, sorted_, m.keys);
+      } else {
+        sort_keys_held<2>(keys, sorted_, m.keys);
+      }
+    }
+    for (int i = thread; i < slots_; i += kThreads) {
+      m.order[i] = static_cast<std::uint16_t>(m.keys[i]);
+    }
+    __syncthreads();
+  }
+
+ private:
+  static __device__ unsigned long long key(std::int32_t stamp, int slot) {
+    return static_cast<unsigned long long>(static_cast<unsigned>(stamp) ^ 0x80000000U) << 32 |
+           static_cast<unsigned>(slot);
+  }
+
+  const std::int32_t* stamp_;
+  int slots_, sorted_, held_;
+  std::int32_t stamps_[2], chunks_[2];
 };
 
-// ids [count] ascending in shared memory, count <= slots; rank_of(chunk) is the place of a chunk among them, or -1.
-// keys: plan_key_places(slots, kThreads) entries of shared memory.
-// Evicted slots are taken in the order of their last use, then of their number: that order is the key.
-// To be called by kThreads threads, after a barrier behind ids.
+// The second half. ids [count] ascending in shared memory, count <= slots; rank_of(chunk) is the place of a chunk among
+// them, or -1. To be called by kThreads threads, after the sort and a barrier behind ids.
 template <int kThreads, class RankOf>
 __device__ inline void plan_slots(const int* ids, int count, const RankOf& rank_of, int slots, int step,
-                                  const PlanRow& row, PlanMemory& m, unsigned long long* keys) {
+                                  const PlanRow& row, const PlanMemory& m) {
   constexpr int kWarps = kThreads / 32;
   constexpr int kPlaces = (SKV_MAX_SELECT + kThreads - 1) / kThreads;  // of selected chunks a thread
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -133,62 +230,51 @@ __device__ inline void plan_slots(const int* ids, int count, const RankOf& rank_
     }
     return;
   }
+  PlanMemory::Lists& lists = *m.lists;
   for (int i = thread; i < count; i += kThreads) {
-    m.where[i] = -1;
+    lists.where[i] = -1;
   }
   __syncthreads();
-  const int sorted = plan_sorted_slots(slots);
-  // The key of a slot that may be evicted; all ones of one that holds a selected chunk.
-  const auto visit = [&](int slot) {
-    if (slot >= slots) {
-      return ~0ULL;
-    }
-    const int rank = rank_of(row.slot_chunk[slot]);
+  const int* const chunks = plan_chunk_places(slots, kThreads) > 0 ? m.chunks : row.slot_chunk;
+  const int run = (slots + kThreads - 1) / kThreads;
+  const int first = min(slots, thread * run), last = min(slots, first + run);
+  int unused = 0;
+  for (int i = first; i < last; ++i) {
+    const int slot = m.order[i];
+    const int rank = rank_of(chunks[slot]);
     if (rank >= 0) {
-      m.where[rank] = slot;
+      lists.where[rank] = slot;
       row.slot_stamp[slot] = step;
-      return ~0ULL;
+      m.order[i] = PlanMemory::kInUse;
+    } else {
+      ++unused;
     }
-    const unsigned stamp = static_cast<unsigned>(row.slot_stamp[slot]) ^ 0x80000000U;
-    return static_cast<unsigned long long>(stamp) << 32 | static_cast<unsigned>(slot);
-  };
-  unsigned long long held[2] = {~0ULL, ~0ULL};
-  if (sorted <= kThreads) {
-    held[0] = visit(thread);
-  } else if (sorted <= 2 * kThreads) {
-    held[0] = visit(2 * thread);
-    held[1] = visit(2 * thread + 1);
-  } else {
-    for (int slot = thread; slot < sorted; slot += kThreads) {
-      keys[slot] = visit(slot);
-    }
+  }
+  const int unused_through = warp_prefix(unused, lane);
+  if (lane == 31) {
+    lists.unused[warp] = unused_through;
   }
   __syncthreads();
   int slot_of[kPlaces], own = 0;
 #pragma unroll
   for (int i = 0; i < kPlaces; ++i) {
     const int place = kPlaces * thread + i;
-    slot_of[i] = place < count ? m.where[place] : 0;
+    slot_of[i] = place < count ? lists.where[place] : 0;
     own += slot_of[i] < 0;
   }
   const int through = warp_prefix(own, lane);
   if (lane == 31) {
-    m.totals[warp] = through;
+    lists.misses[warp] = through;
   }
-  __syncthreads();
-  const int total = lane < kWarps ? m.totals[lane] : 0;
-  const int misses = warp_sum_int(total);
-  int miss = warp_sum_int(lane < warp ? total : 0) + through - own;
-  if (misses > 0) {
-    if (sorted <= kThreads) {
-      unsigned long long one[1] = {held[0]};
-      sort_keys_held<1>(one, sorted, keys);
-    } else if (sorted <= 2 * kThreads) {
-      sort_keys_held<2>(held, sorted, keys);
-    } else {
-      sort_keys<kThreads>(keys, sorted);
+  int taken = warp_sum_int(lane < warp ? lists.unused[lane] : 0) + unused_through - unused;
+  for (int i = first; i < last && taken < count; ++i) {
+    if (m.order[i] != PlanMemory::kInUse) {
+      lists.taken[taken++] = m.order[i];
     }
   }
+  __syncthreads();
+  const int total = lane < kWarps ? lists.misses[lane] : 0;
+  int miss = warp_sum_int(lane < warp ? total : 0) + through - own;
 #pragma unroll
   for (int i = 0; i < kPlaces; ++i) {
     const int place = kPlaces * thread + i;
@@ -196,17 +282,17 @@ __device__ inline void plan_slots(const int* ids, int count, const RankOf& rank_
       if (slot_of[i] >= 0) {
         row.selected_slot[place] = slot_of[i];
       } else {
-        const int taken = static_cast<int>(keys[miss] & 0xffffffffULL);
-        const int chunk = ids[place];
-        row.selected_slot[place] = taken;
+        const int slot = lists.taken[miss], chunk = ids[place];
+        row.selected_slot[place] = slot;
         row.fetch_chunk[miss] = chunk;
-        row.fetch_slot[miss] = taken;
-        row.slot_chunk[taken] = chunk;
-        row.slot_stamp[taken] = step;
+        row.fetch_slot[miss] = slot;
+        row.slot_chunk[slot] = chunk;
+        row.slot_stamp[slot] = step;
         ++miss;
       }
     }
   }
+  const int misses = warp_sum_int(total);
   if (thread == 0) {
     *row.fetch_count = misses;
   }

@@ -160,13 +160,12 @@ __global__ void __launch_bounds__(kUnitThreads) rerank_mass_any_kernel(const __g
 
 struct alignas(16) RerankShared {
   SelectMemory select;
-  PlanMemory plan;
   float log_sums[SKV_MAX_GROUP];
 };
 
 std::size_t rerank_select_bytes(const skv_rerank_params& p) {
-  return sizeof(RerankShared) + static_cast<std::size_t>(plan_key_places(p.geometry.slots, kSelectThreads)) * 8 +
-         static_cast<std::size_t>(p.select) * 4 + static_cast<std::size_t>(p.shortlist_stride) * 4;
+  return sizeof(RerankShared) + plan_bytes(p.geometry.slots, kSelectThreads) + static_cast<std::size_t>(p.select) * 4 +
+         static_cast<std::size_t>(p.shortlist_stride) * 4;
 }
 
 // Keeps the best of a shortlist, and plans their slots when asked. One block a pair; a chain of barriers bounds it.
@@ -178,6 +177,9 @@ __global__ void __launch_bounds__(kSelectThreads) rerank_select_kernel(const __g
   const int pair = q.first_pair + static_cast<int>(blockIdx.x);
   const int session = pair / heads, head = pair % heads;
   const bool planned = q.plan.fetch_count != nullptr;
+  const skv_shadow_layer& layer = p.layers[session];
+  const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
+  const PlanMemory plan = plan_memory(shared + sizeof(RerankShared), p.geometry.slots, kSelectThreads);
   const int listed = p.states[session].length <= 0 ? 0 : min(p.shortlist_count[pair], p.shortlist_stride);
   if (listed <= 0) {
     if (thread == 0) {
@@ -188,9 +190,12 @@ __global__ void __launch_bounds__(kSelectThreads) rerank_select_kernel(const __g
     }
     return;
   }
+  if (planned) {
+    SlotOrder<kSelectThreads>(layer.slot_chunk + slot_row, layer.slot_stamp + slot_row, p.geometry.slots).sort(plan);
+  }
   auto& memory = *reinterpret_cast<RerankShared*>(shared);
-  auto* const keys = reinterpret_cast<unsigned long long*>(shared + sizeof(RerankShared));
-  auto* const ids = reinterpret_cast<int*>(keys + plan_key_places(p.geometry.slots, kSelectThreads));
+  auto* const ids =
+      reinterpret_cast<int*>(shared + sizeof(RerankShared) + plan_bytes(p.geometry.slots, kSelectThreads));
   auto* const scores = reinterpret_cast<float*>(ids + p.select);
   const float* const masses = q.scratch.chunk_mass + static_cast<std::int64_t>(pair) * q.group * p.shortlist_stride;
   if (warp < q.group) {
@@ -231,14 +236,12 @@ __global__ void __launch_bounds__(kSelectThreads) rerank_select_kernel(const __g
   }
   __syncthreads();
   if (planned) {
-    const skv_shadow_layer& layer = p.layers[session];
-    const std::int64_t slot_row = static_cast<std::int64_t>(head) * p.geometry.slots;
     const PlanRow row = {layer.slot_chunk + slot_row,         layer.slot_stamp + slot_row,
                          q.plan.selected_slot + selected_row, q.plan.fetch_chunk + selected_row,
                          q.plan.fetch_slot + selected_row,    q.plan.fetch_count + pair};
     plan_slots<kSelectThreads>(
         ids, count, [&](int chunk) { return rank_in(ids, count, chunk); }, p.geometry.slots, p.states[session].step,
-        row, memory.plan, keys);
+        row, plan);
   }
 }
 
