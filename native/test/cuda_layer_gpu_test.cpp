@@ -23,7 +23,8 @@ void convert(skv::Backend& backend, std::mt19937_64& generator) {
   for (const std::int32_t from : kTypes) {
     for (const std::int32_t to : kTypes) {
       for (const std::int64_t count : {1, 7, 4097, 100'003}) {
-        const auto values = rounded(gpu::normals(generator, count, 3.0F), from);
+        auto values = rounded(gpu::normals(generator, count, 3.0F), from);
+        values[static_cast<std::size_t>(count / 2)] = count % 2 ? 0.0F : -0.0F;
         Array input(backend, values, from), output(backend, count * gpu::size_of(to));
         skv_convert_params p = {};
         p.input_type = from;

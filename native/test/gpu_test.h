@@ -83,6 +83,9 @@ inline std::uint16_t f16_bits(float x) {
   if (magnitude >= 65520) {
     return static_cast<std::uint16_t>(sign | 0x7c00);
   }
+  if (magnitude == 0) {
+    return sign;
+  }
   int exponent = 0;
   std::frexp(magnitude, &exponent);
   const int unit = std::max(exponent - 11, -24);

@@ -16,7 +16,7 @@ import dev.shadowkv.kernels.TransformerKernels;
  * appended to, folding, forking, being rewound and closing at random. Now and then a row is compared, bit for bit, with
  * what a fork of its session answers alone.
  *
- * <p>A program, so that what it takes is this process's alone: {@code Soak cpu|cuda <steps> <seed>}. Prints what it has
+ * <p>A program, so that what it takes is this process's alone: {@code Soak cpu|cuda|cuda:N <steps> <seed>}. Prints what it has
  * taken after every tenth of the steps: device bytes by the arenas and by the driver, pinned bytes, resident memory and
  * live heap.
  */
@@ -244,7 +244,7 @@ final class Soak {
     public static void main(String[] arguments) throws IOException {
         long steps = Long.parseLong(arguments[1]);
         long start = System.nanoTime();
-        try (Device device = arguments[0].equals("cuda") ? Device.cuda(0) : Device.cpu(2)) {
+        try (Device device = TestDevice.open(arguments[0])) {
             Soak soak = new Soak(device, Long.parseLong(arguments[2]));
             soak.run(steps);
             soak.cache.close();

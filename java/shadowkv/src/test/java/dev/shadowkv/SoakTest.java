@@ -34,7 +34,7 @@ class SoakTest {
         long seed = Long.getLong("shadowkv.test.seed", System.nanoTime());
         ChildJvm child = ChildJvm.run(Soak.class,
                 List.of("-Xmx256m", "-Xms256m", "-XX:+AlwaysPreTouch", "-Ddev.shadowkv.leakDetection=true"), Map.of(),
-                TestDevice.cuda() ? "cuda" : "cpu", Long.toString(steps), Long.toString(seed));
+                TestDevice.named(), Long.toString(steps), Long.toString(seed));
         String output = child.output();
         System.out.println(output);
         assertThat(child.exit()).as("seed %s: %s", seed, output).isZero();

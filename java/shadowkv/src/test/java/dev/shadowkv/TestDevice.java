@@ -15,20 +15,29 @@ public final class TestDevice {
 
     /** As {@link #open()}, but of the GPUs the one that many places behind it, in a ring. */
     static Device open(int behind) {
-        return cuda() ? Device.cuda((ordinal() + behind) % Device.cudaDevices()) : Device.cpu(2);
+        return cuda() ? Device.cuda((ordinal(named()) + behind) % Device.cudaDevices()) : Device.cpu(2);
     }
 
-    private static String named() {
+    /** As the build names it. */
+    static Device open(String name) {
+        return isCuda(name) ? Device.cuda(ordinal(name)) : Device.cpu(2);
+    }
+
+    static String named() {
         String property = System.getProperty("shadowkv.test.device");
         return property != null ? property : System.getenv().getOrDefault("SHADOWKV_TEST_DEVICE", "cpu");
     }
 
     public static boolean cuda() {
-        return named().startsWith("cuda");
+        return isCuda(named());
     }
 
-    private static int ordinal() {
-        String[] parts = named().split(":");
+    private static boolean isCuda(String name) {
+        return name.startsWith("cuda");
+    }
+
+    private static int ordinal(String name) {
+        String[] parts = name.split(":");
         return parts.length > 1 ? Integer.parseInt(parts[1]) : 0;
     }
 

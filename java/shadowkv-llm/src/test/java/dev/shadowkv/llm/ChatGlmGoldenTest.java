@@ -36,7 +36,6 @@ import org.junit.jupiter.params.provider.ValueSource;
  * gives the reference's logits.
  */
 class ChatGlmGoldenTest {
-    private static final boolean CUDA = "cuda".equals(System.getProperty("shadowkv.test.device"));
     private static final double F32_TOLERANCE = 2e-3;
     private static final int LAYERS = 2;
 
@@ -122,7 +121,7 @@ class ChatGlmGoldenTest {
     void givesTheReferenceLogits(String kind) {
         GoldenLogits golden = new GoldenLogits("glm-4");
         GoldenLogits.Errors errors = golden.new Errors();
-        try (Device device = CUDA ? Device.cuda(0) : Device.cpu()) {
+        try (Device device = TestDevice.open()) {
             List<float[]> theirs = logits(device, folder, kind, golden);
             List<float[]> others = logits(device, Golden.folder("glm-4"), kind, golden);
             assertThat(theirs).hasSameSizeAs(others).hasSize(golden.ids[0].length);
@@ -131,7 +130,7 @@ class ChatGlmGoldenTest {
                 errors.add(0, position, 1, MemorySegment.ofArray(theirs.get(position)));
             }
         }
-        if (!CUDA) {
+        if (!TestDevice.CUDA) {
             assertThat(errors.worst()).as(errors.toString()).isLessThan(F32_TOLERANCE);
         }
     }

@@ -34,7 +34,7 @@ class EngineTest {
 
     @BeforeAll
     static void load() {
-        device = "cuda".equals(System.getProperty("shadowkv.test.device")) ? Device.cuda(0) : Device.cpu();
+        device = TestDevice.open();
         checkpoint = Checkpoint.open(Golden.folder("llama-3.1"));
         model = Model.load(checkpoint, device);
     }

@@ -20,7 +20,6 @@ import org.junit.jupiter.params.provider.ValueSource;
 
 /** A residual stream in host memory gives what one on the device gives, bit by bit. */
 class ResidualStreamTest {
-    private static final boolean CUDA = "cuda".equals(System.getProperty("shadowkv.test.device"));
     private static final int VOCABULARY = 320;
     private static final int BLOCK = 16;
     private static final int CAPACITY = 700;
@@ -30,7 +29,7 @@ class ResidualStreamTest {
     void isTheSameOnTheHost(String kind) {
         CacheOptions options = kind.equals("dense") ? CacheOptions.dense() : CacheOptions.shadow(128).withRank(32);
         SplittableRandom random = new SplittableRandom();
-        try (Device device = CUDA ? Device.cuda(0) : Device.cpu();
+        try (Device device = TestDevice.open();
                 Checkpoint checkpoint = Checkpoint.open(Golden.folder("llama-3.1"));
                 Model model = Model.load(checkpoint, device);
                 KvCache cache = options.build(

@@ -28,7 +28,7 @@ class SideBySideTest {
 
     @BeforeAll
     static void load() {
-        device = "cuda".equals(System.getProperty("shadowkv.test.device")) ? Device.cuda(0) : Device.cpu(2);
+        device = TestDevice.open();
         checkpoint = Checkpoint.open(Golden.folder("llama-3.1"));
         model = Model.load(checkpoint, device);
     }

@@ -23,7 +23,6 @@ import org.junit.jupiter.params.provider.ValueSource;
  * bit. On a GPU the one batch replays a single recording.
  */
 class StepRecordingTest {
-    private static final boolean CUDA = "cuda".equals(System.getProperty("shadowkv.test.device"));
     private static final int VOCABULARY = 320;
     private static final int ROWS = 3;
     private static final int CAPACITY = 700;
@@ -38,7 +37,7 @@ class StepRecordingTest {
     void replaysAsItWouldCall(String kind) {
         CacheOptions options = kind.equals("dense") ? CacheOptions.dense() : CacheOptions.shadow(128).withRank(32);
         SplittableRandom random = new SplittableRandom(11);
-        try (Device device = CUDA ? Device.cuda(0) : Device.cpu();
+        try (Device device = TestDevice.open();
                 Checkpoint checkpoint = Checkpoint.open(Golden.folder("llama-3.1"));
                 Model model = Model.load(checkpoint, device);
                 KvCache cache = options.build(
@@ -68,7 +67,7 @@ class StepRecordingTest {
                     assertSameRows(seats, transformer.logits(ROWS), direct.logits(ROWS));
                 }
             }
-            assertThat(transformer.recordedSteps()).isEqualTo(CUDA ? 1 : 0);
+            assertThat(transformer.recordedSteps()).isEqualTo(TestDevice.CUDA ? 1 : 0);
             assertThat(direct.recordedSteps()).isZero();
         }
     }
@@ -97,7 +96,7 @@ class StepRecordingTest {
     /** Queries given from outside take the place of the model's own, recorded or not, and are given back. */
     @Test
     void queriesCanBeReplaced() {
-        try (Device device = CUDA ? Device.cuda(0) : Device.cpu();
+        try (Device device = TestDevice.open();
                 Checkpoint checkpoint = Checkpoint.open(Golden.folder("llama-3.1"));
                 Model model = Model.load(checkpoint, device);
                 KvCache cache = CacheOptions.dense()

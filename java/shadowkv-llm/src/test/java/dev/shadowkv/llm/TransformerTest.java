@@ -27,7 +27,6 @@ import org.junit.jupiter.params.provider.CsvSource;
 
 /** All families give the reference's logits and tokens, with either cache, in prompts and in steps. */
 class TransformerTest {
-    private static final boolean CUDA = "cuda".equals(System.getProperty("shadowkv.test.device"));
     /** Of every logit, in standard deviations of the logits: where activations and cache are of F32. */
     private static final double F32_TOLERANCE = 2e-3;
     /** Of the root of the mean square, where they are of BF16. */
@@ -36,7 +35,7 @@ class TransformerTest {
     private static final int PROMPT = 101;
 
     private static Device device() {
-        return CUDA ? Device.cuda(0) : Device.cpu();
+        return TestDevice.open();
     }
 
     private static ModelConfig config(String family, String file) {
@@ -87,7 +86,7 @@ class TransformerTest {
         "glm-4,config.json,dense", "glm-4,config.v5.json,dense", "glm-4,config.json,shadow"
     })
     void givesTheReferenceLogits(String family, String file, String cacheKind) {
-        givesTheReferenceLogits(family, file, cacheKind, CUDA ? ElementType.BF16 : ElementType.F32);
+        givesTheReferenceLogits(family, file, cacheKind, TestDevice.CUDA ? ElementType.BF16 : ElementType.F32);
     }
 
     @ParameterizedTest
@@ -96,7 +95,7 @@ class TransformerTest {
         "phi-3,dense", "phi-3,shadow", "glm-4,dense", "glm-4,shadow"
     })
     void bf16CostsWhatItMust(String family, String cacheKind) {
-        Assumptions.assumeFalse(CUDA, "it is the type of the other test on a GPU");
+        Assumptions.assumeFalse(TestDevice.CUDA, "it is the type of the other test on a GPU");
         givesTheReferenceLogits(family, "config.json", cacheKind, ElementType.BF16);
     }
 
@@ -206,7 +205,7 @@ class TransformerTest {
                             GenerationRequest.of(golden.ids[0], golden.greedy.length), TokenListener.NONE)
                     .join();
             assertThat(completion.reason()).isEqualTo(Completion.Reason.LENGTH);
-            if (!CUDA) {
+            if (!TestDevice.CUDA) {
                 assertThat(completion.ids()).containsExactly(golden.greedy);
             }
         }

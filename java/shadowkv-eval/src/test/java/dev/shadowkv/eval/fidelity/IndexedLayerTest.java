@@ -34,8 +34,9 @@ class IndexedLayerTest {
 
     private static Device device() {
         Device.Builder builder = Device.builder();
-        return System.getProperty("shadowkv.test.device", "cpu").equals("cuda")
-                ? builder.cuda(0).build()
+        String[] named = System.getProperty("shadowkv.test.device", "cpu").split(":");
+        return named[0].equals("cuda")
+                ? builder.cuda(named.length > 1 ? Integer.parseInt(named[1]) : 0).build()
                 : builder.threads(2).build();
     }
 

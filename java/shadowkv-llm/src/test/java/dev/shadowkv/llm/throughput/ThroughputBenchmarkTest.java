@@ -5,6 +5,7 @@ import static org.assertj.core.api.Assertions.assertThatThrownBy;
 import static org.assertj.core.api.Assertions.within;
 
 import dev.shadowkv.Device;
+import dev.shadowkv.llm.TestDevice;
 import dev.shadowkv.llm.AdmissionException;
 import dev.shadowkv.llm.CacheOptions;
 import dev.shadowkv.llm.Model;
@@ -28,7 +29,7 @@ class ThroughputBenchmarkTest {
 
     @BeforeAll
     static void open() {
-        device = "cuda".equals(System.getProperty("shadowkv.test.device")) ? Device.cuda(0) : Device.cpu();
+        device = TestDevice.open();
     }
 
     @AfterAll
