@@ -28,7 +28,7 @@ extern "C" {
 #define SKV_API
 #endif
 
-enum { SKV_ABI_VERSION = 5 };
+enum { SKV_ABI_VERSION = 4 };
 
 typedef struct skv_context skv_context;
 typedef struct skv_graph skv_graph;
@@ -97,11 +97,9 @@ SKV_API skv_status skv_graph_destroy(skv_context *context, skv_graph *graph);
 /* --- Lanes ----------------------------------------------------------------------------------- */
 
 /*
- * Lane 0 is the context's stream. What the other lanes are given goes on beside it: copies, fills, and those operations
- * that build a cache and share nothing, which are skv_rope_rotate, skv_store_tokens, skv_low_rank_project,
- * skv_landmark_build, skv_chunk_gather, skv_value_store and skv_moment_update, each where skv_workspace_bytes says 0.
- * Each lane keeps its own order; between lanes there is none but what skv_meet_lane states. skv_synchronize waits for
- * all. CPU: work is done when a call returns.
+ * Lane 0 is the context's stream. What the other lanes are given goes on beside it, and they take copies, fills and
+ * skv_value_store alone, since everything else shares the workspace. Each lane keeps its own order; between lanes
+ * there is none but what skv_meet_lane states. skv_synchronize waits for all. CPU: work is done when a call returns.
  */
 
 /* Work from now on is given to that lane, 0 to SKV_LANES - 1. */

@@ -35,7 +35,7 @@ enum {
 enum { SKV_BACKEND_CPU = 0, SKV_BACKEND_CUDA = 1 };
 
 /* Queues of a context's work, see skv_use_lane. */
-enum { SKV_LANES = 8 };
+enum { SKV_LANES = 3 };
 
 /* Element types. I8 (symmetric, one scale a landmark) is for landmarks only, F8_E4M3 (one scale a chunk
  * and head) for values only. */

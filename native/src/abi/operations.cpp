@@ -3,26 +3,10 @@
 
 namespace {
 
-// Whether an operation can go on beside another one of its context: the workspace, side streams and BLAS are for one.
-bool runs_beside_others(const skv_context& context, std::int32_t operation, const void* params) {
-  switch (operation) {
-    case SKV_OP_ROPE:
-    case SKV_OP_STORE_TOKENS:
-    case SKV_OP_LOW_RANK_PROJECT:
-    case SKV_OP_LANDMARK_BUILD:
-    case SKV_OP_CHUNK_GATHER:
-    case SKV_OP_VALUE_STORE:
-    case SKV_OP_MOMENT_UPDATE:
-      return context.backend->workspace_bytes(operation, params) == 0;
-    default:
-      return false;
-  }
-}
-
-void check_lane(const skv_context& context, std::int32_t operation, const void* params, const char* function) {
-  if (context.lane != 0 && !runs_beside_others(context, operation, params)) [[unlikely]] {
-    throw skv::Error(SKV_INVALID_ARGUMENT, std::string(function) + " cannot go on beside others, on lane " +
-                                               std::to_string(context.lane));
+void check_lane(const skv_context& context, std::int32_t operation, const char* function) {
+  if (context.lane != 0 && operation != SKV_OP_VALUE_STORE) [[unlikely]] {
+    throw skv::Error(SKV_INVALID_ARGUMENT, std::string(function) + ": lane " + std::to_string(context.lane) +
+                                               " takes copies, fills and skv_value_store alone");
   }
 }
 
@@ -32,7 +16,7 @@ void check_lane(const skv_context& context, std::int32_t operation, const void* 
   skv_status function(skv_context* context, const params_type* params) {      \
     return skv::abi::guarded(#function, context, [&](skv::Backend& backend) { \
       skv::abi::check_##method(params, true);                                 \
-      check_lane(*context, number, params, #function);                        \
+      check_lane(*context, number, #function);                                \
       backend.method(*params);                                                \
     });                                                                       \
   }

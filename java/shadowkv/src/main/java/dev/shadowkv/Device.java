@@ -330,31 +330,15 @@ public final class Device implements AutoCloseable {
     }
 
     /**
-     * Gives work to a lane, beside what is under way on others: copies, fills, {@code TransformerKernels.rope} and, of
-     * {@code CacheKernels}, {@code storeTokens}, {@code lowRankProject}, {@code landmarkBuild}, {@code chunkGather},
-     * {@code valueStore} and {@code momentUpdate}, each where it needs no workspace. Everything else shares something
-     * with other work. Nobody else can use the device while the work is given.
+     * Gives work to a lane, beside what is under way on others: copies, fills and {@code CacheKernels.valueStore}, since
+     * everything else shares the workspace. Nobody else can use the device while the work is given.
      *
      * @throws ShadowKvException with {@link Status#INVALID_ARGUMENT} while a step is captured, or for other work
      */
     public void on(DeviceLane lane, Runnable work) {
-        on(lane.ordinal(), work);
-    }
-
-    /** How many lanes caches have for themselves, behind those with names; on a CPU they would gain nothing. */
-    int cacheLanes() {
-        return isCpu() ? 0 : ShadowKv.SKV_LANES() - DeviceLane.values().length;
-    }
-
-    /** The number of one of them. */
-    int cacheLane(int index) {
-        return DeviceLane.values().length + index;
-    }
-
-    void on(int lane, Runnable work) {
         MemorySegment handle = context.enter();
         try {
-            context.check(ShadowKv.skv_use_lane(handle, lane), "use_lane");
+            context.check(ShadowKv.skv_use_lane(handle, lane.ordinal()), "use_lane");
             try {
                 work.run();
             } finally {
@@ -372,13 +356,9 @@ public final class Device implements AutoCloseable {
      * @throws ShadowKvException with {@link Status#INVALID_ARGUMENT} while a step is captured, or for the main lane
      */
     public void meet(DeviceLane other) {
-        meet(other.ordinal());
-    }
-
-    void meet(int other) {
         MemorySegment handle = context.enter();
         try {
-            context.check(ShadowKv.skv_meet_lane(handle, other), "meet_lane");
+            context.check(ShadowKv.skv_meet_lane(handle, other.ordinal()), "meet_lane");
         } finally {
             context.exit();
         }

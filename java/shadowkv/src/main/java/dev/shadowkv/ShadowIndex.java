@@ -158,7 +158,7 @@ final class ShadowIndex {
 
     /** As above for layers from one to another; waits for the device once, whatever their number. */
     void makeRoom(ShadowSession session, int from, int to) {
-        int folds = 0;
+        boolean folds = false;
         for (int layer = from; layer < to; layer++) {
             LayerState state = session.state(layer);
             folding[layer] = false;
@@ -169,14 +169,14 @@ final class ShadowIndex {
             if (state.exact) {
                 keepExact(session, layer, state);
             } else {
+                fold(session, layer, state);
                 folding[layer] = true;
-                folds++;
+                folds = true;
             }
         }
-        if (folds == 0) {
+        if (!folds) {
             return;
         }
-        foldLayers(session, from, to, folds);
         if (options.residualLimit() < 1) {
             readResiduals(from, to);
         }
@@ -184,33 +184,6 @@ final class ShadowIndex {
             if (folding[layer]) {
                 settle(session, layer, session.state(layer));
             }
-        }
-    }
-
-    /** Layers take turns on lanes: the kernels of one are a chain that leaves most of a GPU idle. */
-    private void foldLayers(ShadowSession session, int from, int to, int folds) {
-        Staging dense = cache.scratch.dense;
-        int most = (int) Math.min(Math.min(folds, device.cacheLanes()), dense.tokens / options.foldTokens());
-        int lanes = most > 1 ? most : 0;
-        long part = dense.rawKeys.byteSize() / dense.tokens * options.foldTokens();
-        for (int lane = 0; lane < lanes; lane++) {
-            device.meet(device.cacheLane(lane));
-        }
-        int turn = 0;
-        for (int layer = from; layer < to; layer++) {
-            if (folding[layer]) {
-                int folded = layer;
-                DeviceBuffer rawKeys = dense.rawKeys.slice(turn * part, part);
-                if (lanes > 0) {
-                    device.on(device.cacheLane(turn), () -> fold(session, folded, session.state(folded), rawKeys));
-                    turn = (turn + 1) % lanes;
-                } else {
-                    fold(session, folded, session.state(folded), rawKeys);
-                }
-            }
-        }
-        for (int lane = 0; lane < lanes; lane++) {
-            device.meet(device.cacheLane(lane));
         }
     }
 
@@ -238,15 +211,16 @@ final class ShadowIndex {
         session.moved();
     }
 
-    private void fold(ShadowSession session, int layer, LayerState state, DeviceBuffer rawKeys) {
+    private void fold(ShadowSession session, int layer, LayerState state) {
         int count = options.foldTokens();
         long first = state.recentBegin;
         long firstChunk = first / chunk;
         long capacity = session.layout.chunks;
+        Scratch scratch = cache.scratch;
         SharedLayer shared = session.shared.layers[layer];
         OwnLayer own = session.own[layer];
-        unrotate(own.keyRing, first, count, rawKeys);
-        project(shared, first, count, rawKeys, residual(layer));
+        unrotate(own.keyRing, first, count, scratch.dense.rawKeys);
+        project(shared, first, count, residual(layer));
         cache.cacheKernels.landmarkBuild(own.keyRing, heads, headDim, chunk, firstChunk, count / chunk,
                 shared.landmarks,
                 geometry.landmarkType(), shared.landmarkScales, shared.radius, null, capacity);
@@ -299,10 +273,11 @@ final class ShadowIndex {
                 cache.scratch.hostResidual.asSlice(from * bytes, (to - from) * bytes));
     }
 
-    private void project(SharedLayer shared, long first, long count, DeviceBuffer rawKeys, DeviceBuffer residual) {
+    private void project(SharedLayer shared, long first, long count, DeviceBuffer residual) {
         long row = (long) geometry.rank() * geometry.storageType().bytes();
-        cache.cacheKernels.lowRankProject(Rows.of(rawKeys, geometry.storageType()), count, heads, headDim,
-                geometry.rank(), shared.basis, shared.coefficients.slice(first * row), residual, shared.headScales);
+        cache.cacheKernels.lowRankProject(Rows.of(cache.scratch.dense.rawKeys, geometry.storageType()), count, heads,
+                headDim, geometry.rank(), shared.basis, shared.coefficients.slice(first * row), residual,
+                shared.headScales);
     }
 
     private void keepWhatTheBasisMisses(ShadowSession session, int layer, LayerState state, long firstChunk,
@@ -322,7 +297,7 @@ final class ShadowIndex {
             unrotate(own.keyRing, first, tokens, cache.scratch.dense.rawKeys);
             int added = BasisExtension.extend(cache, shared, state, tokens);
             if (added > 0) {
-                project(shared, first, tokens, cache.scratch.dense.rawKeys, residual(layer));
+                project(shared, first, tokens, residual(layer));
                 readResiduals(layer, layer + 1);
             }
         }

@@ -84,7 +84,7 @@ class StreamsTest {
             }
             assertThatThrownBy(() -> device.on(DeviceLane.VALUES,
                     () -> kernels.add(two[0], two[0], two[1], ElementType.F32, count)))
-                    .isInstanceOf(ShadowKvException.class).hasMessageContaining("cannot go on beside others");
+                    .isInstanceOf(ShadowKvException.class).hasMessageContaining("takes copies, fills");
             // The device is itself again.
             kernels.add(two[0], two[0], two[1], ElementType.F32, count);
             assertThatThrownBy(() -> device.meet(DeviceLane.MAIN)).isInstanceOf(ShadowKvException.class);

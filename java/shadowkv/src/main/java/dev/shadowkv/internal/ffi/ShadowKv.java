@@ -162,10 +162,10 @@ public class ShadowKv {
     public static int SKV_BACKEND_CUDA() {
         return SKV_BACKEND_CUDA;
     }
-    private static final int SKV_LANES = (int)8L;
+    private static final int SKV_LANES = (int)3L;
     /**
      * {@snippet lang=c :
-     * enum <anonymous>.SKV_LANES = 8
+     * enum <anonymous>.SKV_LANES = 3
      * }
      */
     public static int SKV_LANES() {
@@ -558,10 +558,10 @@ public class ShadowKv {
     public static int SKV_MAX_BATCH() {
         return SKV_MAX_BATCH;
     }
-    private static final int SKV_ABI_VERSION = (int)5L;
+    private static final int SKV_ABI_VERSION = (int)4L;
     /**
      * {@snippet lang=c :
-     * enum <anonymous>.SKV_ABI_VERSION = 5
+     * enum <anonymous>.SKV_ABI_VERSION = 4
      * }
      */
     public static int SKV_ABI_VERSION() {
