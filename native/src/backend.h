@@ -56,6 +56,22 @@ class Backend {
 #define SKV_DECLARE(method, params, function, number) virtual void method(const params& p) = 0;
   SKV_OPERATIONS(SKV_DECLARE)
 #undef SKV_DECLARE
+
+  // An operation with each of an array of its params, which do not touch what another of them writes.
+  virtual void each(std::int32_t operation, const void* params, std::int32_t count) {
+    switch (operation) {
+#define SKV_EACH(method, type, function, number)          \
+  case number:                                            \
+    for (std::int32_t i = 0; i < count; ++i) {            \
+      method(static_cast<const type*>(params)[i]);        \
+    }                                                     \
+    break;
+      SKV_OPERATIONS(SKV_EACH)
+#undef SKV_EACH
+      default:
+        throw Error(SKV_INVALID_ARGUMENT, "there is no operation number " + std::to_string(operation));
+    }
+  }
 };
 
 std::unique_ptr<Backend> make_cpu_backend(const skv_context_params& params);

@@ -194,6 +194,28 @@ void test_lanes() {
   expect_failure(skv_meet_lane(context, 0), kInvalid, "skv_meet_lane", "lane is 0");
 }
 
+void test_each() {
+  float a[3][4] = {{1, 2, 3, 4}, {5, 6, 7, 8}, {9, 10, 11, 12}}, sums[3][4] = {};
+  skv_add_params calls[3];
+  for (int i = 0; i < 3; ++i) {
+    calls[i] = sized<skv_add_params>();
+    calls[i].a = calls[i].b = a[i];
+    calls[i].output = sums[i];
+    calls[i].count = i + 2;
+  }
+  CHECK_EQUAL(skv_each(context, SKV_OP_ADD, calls, 3), SKV_OK);
+  CHECK(sums[0][0] == 2 && sums[0][1] == 4 && sums[0][2] == 0 && sums[1][2] == 14 && sums[2][3] == 24);
+  CHECK_EQUAL(skv_each(context, SKV_OP_ADD, nullptr, 0), SKV_OK);
+  expect_failure(skv_each(context, SKV_OP_ADD, nullptr, 1), kInvalid, "skv_each", "params is null");
+  expect_failure(skv_each(context, SKV_OP_ADD, calls, -1), kInvalid, "skv_each", "count is -1");
+  expect_failure(skv_each(context, 999, calls, 1), kInvalid, "skv_each", "there is no operation number 999");
+  // Nothing is done when one of them is refused.
+  calls[2].count = -1;
+  sums[0][0] = 0;
+  expect_failure(skv_each(context, SKV_OP_ADD, calls, 3), kInvalid, "skv_add", "count is -1");
+  CHECK_EQUAL(sums[0][0], 0.0F);
+}
+
 }  // namespace
 
 int main() {
@@ -209,6 +231,7 @@ int main() {
   test_memory();
   test_graphs_and_marks();
   test_lanes();
+  test_each();
   CHECK_EQUAL(skv_context_destroy(context), SKV_OK);
   return check::verdict();
 }

@@ -1,4 +1,5 @@
 // The entry points of the operations: check, then hand over.
+#include "abi/check.h"
 #include "abi/context.h"
 
 namespace {
@@ -22,3 +23,28 @@ void check_lane(const skv_context& context, std::int32_t operation, const char* 
   }
 SKV_OPERATIONS(SKV_ENTRY)
 #undef SKV_ENTRY
+
+skv_status skv_each(skv_context* context, int32_t operation, const void* params, int32_t count) {
+  return skv::abi::guarded(__func__, context, [&](skv::Backend& backend) {
+    const skv::abi::Check check("skv_each");
+    check.at_least("count", count, 0);
+    if (count == 0) {
+      return;
+    }
+    check.pointer("params", params);
+    switch (operation) {
+#define SKV_CHECK(method, type, function, number)                           \
+  case number:                                                              \
+    for (std::int32_t i = 0; i < count; ++i) {                              \
+      skv::abi::check_##method(static_cast<const type*>(params) + i, true); \
+    }                                                                       \
+    check_lane(*context, number, "skv_each");                               \
+    break;
+      SKV_OPERATIONS(SKV_CHECK)
+#undef SKV_CHECK
+      default:
+        check.fail(SKV_INVALID_ARGUMENT, "there is no operation number " + std::to_string(operation));
+    }
+    backend.each(operation, params, count);
+  });
+}

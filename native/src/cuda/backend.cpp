@@ -370,6 +370,23 @@ class CudaBackend final : public Backend {
   SKV_OPERATIONS(SKV_FORWARD)
 #undef SKV_FORWARD
 
+  void each(std::int32_t operation, const void* params, std::int32_t count) override {
+    const CurrentDevice current(ordinal_);
+    Launch launch{now(), side_.data(), events_.data(), Workspace(workspace_, workspace_bytes_), traits_, cublas_};
+    switch (operation) {
+      case SKV_OP_ROPE:
+        return rope_each(static_cast<const skv_rope_params*>(params), count, launch);
+      case SKV_OP_LOW_RANK_PROJECT:
+        return low_rank_project_each(static_cast<const skv_low_rank_project_params*>(params), count, launch);
+      case SKV_OP_LANDMARK_BUILD:
+        return landmark_build_each(static_cast<const skv_landmark_build_params*>(params), count, launch);
+      case SKV_OP_VALUE_STORE:
+        return value_store_each(static_cast<const skv_value_store_params*>(params), count, launch);
+      default:
+        return Backend::each(operation, params, count);
+    }
+  }
+
  private:
   // Where work goes.
   cudaStream_t now() const { return lane_ == 0 ? stream_ : lanes_[lane_ - 1]; }

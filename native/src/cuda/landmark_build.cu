@@ -61,8 +61,10 @@ __device__ inline float cosine_of(float dot, float squares, float mean_squares) 
 // Floor: keys read once, 1/C of that written (122880 tokens x 8 heads x 128: 252 MB + 31 MB); bound by memory.
 // Reached for that: 0.096 ms, 72 % of the copy rate (H200, 2026-11-24, JMH).
 template <int L, int C, bool kBytes>
-__global__ void __launch_bounds__(kThreads) landmark_build_kernel(const __grid_constant__ skv_landmark_build_params p) {
+__global__ void __launch_bounds__(kThreads)
+    landmark_build_kernel(const __grid_constant__ Several<skv_landmark_build_params> all) {
   using S = __nv_bfloat16;
+  const skv_landmark_build_params& p = all.of[blockIdx.z];
   constexpr int kHeld = C > L ? C / L : 1;
   const int lane = static_cast<int>(threadIdx.x) % L;
   const std::int64_t group = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / L;
@@ -168,8 +170,10 @@ __global__ void __launch_bounds__(kThreads) landmark_build_kernel(const __grid_c
 
 // The same for head dims that are no multiple of 8: a warp a chunk, members read three times, from the caches.
 template <int C, bool kBytes>
-__global__ void __launch_bounds__(kThreads) any_head_dim_kernel(const __grid_constant__ skv_landmark_build_params p) {
+__global__ void __launch_bounds__(kThreads)
+    any_head_dim_kernel(const __grid_constant__ Several<skv_landmark_build_params> all) {
   using S = __nv_bfloat16;
+  const skv_landmark_build_params& p = all.of[blockIdx.z];
   constexpr int kPerLane = SKV_MAX_HEAD_DIM / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t index = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
@@ -243,12 +247,18 @@ __global__ void __launch_bounds__(kThreads) any_head_dim_kernel(const __grid_con
 }
 
 template <int C, bool kBytes>
-void build(const skv_landmark_build_params& p, const Launch& launch) {
+void build_chunks(const Several<skv_landmark_build_params>& all, int together, const Launch& launch) {
+  const skv_landmark_build_params& p = all.of[0];
+  bool wide = p.head_dim % kColumns == 0;
+  for (int i = 0; i < together; ++i) {
+    wide &= aligned_16({all.of[i].rotated_keys, all.of[i].landmarks}, {});
+  }
   const auto run = [&](auto kernel, int lanes) {
-    const dim3 grid(blocks_for(p.chunks * lanes, kThreads), static_cast<unsigned>(p.key_value_heads));
-    launch_kernel("landmark_build", kernel, grid, dim3(kThreads), 0, launch.stream, p);
+    const dim3 grid(blocks_for(p.chunks * lanes, kThreads), static_cast<unsigned>(p.key_value_heads),
+                    static_cast<unsigned>(together));
+    launch_kernel("landmark_build", kernel, grid, dim3(kThreads), 0, launch.stream, all);
   };
-  if (p.head_dim % kColumns || !aligned_16({p.rotated_keys, p.landmarks}, {})) {
+  if (!wide) {
     run(any_head_dim_kernel<C, kBytes>, 32);
   } else if (p.head_dim <= 8 * kColumns) {
     run(landmark_build_kernel<8, C, kBytes>, 8);
@@ -259,11 +269,9 @@ void build(const skv_landmark_build_params& p, const Launch& launch) {
   }
 }
 
-}  // namespace
-
-std::uint64_t landmark_build_workspace(const skv_landmark_build_params&, const DeviceTraits&) { return 0; }
-
-void landmark_build(const skv_landmark_build_params& p, Launch& launch) {
+// Calls that differ in addresses alone.
+void build(const Several<skv_landmark_build_params>& all, int together, const Launch& launch) {
+  const skv_landmark_build_params& p = all.of[0];
   require_bf16(p.storage_type, "landmark_build", "the storage type");
   if (p.landmark_type != SKV_I8) {
     require_bf16(p.landmark_type, "landmark_build", "the landmark type, unless I8,");
@@ -276,10 +284,28 @@ void landmark_build(const skv_landmark_build_params& p, Launch& launch) {
   }
   const bool bytes = p.landmark_type == SKV_I8;
   if (p.chunk == 8) {
-    bytes ? build<8, true>(p, launch) : build<8, false>(p, launch);
+    bytes ? build_chunks<8, true>(all, together, launch) : build_chunks<8, false>(all, together, launch);
   } else {
-    bytes ? build<16, true>(p, launch) : build<16, false>(p, launch);
+    bytes ? build_chunks<16, true>(all, together, launch) : build_chunks<16, false>(all, together, launch);
   }
+}
+
+}  // namespace
+
+std::uint64_t landmark_build_workspace(const skv_landmark_build_params&, const DeviceTraits&) {
+  return 0;
+}
+
+void landmark_build_each(const skv_landmark_build_params* all, int count, Launch& launch) {
+  using P = skv_landmark_build_params;
+  const auto alike = [](const P& a, const P& b) {
+    return alike_but_for(a, b, &P::rotated_keys, &P::landmarks, &P::landmark_scales, &P::radius, &P::cosine);
+  };
+  in_groups(all, count, alike, [&](const Several<P>& group, int together) { build(group, together, launch); });
+}
+
+void landmark_build(const skv_landmark_build_params& p, Launch& launch) {
+  build(only(p), 1, launch);
 }
 
 }  // namespace skv::cuda

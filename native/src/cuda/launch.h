@@ -13,8 +13,10 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "cuda/status.h"
 #include "operations.h"
@@ -133,6 +135,52 @@ void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, d
   };
   check(launch(std::forward<Arguments>(arguments)...), name);
 }
+
+// Params of several calls of an operation that are one launch: the last dimension of the grid says whose.
+template <class P>
+struct Several {
+  static constexpr int kMost = 16;
+  P of[kMost];
+  static_assert(sizeof(P) * kMost <= 4096, "what a kernel takes as parameters");
+};
+
+// Whether two calls differ in nothing but these addresses.
+template <class P, class... Addresses>
+bool alike_but_for(P a, P b, Addresses... addresses) {
+  ((a.*addresses = nullptr, b.*addresses = nullptr), ...);
+  return std::memcmp(&a, &b, sizeof(P)) == 0;
+}
+
+template <class P>
+Several<P> only(const P& p) {
+  return {{p}};
+}
+
+// Hands over calls in groups that are alike: run(group, how many).
+template <class P, class Alike, class Run>
+void in_groups(const P* all, int count, const Alike& alike, const Run& run) {
+  std::vector<bool> done(static_cast<std::size_t>(count));
+  for (int first = 0; first < count; ++first) {
+    if (done[static_cast<std::size_t>(first)]) {
+      continue;
+    }
+    Several<P> group = {};
+    int members = 0;
+    for (int i = first; i < count && members < Several<P>::kMost; ++i) {
+      if (!done[static_cast<std::size_t>(i)] && (i == first || alike(all[first], all[i]))) {
+        done[static_cast<std::size_t>(i)] = true;
+        group.of[members++] = all[i];
+      }
+    }
+    run(group, members);
+  }
+}
+
+// What skv_each makes fewer launches of.
+void rope_each(const skv_rope_params* all, int count, Launch& launch);
+void low_rank_project_each(const skv_low_rank_project_params* all, int count, Launch& launch);
+void landmark_build_each(const skv_landmark_build_params* all, int count, Launch& launch);
+void value_store_each(const skv_value_store_params* all, int count, Launch& launch);
 
 #define SKV_DECLARE(method, params, function, number) \
   void method(const params& p, Launch& launch);       \

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/launch.h"
 #include "cuda/low_rank_products.cuh"
 
@@ -22,8 +24,9 @@ __device__ std::uint32_t scaled(std::uint32_t pair, __nv_bfloat162 scale) {
 // operations. A fold has 64 tokens: bound by the latency of one block.
 template <bool kWide>
 __global__ void __launch_bounds__(kProjectThreads)
-    low_rank_project_kernel(const __grid_constant__ skv_low_rank_project_params p) {
+    low_rank_project_kernel(const __grid_constant__ Several<skv_low_rank_project_params> all) {
   using S = __nv_bfloat16;
+  const skv_low_rank_project_params& p = all.of[blockIdx.z];
   __shared__ float parts[kProjectWarps][kProjectTokens][kProjectRanks];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, t = lane % 4;
@@ -98,8 +101,9 @@ constexpr int kResidualTokens = 16 * kResidualRows;
 // 2*count*r*K*D operations. A fold has 64 tokens: bound by the latency of one block.
 template <bool kWide>
 __global__ void __launch_bounds__(kResidualThreads)
-    residual_kernel(const __grid_constant__ skv_low_rank_project_params p) {
+    residual_kernel(const __grid_constant__ Several<skv_low_rank_project_params> all) {
   using S = __nv_bfloat16;
+  const skv_low_rank_project_params& p = all.of[blockIdx.z];
   __shared__ float parts[kResidualWarps][2][kResidualTokens];
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int g = lane / 4, t = lane % 4;
@@ -163,30 +167,57 @@ std::uint64_t low_rank_project_workspace(const skv_low_rank_project_params&, con
   return 0;
 }
 
-void low_rank_project(const skv_low_rank_project_params& params, Launch& launch) {
-  skv_low_rank_project_params p = params;
-  require_bf16(p.type, "low_rank_project", "the type");
-  if (p.count == 0) {
+namespace {
+
+// Calls that differ in addresses alone.
+void project(Several<skv_low_rank_project_params> all, int together, Launch& launch) {
+  const skv_low_rank_project_params whole = all.of[0];
+  require_bf16(whole.type, "low_rank_project", "the type");
+  if (whole.count == 0) {
     return;
   }
-  p.key_stride = p.key_stride ? p.key_stride : static_cast<std::int64_t>(p.key_value_heads) * p.head_dim;
-  const bool wide = aligned_16({p.keys, p.basis, p.coefficients}, {2 * p.key_stride, 2 * p.head_dim, 2 * p.rank});
+  bool wide = true;
+  for (int i = 0; i < together; ++i) {
+    skv_low_rank_project_params& p = all.of[i];
+    p.key_stride = p.key_stride ? p.key_stride : static_cast<std::int64_t>(p.key_value_heads) * p.head_dim;
+    wide &= aligned_16({p.keys, p.basis, p.coefficients}, {2 * p.key_stride, 2 * p.head_dim, 2 * p.rank});
+  }
   // Tokens are the grid's second dimension, which ends at 65535.
   constexpr std::int64_t kMostTokens = std::int64_t{65'535} * kProjectTokens;
-  for (std::int64_t done = 0; done < params.count; done += kMostTokens) {
-    auto part = p;
-    part.count = params.count - done < kMostTokens ? params.count - done : kMostTokens;
-    part.keys = static_cast<const __nv_bfloat16*>(p.keys) + done * p.key_stride;
-    part.coefficients = static_cast<__nv_bfloat16*>(p.coefficients) + done * p.rank;
-    part.residual = p.residual ? p.residual + done : nullptr;
+  for (std::int64_t done = 0; done < whole.count; done += kMostTokens) {
+    const std::int64_t count = std::min(whole.count - done, kMostTokens);
+    Several<skv_low_rank_project_params> part = all;
+    for (int i = 0; i < together; ++i) {
+      skv_low_rank_project_params& p = part.of[i];
+      p.count = count;
+      p.keys = static_cast<const __nv_bfloat16*>(p.keys) + done * p.key_stride;
+      p.coefficients = static_cast<__nv_bfloat16*>(p.coefficients) + done * p.rank;
+      p.residual = p.residual ? p.residual + done : nullptr;
+    }
+    const auto each = static_cast<unsigned>(together);
     launch_kernel("low_rank_project", wide ? low_rank_project_kernel<true> : low_rank_project_kernel<false>,
-                  dim3(blocks_for(p.rank, kProjectRanks), blocks_for(part.count, kProjectTokens)),
+                  dim3(blocks_for(whole.rank, kProjectRanks), blocks_for(count, kProjectTokens), each),
                   dim3(kProjectThreads), 0, launch.stream, part);
-    if (part.residual) {
+    if (whole.residual) {
       launch_kernel("low_rank_project", wide ? residual_kernel<true> : residual_kernel<false>,
-                    dim3(blocks_for(part.count, kResidualTokens)), dim3(kResidualThreads), 0, launch.stream, part);
+                    dim3(blocks_for(count, kResidualTokens), 1, each), dim3(kResidualThreads), 0, launch.stream, part);
     }
   }
+}
+
+}  // namespace
+
+void low_rank_project_each(const skv_low_rank_project_params* all, int count, Launch& launch) {
+  using P = skv_low_rank_project_params;
+  const auto alike = [](const P& a, const P& b) {
+    return !a.residual == !b.residual && !a.head_scales == !b.head_scales &&
+           alike_but_for(a, b, &P::keys, &P::basis, &P::coefficients, &P::residual, &P::head_scales);
+  };
+  in_groups(all, count, alike, [&](const Several<P>& group, int together) { project(group, together, launch); });
+}
+
+void low_rank_project(const skv_low_rank_project_params& p, Launch& launch) {
+  project(only(p), 1, launch);
 }
 
 }  // namespace skv::cuda

@@ -10,11 +10,12 @@ constexpr int kThreads = 256;
 
 // Rotates N pairs, or copies N elements behind the rotated ones, of some heads of one token.
 //
-// input [count][heads][D], its heads possibly apart, output [count][heads][D]. Floor: every element read and written once; bound by memory. The rotation
-// of a token and pair is made once and applied to heads_per_thread heads.
+// input [count][heads][D], its heads possibly apart, output [count][heads][D]. Floor: every element read and written
+// once; bound by memory. The rotation of a token and pair is made once and applied to heads_per_thread heads.
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ skv_rope_params p, int items,
-                                                        int heads_per_thread) {
+__global__ void __launch_bounds__(kThreads)
+    rope_kernel(const __grid_constant__ Several<skv_rope_params> all, int items, int heads_per_thread) {
+  const skv_rope_params& p = all.of[blockIdx.z];
   const std::int64_t index = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const std::int64_t token = index / items;
   const int item = static_cast<int>(index % items);
@@ -31,7 +32,8 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ 
     const int element = p.rope.rotary_dim + (pair - half);
     for (int head = first_head; head < last_head; ++head) {
       *reinterpret_cast<Vector<T, N>*>(output + static_cast<std::int64_t>(head) * p.head_dim + element) =
-          *reinterpret_cast<const Vector<T, N>*>(input + static_cast<std::int64_t>(head) * p.input_head_stride + element);
+          *reinterpret_cast<const Vector<T, N>*>(input + static_cast<std::int64_t>(head) * p.input_head_stride +
+                                                 element);
     }
     return;
   }
@@ -76,30 +78,41 @@ __global__ void __launch_bounds__(kThreads) rope_kernel(const __grid_constant__ 
 
 }  // namespace
 
-std::uint64_t rope_workspace(const skv_rope_params&, const DeviceTraits&) { return 0; }
+std::uint64_t rope_workspace(const skv_rope_params&, const DeviceTraits&) {
+  return 0;
+}
 
-void rope(const skv_rope_params& params, Launch& launch) {
-  skv_rope_params p = params;
+namespace {
+
+void rotate(Several<skv_rope_params> all, int together, Launch& launch) {
+  const skv_rope_params& p = all.of[0];
   if (p.count == 0 || p.heads == 0) {
     return;
   }
   const std::int64_t dense = static_cast<std::int64_t>(p.heads) * p.head_dim;
-  p.input_stride = p.input_stride ? p.input_stride : dense;
-  p.output_stride = p.output_stride ? p.output_stride : dense;
-  p.input_head_stride = p.input_head_stride ? p.input_head_stride : p.head_dim;
+  bool addresses_wide = true;
+  for (int i = 0; i < together; ++i) {
+    skv_rope_params& each = all.of[i];
+    each.input_stride = each.input_stride ? each.input_stride : dense;
+    each.output_stride = each.output_stride ? each.output_stride : dense;
+    each.input_head_stride = each.input_head_stride ? each.input_head_stride : each.head_dim;
+    addresses_wide &= aligned_16({each.input, each.output}, {});
+  }
   with_type(p.type, "rope", [&](auto type) {
     using T = typename decltype(type)::type;
     constexpr std::int64_t kSize = sizeof(T);
-    const bool wide = aligned_16({p.input, p.output}, {p.input_stride * kSize, p.output_stride * kSize, p.input_head_stride * kSize, p.head_dim * kSize,
-                                                       p.rope.rotary_dim / 2 * kSize});
+    const bool wide =
+        addresses_wide && aligned_16({}, {p.input_stride * kSize, p.output_stride * kSize, p.input_head_stride * kSize,
+                                          p.head_dim * kSize, p.rope.rotary_dim / 2 * kSize});
     const auto run = [&]<int N>(std::integral_constant<int, N>) {
       const int items = (p.head_dim - p.rope.rotary_dim / 2) / N;
       // Few tokens need the heads as parallelism.
       const std::int64_t threads = p.count * items;
       const bool many = threads >= static_cast<std::int64_t>(launch.traits.multiprocessors) * 1024;
       const int heads_per_thread = many ? std::min(p.heads, 8) : 1;
-      const dim3 grid(blocks_for(threads, kThreads), blocks_for(p.heads, heads_per_thread));
-      launch_kernel("rope", rope_kernel<T, N>, grid, dim3(kThreads), 0, launch.stream, p, items, heads_per_thread);
+      const dim3 grid(blocks_for(threads, kThreads), blocks_for(p.heads, heads_per_thread),
+                      static_cast<unsigned>(together));
+      launch_kernel("rope", rope_kernel<T, N>, grid, dim3(kThreads), 0, launch.stream, all, items, heads_per_thread);
     };
     if (wide) {
       run(std::integral_constant<int, kWidest<T>>{});
@@ -107,6 +120,20 @@ void rope(const skv_rope_params& params, Launch& launch) {
       run(std::integral_constant<int, 1>{});
     }
   });
+}
+
+}  // namespace
+
+void rope_each(const skv_rope_params* all, int count, Launch& launch) {
+  const auto alike = [](const skv_rope_params& a, const skv_rope_params& b) {
+    return alike_but_for(a, b, &skv_rope_params::input, &skv_rope_params::output);
+  };
+  in_groups(all, count, alike,
+            [&](const Several<skv_rope_params>& group, int together) { rotate(group, together, launch); });
+}
+
+void rope(const skv_rope_params& p, Launch& launch) {
+  rotate(only(p), 1, launch);
 }
 
 }  // namespace skv::cuda

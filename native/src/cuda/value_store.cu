@@ -9,8 +9,10 @@ namespace skv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPiece = 16;         // elements of a thread's write: 16 bytes of e4m3
+constexpr int kPiece = 16;          // elements of a thread's write: 16 bytes of e4m3
 constexpr float kLargest = 448.0F;  // of e4m3
+// Of a head: what is more goes by the copy engine, which takes no SM from others.
+constexpr std::int64_t kMostByKernel = 64 * 1024;
 
 // Quantizes whole chunks to e4m3 with one scale and writes them to host memory; one chunk of one head a warp.
 // The chunk is read a second time, from the caches, when its scale is known.
@@ -18,8 +20,10 @@ constexpr float kLargest = 448.0F;  // of e4m3
 // source [K][capacity][D] -> values (pinned) [K][chunk_capacity][C][D], value_scales [K][chunk_capacity].
 // Floor: one byte an element over the link (55 GB/s); bound by it.
 template <bool kWide>
-__global__ void __launch_bounds__(kThreads) quantize_kernel(const __grid_constant__ skv_value_store_params p) {
+__global__ void __launch_bounds__(kThreads)
+    quantize_kernel(const __grid_constant__ Several<skv_value_store_params> all) {
   using S = __nv_bfloat16;
+  const skv_value_store_params& p = all.of[blockIdx.z];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t index = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
   if (index >= p.chunks) {
@@ -68,6 +72,25 @@ __global__ void __launch_bounds__(kThreads) quantize_kernel(const __grid_constan
   }
 }
 
+// Copies whole chunks to host memory as they are. A copy by the copy engine costs several times as much where it has
+// few bytes: a fold's layer has 16 KB a head.
+//
+// source [K][capacity][D] -> values (pinned) [K][chunk_capacity][C][D]. Floor: the bytes over the link (55 GB/s).
+template <class Word>
+__global__ void __launch_bounds__(kThreads) copy_kernel(const __grid_constant__ Several<skv_value_store_params> all) {
+  const skv_value_store_params& p = all.of[blockIdx.z];
+  const std::int64_t row_words = p.head_dim * static_cast<std::int64_t>(sizeof(__nv_bfloat16)) / sizeof(Word);
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const std::int64_t row = i / row_words, head = blockIdx.y;
+  if (row >= p.chunks * p.chunk) {
+    return;
+  }
+  const std::int64_t position = p.first_chunk * p.chunk + row, word = i % row_words;
+  const auto* const ring = static_cast<const Word*>(p.source) + head * p.capacity * row_words;
+  auto* const target = static_cast<Word*>(p.values) + head * p.chunk_capacity * p.chunk * row_words;
+  target[position * row_words + word] = ring[position % p.capacity * row_words + word];
+}
+
 // Rows [first, first + rows) of every head of the ring to the host, by the copy engine.
 void copy_rows(const skv_value_store_params& p, std::int64_t first_row, std::int64_t first_target_row,
                std::int64_t rows, const Launch& launch) {
@@ -92,25 +115,7 @@ void copy_rows(const skv_value_store_params& p, std::int64_t first_row, std::int
   }
 }
 
-}  // namespace
-
-std::uint64_t value_store_workspace(const skv_value_store_params&, const DeviceTraits&) { return 0; }
-
-void value_store(const skv_value_store_params& p, Launch& launch) {
-  require_bf16(p.storage_type, "value_store", "the storage type");
-  if (p.value_type != SKV_F8_E4M3) {
-    require_bf16(p.value_type, "value_store", "the value type, unless F8_E4M3,");
-  }
-  if (p.chunks == 0) {
-    return;
-  }
-  if (p.value_type == SKV_F8_E4M3) {
-    const bool wide = aligned_16({p.source, p.values}, {p.head_dim * static_cast<std::int64_t>(sizeof(__nv_bfloat16))});
-    const dim3 grid(blocks_for(p.chunks * 32, kThreads), static_cast<unsigned>(p.key_value_heads));
-    launch_kernel("value_store", wide ? quantize_kernel<true> : quantize_kernel<false>, grid, dim3(kThreads), 0,
-                  launch.stream, p);
-    return;
-  }
+void copy_by_engine(const skv_value_store_params& p, const Launch& launch) {
   // A run of chunks in a ring is up to two runs of rows for each time around.
   std::int64_t position = p.first_chunk * p.chunk;
   const std::int64_t end = position + p.chunks * p.chunk;
@@ -120,6 +125,57 @@ void value_store(const skv_value_store_params& p, Launch& launch) {
     copy_rows(p, row, position, rows, launch);
     position += rows;
   }
+}
+
+// Calls that differ in addresses alone.
+void store(const Several<skv_value_store_params>& all, int together, const Launch& launch) {
+  const skv_value_store_params& p = all.of[0];
+  require_bf16(p.storage_type, "value_store", "the storage type");
+  if (p.value_type != SKV_F8_E4M3) {
+    require_bf16(p.value_type, "value_store", "the value type, unless F8_E4M3,");
+  }
+  if (p.chunks == 0) {
+    return;
+  }
+  const std::int64_t row_bytes = p.head_dim * static_cast<std::int64_t>(sizeof(__nv_bfloat16));
+  bool wide = row_bytes % 16 == 0, whole_words = true;
+  for (int i = 0; i < together; ++i) {
+    const skv_value_store_params& one = all.of[i];
+    wide &= aligned_16({one.source, one.values}, {});
+    whole_words &=
+        (reinterpret_cast<std::uintptr_t>(one.source) | reinterpret_cast<std::uintptr_t>(one.values)) % 4 == 0;
+  }
+  const auto heads = static_cast<unsigned>(p.key_value_heads), each = static_cast<unsigned>(together);
+  if (p.value_type == SKV_F8_E4M3) {
+    launch_kernel("value_store", wide ? quantize_kernel<true> : quantize_kernel<false>,
+                  dim3(blocks_for(p.chunks * 32, kThreads), heads, each), dim3(kThreads), 0, launch.stream, all);
+  } else if (whole_words && p.chunks * p.chunk * row_bytes <= kMostByKernel) {
+    const std::int64_t words = p.chunks * p.chunk * row_bytes / (wide ? 16 : 4);
+    launch_kernel("value_store", wide ? copy_kernel<uint4> : copy_kernel<std::uint32_t>,
+                  dim3(blocks_for(words, kThreads), heads, each), dim3(kThreads), 0, launch.stream, all);
+  } else {
+    for (int i = 0; i < together; ++i) {
+      copy_by_engine(all.of[i], launch);
+    }
+  }
+}
+
+}  // namespace
+
+std::uint64_t value_store_workspace(const skv_value_store_params&, const DeviceTraits&) {
+  return 0;
+}
+
+void value_store_each(const skv_value_store_params* all, int count, Launch& launch) {
+  using P = skv_value_store_params;
+  const auto alike = [](const P& a, const P& b) {
+    return alike_but_for(a, b, &P::source, &P::values, &P::value_scales);
+  };
+  in_groups(all, count, alike, [&](const Several<P>& group, int together) { store(group, together, launch); });
+}
+
+void value_store(const skv_value_store_params& p, Launch& launch) {
+  store(only(p), 1, launch);
 }
 
 }  // namespace skv::cuda

@@ -364,6 +364,15 @@ public final class Device implements AutoCloseable {
         }
     }
 
+    /**
+     * Keeps back the operations that {@code work} asks for, then does those of one kind at once, kinds in the order in
+     * which they were first asked for: several layers with the launches of one. Operations of one kind must not depend
+     * on each other, and whatever is no operation, copies above all, must not depend on them.
+     */
+    void together(Runnable work) {
+        context.together(work);
+    }
+
     /** Records the stream's time under one of the marks 0 to 15. */
     public void mark(int mark) {
         Objects.checkIndex(mark, 16);

@@ -158,7 +158,7 @@ final class ShadowIndex {
 
     /** As above for layers from one to another; waits for the device once, whatever their number. */
     void makeRoom(ShadowSession session, int from, int to) {
-        boolean folds = false;
+        int folds = 0;
         for (int layer = from; layer < to; layer++) {
             LayerState state = session.state(layer);
             folding[layer] = false;
@@ -169,14 +169,14 @@ final class ShadowIndex {
             if (state.exact) {
                 keepExact(session, layer, state);
             } else {
-                fold(session, layer, state);
                 folding[layer] = true;
-                folds = true;
+                folds++;
             }
         }
-        if (!folds) {
+        if (folds == 0) {
             return;
         }
+        foldLayers(session, from, to);
         if (options.residualLimit() < 1) {
             readResiduals(from, to);
         }
@@ -184,6 +184,23 @@ final class ShadowIndex {
             if (folding[layer]) {
                 settle(session, layer, session.state(layer));
             }
+        }
+    }
+
+    /** As many layers at once as there is room for their keys before RoPE: a layer alone leaves most of a GPU idle. */
+    private void foldLayers(ShadowSession session, int from, int to) {
+        Staging dense = cache.scratch.dense;
+        int places = Math.toIntExact(dense.tokens / options.foldTokens());
+        long bytes = dense.rawKeys.byteSize() / dense.tokens * options.foldTokens();
+        for (int at = from; at < to; at += places) {
+            int first = at, end = Math.min(to, at + places);
+            device.together(() -> {
+                for (int each = first; each < end; each++) {
+                    if (folding[each]) {
+                        fold(session, each, session.state(each), dense.rawKeys.slice((each - first) * bytes, bytes));
+                    }
+                }
+            });
         }
     }
 
@@ -211,16 +228,15 @@ final class ShadowIndex {
         session.moved();
     }
 
-    private void fold(ShadowSession session, int layer, LayerState state) {
+    private void fold(ShadowSession session, int layer, LayerState state, DeviceBuffer rawKeys) {
         int count = options.foldTokens();
         long first = state.recentBegin;
         long firstChunk = first / chunk;
         long capacity = session.layout.chunks;
-        Scratch scratch = cache.scratch;
         SharedLayer shared = session.shared.layers[layer];
         OwnLayer own = session.own[layer];
-        unrotate(own.keyRing, first, count, scratch.dense.rawKeys);
-        project(shared, first, count, residual(layer));
+        unrotate(own.keyRing, first, count, rawKeys);
+        project(shared, first, count, rawKeys, residual(layer));
         cache.cacheKernels.landmarkBuild(own.keyRing, heads, headDim, chunk, firstChunk, count / chunk,
                 shared.landmarks,
                 geometry.landmarkType(), shared.landmarkScales, shared.radius, null, capacity);
@@ -273,11 +289,10 @@ final class ShadowIndex {
                 cache.scratch.hostResidual.asSlice(from * bytes, (to - from) * bytes));
     }
 
-    private void project(SharedLayer shared, long first, long count, DeviceBuffer residual) {
+    private void project(SharedLayer shared, long first, long count, DeviceBuffer rawKeys, DeviceBuffer residual) {
         long row = (long) geometry.rank() * geometry.storageType().bytes();
-        cache.cacheKernels.lowRankProject(Rows.of(cache.scratch.dense.rawKeys, geometry.storageType()), count, heads,
-                headDim, geometry.rank(), shared.basis, shared.coefficients.slice(first * row), residual,
-                shared.headScales);
+        cache.cacheKernels.lowRankProject(Rows.of(rawKeys, geometry.storageType()), count, heads, headDim,
+                geometry.rank(), shared.basis, shared.coefficients.slice(first * row), residual, shared.headScales);
     }
 
     private void keepWhatTheBasisMisses(ShadowSession session, int layer, LayerState state, long firstChunk,
@@ -297,7 +312,7 @@ final class ShadowIndex {
             unrotate(own.keyRing, first, tokens, cache.scratch.dense.rawKeys);
             int added = BasisExtension.extend(cache, shared, state, tokens);
             if (added > 0) {
-                project(shared, first, tokens, residual(layer));
+                project(shared, first, tokens, cache.scratch.dense.rawKeys, residual(layer));
                 readResiduals(layer, layer + 1);
             }
         }

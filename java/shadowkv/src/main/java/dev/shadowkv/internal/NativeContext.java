@@ -32,6 +32,8 @@ public final class NativeContext {
     private final MemorySegment bytes = Arena.ofAuto().allocate(ValueLayout.JAVA_LONG);
     private MemorySegment handle;
     private long reserved;
+    /** Not null while calls are kept back. */
+    private KeptCalls kept;
 
     private NativeContext(MemorySegment handle) {
         this.handle = handle;
@@ -114,10 +116,50 @@ public final class NativeContext {
         }
     }
 
-    /** Calls a function after making the workspace as large as it asks for; growing waits for the stream. */
+    /**
+     * Keeps back what {@code work} gives to {@link #runReserved}, and then makes the calls of each operation as one, in
+     * the order in which operations were first called. So calls of one operation must not depend on each other.
+     */
+    public void together(Runnable work) {
+        MemorySegment context = enter();
+        try {
+            if (kept != null) {
+                throw new IllegalStateException("calls are being kept back already");
+            }
+            KeptCalls calls = new KeptCalls();
+            kept = calls;
+            try {
+                work.run();
+            } finally {
+                kept = null;
+            }
+            for (KeptCalls.OfOperation each : calls.operations) {
+                long needed = 0;
+                for (int i = 0; i < each.count(); i++) {
+                    MemorySegment params = each.params().asSlice(i * each.stride, each.stride);
+                    needed = Math.max(needed, workspaceBytes(each.operation, each.number, params));
+                }
+                if (needed > reserved) {
+                    reserveWorkspace(needed);
+                }
+                check(ShadowKv.skv_each(context, each.number, each.params(), each.count()), each.operation);
+            }
+        } finally {
+            exit();
+        }
+    }
+
+    /**
+     * Calls a function after making the workspace as large as it asks for; growing waits for the stream. Within
+     * {@link #together} the call is kept back.
+     */
     public void runReserved(String operation, int number, Operation function, MemorySegment params) {
         MemorySegment context = enter();
         try {
+            if (kept != null) {
+                kept.add(operation, number, params);
+                return;
+            }
             long needed = workspaceBytes(operation, number, params);
             if (needed > reserved) {
                 reserveWorkspace(needed);

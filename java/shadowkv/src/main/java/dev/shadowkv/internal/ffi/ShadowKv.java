@@ -558,10 +558,10 @@ public class ShadowKv {
     public static int SKV_MAX_BATCH() {
         return SKV_MAX_BATCH;
     }
-    private static final int SKV_ABI_VERSION = (int)4L;
+    private static final int SKV_ABI_VERSION = (int)5L;
     /**
      * {@snippet lang=c :
-     * enum <anonymous>.SKV_ABI_VERSION = 4
+     * enum <anonymous>.SKV_ABI_VERSION = 5
      * }
      */
     public static int SKV_ABI_VERSION() {
@@ -1390,6 +1390,67 @@ public class ShadowKv {
                 traceDowncall("skv_reserve_workspace", context, bytes);
             }
             return (int)mh$.invokeExact(context, bytes);
+        } catch (Throwable ex$) {
+           throw new AssertionError("should not reach here", ex$);
+        }
+    }
+
+    private static class skv_each {
+        public static final FunctionDescriptor DESC = FunctionDescriptor.of(
+            ShadowKv.C_INT,
+            ShadowKv.C_POINTER,
+            ShadowKv.C_INT,
+            ShadowKv.C_POINTER,
+            ShadowKv.C_INT
+        );
+
+        public static final MemorySegment ADDR = ShadowKv.findOrThrow("skv_each");
+
+        public static final MethodHandle HANDLE = Linker.nativeLinker().downcallHandle(ADDR, DESC);
+    }
+
+    /**
+     * Function descriptor for:
+     * {@snippet lang=c :
+     * skv_status skv_each(skv_context *context, int32_t operation, const void *params, int32_t count)
+     * }
+     */
+    public static FunctionDescriptor skv_each$descriptor() {
+        return skv_each.DESC;
+    }
+
+    /**
+     * Downcall method handle for:
+     * {@snippet lang=c :
+     * skv_status skv_each(skv_context *context, int32_t operation, const void *params, int32_t count)
+     * }
+     */
+    public static MethodHandle skv_each$handle() {
+        return skv_each.HANDLE;
+    }
+
+    /**
+     * Address for:
+     * {@snippet lang=c :
+     * skv_status skv_each(skv_context *context, int32_t operation, const void *params, int32_t count)
+     * }
+     */
+    public static MemorySegment skv_each$address() {
+        return skv_each.ADDR;
+    }
+
+    /**
+     * {@snippet lang=c :
+     * skv_status skv_each(skv_context *context, int32_t operation, const void *params, int32_t count)
+     * }
+     */
+    public static int skv_each(MemorySegment context, int operation, MemorySegment params, int count) {
+        var mh$ = skv_each.HANDLE;
+        try {
+            if (TRACE_DOWNCALLS) {
+                traceDowncall("skv_each", context, operation, params, count);
+            }
+            return (int)mh$.invokeExact(context, operation, params, count);
         } catch (Throwable ex$) {
            throw new AssertionError("should not reach here", ex$);
         }
