@@ -20,10 +20,11 @@ constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 // Chunks that make one partial softmax, whole within a block. Fixed, so that a result does not depend on the launch.
 constexpr int kUnit = 512;
-[[maybe_unused]] constexpr int kTilesPerWarp = kUnit / kTileChunks / kWarps;  // of a unit
-constexpr int kTogether = 2;  // tiles that a warp multiplies side by side
-static_assert(kTilesPerWarp % kTogether == 0);
-constexpr int kMostStages = 8;       // tiles of a warp that are under way
+constexpr int kTogether = 2;  // tiles that a warp multiplies side by side: a step
+constexpr int kStepChunks = kTogether * kTileChunks;
+[[maybe_unused]] constexpr int kStepsPerWarp = kUnit / kStepChunks / kWarps;  // of a unit
+static_assert(kStepsPerWarp * kStepChunks * kWarps == kUnit);
+constexpr int kMostStages = 4;       // steps of a warp that are under way
 constexpr int kBins = 4 * kThreads;  // 16-bit counts: a thread reads 4 of a block at once
 [[maybe_unused]] constexpr float kBinsPerUnit = kBins / 32.0F;
 constexpr int kCandidates = 512;
@@ -55,8 +56,8 @@ struct ClusterLayout {
   int end;
 };
 
-inline ClusterLayout cluster_layout(int share, int stages, int group, int dim, bool int8, std::int64_t max_chunks,
-                                    int select, int slots) {
+inline ClusterLayout cluster_layout(int share, int stages, int group, int dim, bool int8, bool tail,
+                                    std::int64_t max_chunks, int select, int slots) {
   ClusterLayout l = {};
   int at = static_cast<int>(sizeof(ClusterShared));
   const auto take = [&at](std::int64_t bytes) {
@@ -73,7 +74,7 @@ inline ClusterLayout cluster_layout(int share, int stages, int group, int dim, b
                                : sizeof(LandmarkQueries<128>));
   l.logits = take(std::int64_t{4} * rows * l.stride);
   l.partials = take(std::int64_t{8} * units * kWarps * group);
-  l.plain = take(std::int64_t{8} * units * kWarps * group);
+  l.plain = tail ? take(std::int64_t{8} * units * kWarps * group) : 0;
   // Slots are sorted before there are logits, behind what waits in the rows of those.
   const int waiting = 4 * l.stride * (int8 ? 2 : 1);
   const std::int64_t key_bytes = std::int64_t{8} * plan_key_places(slots, kThreads);
@@ -91,7 +92,7 @@ inline ClusterLayout cluster_layout(int share, int stages, int group, int dim, b
   l.word_places = take(4 * words);
   l.ids = take(std::int64_t{4} * select);
   l.plan_lists = take(static_cast<int>(sizeof(PlanMemory::Lists)));
-  const int ring_bytes = kWarps * stages * kTileChunks * dim * (int8 ? 1 : 2);
+  const int ring_bytes = kWarps * stages * kStepChunks * dim * (int8 ? 1 : 2);
   l.end = at > l.ring + ring_bytes ? at : l.ring + ring_bytes;
   return l;
 }
@@ -102,7 +103,7 @@ struct ClusterParams {
   ClusterLayout layout;
   int first_pair;
   int group;
-  int stages;            // tiles of a warp that are under way
+  int stages;            // steps of a warp that are under way
   float* listed_logits;  // [B*K][G][listed_stride], or null
   std::int64_t listed_stride;
 };
@@ -206,14 +207,14 @@ __device__ inline void read_tile(const unsigned char* from, int row, int quad_la
 }
 
 // Writes the logits of a share to shared memory and the partial softmaxes of its units, by warps of their own: a warp
-// has several tiles of landmarks on their way and waits for nobody. Radii, and the scales of int8 landmarks, wait in
+// has several steps of landmarks on their way and waits for nobody. Radii, and the scales of int8 landmarks, wait in
 // the first rows of the logits until they are used. `meanwhile` is done while the first landmarks are on their way.
 template <int kHeadDim, bool kInt8, bool kWide, class Meanwhile>
 __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLayout& layout, const Share& share,
                                         int session, int head, unsigned char* shared, const Meanwhile& meanwhile) {
   using Scorer = LandmarkLogits<kHeadDim, kInt8, kWide>;
   constexpr int kRowBytes = kHeadDim * Scorer::kElementBytes;
-  constexpr int kTileBytes = kTileChunks * kRowBytes;
+  constexpr int kStepBytes = kStepChunks * kRowBytes;
   const skv_landmark_topk_params& p = q.p;
   const int stages = q.stages;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -223,13 +224,13 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
   Softmax* const partials = partials_of(layout, false, shared);
   Softmax* const plain_partials = partials_of(layout, true, shared);
   const bool tail = p.tail != nullptr;
-  unsigned char* const ring = shared + layout.ring + warp * stages * kTileBytes;
+  unsigned char* const ring = shared + layout.ring + warp * stages * kStepBytes;
   const skv_shadow_layer& layer = p.layers[session];
   const std::int64_t at = head * layer.chunk_capacity + share.first;
   const char* const landmarks = static_cast<const char*>(layer.landmarks) + at * kRowBytes;
-  const int tiles = (share.count + kTileChunks - 1) / kTileChunks;
+  const int steps = (share.count + kStepChunks - 1) / kStepChunks;
 
-  for (int i = thread; i < tiles * kTileChunks; i += kThreads) {
+  for (int i = thread; i < steps * kStepChunks; i += kThreads) {
     if (i < share.count) {
       copy_async_4(logits + i, layer.radius + at + i);
       if constexpr (kInt8) {
@@ -250,13 +251,13 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
   }
   __syncwarp();
   const std::uint64_t policy = evict_first_policy();
-  const auto fetch = [&](int tile, int stage) {
-    const int bytes = min(kTileChunks, share.count - tile * kTileChunks) * kRowBytes;
+  const auto fetch = [&](int step, int stage) {
+    const int bytes = min(kStepChunks, share.count - step * kStepChunks) * kRowBytes;
     barrier_expect(memory.full[warp][stage], bytes);
-    copy_bulk(ring + stage * kTileBytes, landmarks + static_cast<std::int64_t>(tile) * kTileBytes, bytes,
+    copy_bulk(ring + stage * kStepBytes, landmarks + static_cast<std::int64_t>(step) * kStepBytes, bytes,
               memory.full[warp][stage], policy);
   };
-  if (lane < stages && warp + lane * kWarps < tiles) {
+  if (lane < stages && warp + lane * kWarps < steps) {
     fetch(warp + lane * kWarps, lane);
   }
   meanwhile();
@@ -267,43 +268,33 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
   __syncthreads();
   const Scorer scorer(queries);
 
-  int tile = warp, stage = 0;
+  int step = warp, stage = 0;
   unsigned phase = 0;
   for (int unit = 0; unit < share.units; ++unit) {
     Softmax softmax[Scorer::kHalves], plain[Scorer::kHalves];
 #pragma unroll 1
-    for (int i = 0; i < kTilesPerWarp && tile < tiles; i += kTogether) {
+    for (int i = 0; i < kStepsPerWarp && step < steps; ++i) {
       uint4 data[kTogether][Scorer::kSpans];
       float radius[kTogether][2], scale[kTogether][2];
+      barrier_wait(memory.full[warp][stage], phase);
 #pragma unroll
       for (int t = 0; t < kTogether; ++t) {
-        const int current = tile + t * kWarps;
-        if (current < tiles) {
-          const int at_stage = stage + t < stages ? stage + t : stage + t - stages;
-          barrier_wait(memory.full[warp][at_stage], stage + t < stages ? phase : phase ^ 1);
-          read_tile<kInt8>(ring + at_stage * kTileBytes + row * kRowBytes, row, quad_lane, data[t]);
-          const int column = current * kTileChunks + 2 * quad_lane;
-          const float2 radii = *reinterpret_cast<const float2*>(logits + column);
-          radius[t][0] = radii.x;
-          radius[t][1] = radii.y;
-          scale[t][0] = scale[t][1] = 1.0F;
-          if constexpr (kInt8) {
-            const float2 scales = *reinterpret_cast<const float2*>(logits + layout.stride + column);
-            scale[t][0] = scales.x;
-            scale[t][1] = scales.y;
-          }
-        } else {
-#pragma unroll
-          for (int s = 0; s < Scorer::kSpans; ++s) {
-            data[t][s] = make_uint4(0, 0, 0, 0);
-          }
-          radius[t][0] = radius[t][1] = -1.0F;
-          scale[t][0] = scale[t][1] = 0.0F;
+        // Behind the last chunk lies whatever lay there: a column of the products that nothing is taken from.
+        read_tile<kInt8>(ring + stage * kStepBytes + (t * kTileChunks + row) * kRowBytes, row, quad_lane, data[t]);
+        const int column = step * kStepChunks + t * kTileChunks + 2 * quad_lane;
+        const float2 radii = *reinterpret_cast<const float2*>(logits + column);
+        radius[t][0] = radii.x;
+        radius[t][1] = radii.y;
+        scale[t][0] = scale[t][1] = 1.0F;
+        if constexpr (kInt8) {
+          const float2 scales = *reinterpret_cast<const float2*>(logits + layout.stride + column);
+          scale[t][0] = scales.x;
+          scale[t][1] = scales.y;
         }
       }
       __syncwarp();
-      if (lane < kTogether && tile + (stages + lane) * kWarps < tiles) {
-        fetch(tile + (stages + lane) * kWarps, stage + lane < stages ? stage + lane : stage + lane - stages);
+      if (lane == 0 && step + stages * kWarps < steps) {
+        fetch(step + stages * kWarps, stage);
       }
       float x[kTogether][2 * Scorer::kHalves];
       scorer.tiles(data, radius, scale, x);
@@ -325,27 +316,25 @@ __device__ inline void stream_landmarks(const ClusterParams& q, const ClusterLay
         if (row + 8 * half < q.group) {
 #pragma unroll
           for (int t = 0; t < kTogether; ++t) {
-            if (tile + t * kWarps < tiles) {
-              *reinterpret_cast<float2*>(logits + (row + 8 * half) * layout.stride + (tile + t * kWarps) * kTileChunks +
-                                         2 * quad_lane) = make_float2(x[t][2 * half], x[t][2 * half + 1]);
-            }
+            *reinterpret_cast<float2*>(logits + (row + 8 * half) * layout.stride + step * kStepChunks +
+                                       t * kTileChunks + 2 * quad_lane) =
+                make_float2(x[t][2 * half], x[t][2 * half + 1]);
           }
         }
       }
-      tile += kTogether * kWarps;
-      stage += kTogether;
-      if (stage >= stages) {
-        stage -= stages;
+      step += kWarps;
+      if (++stage == stages) {
+        stage = 0;
         phase ^= 1;
       }
     }
 #pragma unroll
     for (int half = 0; half < Scorer::kHalves; ++half) {
 #pragma unroll
-      for (int step = 1; step < 4; step *= 2) {
-        softmax[half] = merged(softmax[half], of_other_lane(softmax[half], step));
+      for (int other = 1; other < 4; other *= 2) {
+        softmax[half] = merged(softmax[half], of_other_lane(softmax[half], other));
         if (tail) {
-          plain[half] = merged(plain[half], of_other_lane(plain[half], step));
+          plain[half] = merged(plain[half], of_other_lane(plain[half], other));
         }
       }
       if (quad_lane == 0 && row + 8 * half < q.group) {

@@ -16,12 +16,12 @@ namespace {
 // Selects the chunks of a pair and, when asked, plans their slots. One cluster a pair.
 //
 // landmarks [K][chunk_capacity][D] bf16 or int8 -> selected [S], count, mass (+ slots and fetch list).
-// Floor: every landmark read once: B * K * chunks * D * (2 or 1) bytes; bound by memory. Behind it three barriers of
-// the cluster and the plan, a chain of small steps of about 14 us (clock64 of the first blocks: merging partial
-// softmaxes 2, scores and their bins 2.5, threshold 1.5, marks 3, list 2, plan 2), and before it about 6 us until the
-// queries are fragments, mostly the chain of loads from the session tables to the landmarks. Reached, with the plan's
-// part left out: 0.083 ms bf16, 0.061 ms int8, floors 0.062 and 0.031 (H200, 2026-11-25, bench_cuda_decode, 8 sessions
-// of 122880 tokens, 32/8 heads, D 128); one session 0.029, floor 0.008.
+// Floor: every landmark read once: B * K * chunks * D * (2 or 1) bytes; bound by memory. Before it 6 to 9 us until the
+// queries are fragments, mostly the chain of loads from the session tables to the landmarks; the slots are put in order
+// meanwhile. Behind it three barriers of the cluster, 11 us: merging partial softmaxes 2, scores and their bins 2,
+// threshold 2, marks 2, list 2, plan 1 (globaltimer of the first blocks, one session). Reached, with the plan's part
+// left out: 0.085 ms bf16, 0.064 ms int8, floors 0.061 and 0.031 (H200, 2026-11-29, bench_cuda_decode, 8 sessions of
+// 122880 tokens, 32/8 heads, D 128); one session 0.028 with the plan, floor 0.008.
 template <int kHeadDim, bool kInt8, bool kWide>
 __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __grid_constant__ ClusterParams q) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -166,12 +166,12 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
 // How a pair is split. 0 blocks: not at all.
 struct ClusterShape {
   int blocks = 0;  // of a cluster
-  int stages = 0;  // tiles of a warp that are under way
+  int stages = 0;  // steps of a warp that are under way
   ClusterLayout layout;
 };
 
 // As many blocks as let all pairs of the launch run at the same time, but at least as many as hold a pair's logits.
-ClusterShape cluster_shape(const skv_landmark_topk_params& p, const DeviceTraits& traits, int pairs) {
+ClusterShape cluster_shape(const skv_landmark_topk_params& p, bool tail, const DeviceTraits& traits, int pairs) {
   const std::int64_t units = std::max<std::int64_t>(1, (p.max_chunks + kUnit - 1) / kUnit);
   constexpr std::int64_t kMostShare = 16384;  // what 16-bit counts and the arithmetic of a layout take by far
   ClusterShape best;
@@ -180,10 +180,10 @@ ClusterShape cluster_shape(const skv_landmark_topk_params& p, const DeviceTraits
     if (share > kMostShare || traits.clusters[blocks] == 0 || (best.blocks > 0 && traits.clusters[blocks] < pairs)) {
       continue;
     }
-    for (int stages = kMostStages; stages >= kTogether; --stages) {
+    for (int stages = kMostStages; stages >= 1; --stages) {
       const ClusterLayout layout =
           cluster_layout(static_cast<int>(share), stages, group_size(p.geometry), p.geometry.head_dim,
-                         p.geometry.landmark_type == SKV_I8, p.max_chunks, p.select, p.geometry.slots);
+                         p.geometry.landmark_type == SKV_I8, tail, p.max_chunks, p.select, p.geometry.slots);
       if (layout.end <= traits.shared_memory_per_block) {
         best = {blocks, stages, layout};
         break;
@@ -231,14 +231,15 @@ void count_clusters(DeviceTraits& traits) {
 
 bool selects_in_clusters(const skv_landmark_topk_params& p, const DeviceTraits& traits) {
   const int dim = p.geometry.head_dim;
+  // With a tail, since who asks may not have its address yet.
   return (dim == 64 || dim == 96 || dim == 128) &&
-         cluster_shape(p, traits, p.batch * p.geometry.key_value_heads).blocks > 0;
+         cluster_shape(p, true, traits, p.batch * p.geometry.key_value_heads).blocks > 0;
 }
 
 void launch_landmark_cluster(const skv_landmark_topk_params& p, const SelectionScratch& scratch, const PlanOutput& plan,
                              const DeviceTraits& traits, PairRange pairs, int at_once, bool early, cudaEvent_t begun,
                              cudaStream_t stream) {
-  const ClusterShape shape = cluster_shape(p, traits, at_once);
+  const ClusterShape shape = cluster_shape(p, p.tail != nullptr, traits, at_once);
   const ClusterParams q = {
       p, plan, shape.layout, pairs.first, group_size(p.geometry), shape.stages, scratch.logits, scratch.chunk_stride};
   const bool int8 = p.geometry.landmark_type == SKV_I8, wide = q.group > 8;

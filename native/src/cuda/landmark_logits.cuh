@@ -149,13 +149,12 @@ class LandmarkLogits {
         if constexpr (kWide) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            logits[t][2 * half + e] =
-                indexed ? c[t][2 * half + e] * scale[t][e] * factor_[half] + radius_factor_[half] * radius[t][e]
-                        : -INFINITY;
+            const float x = c[t][2 * half + e] * scale[t][e] * factor_[half] + radius_factor_[half] * radius[t][e];
+            logits[t][2 * half + e] = indexed ? x : -INFINITY;
           }
         } else {
-          logits[t][e] = indexed ? (c[t][e] + c[t][2 + e]) * scale[t][e] * factor_[0] + radius_factor_[0] * radius[t][e]
-                                 : -INFINITY;
+          const float x = (c[t][e] + c[t][2 + e]) * scale[t][e] * factor_[0] + radius_factor_[0] * radius[t][e];
+          logits[t][e] = indexed ? x : -INFINITY;
         }
       }
     }

@@ -39,7 +39,7 @@ __host__ __device__ inline int plan_chunk_places(int slots, int threads) {
   return sorted <= 2 * threads ? sorted : 0;
 }
 
-// Shared memory of a plan, each part aligned to 16 bytes. A SlotOrder needs keys, and leaves order and chunks for
+// Shared memory of a plan, aligned to 16 bytes. A SlotOrder needs keys, and leaves order and chunks for
 // plan_slots, which needs lists.
 struct PlanMemory {
   static constexpr std::uint16_t kInUse = 0xffff;  // in `order`, once the selection is known
@@ -58,11 +58,12 @@ struct PlanMemory {
 
 static_assert(SKV_MAX_SLOTS <= PlanMemory::kInUse);
 
-// All of it in one piece.
+// All of it in one piece, whole 16 bytes.
 __host__ __device__ inline std::size_t plan_bytes(int slots, int threads) {
+  const std::size_t kept = 4 * static_cast<std::size_t>(plan_chunk_places(slots, threads)) +
+                           sizeof(std::uint16_t) * static_cast<std::size_t>(slots);
   return sizeof(PlanMemory::Lists) + 8 * static_cast<std::size_t>(plan_key_places(slots, threads)) +
-         4 * static_cast<std::size_t>(plan_chunk_places(slots, threads)) +
-         (2 * static_cast<std::size_t>(slots) + 15) / 16 * 16;
+         (kept + 15) / 16 * 16;
 }
 
 __device__ inline PlanMemory plan_memory(unsigned char* at, int slots, int threads) {
