@@ -102,7 +102,8 @@ public final class ThroughputPage {
                     JsonNode types = one.path("shadow");
                     labels.add(one.path("shape").asText() + " " + one.path("context").asLong() / 1024 + "K " + types.path("valueType").asText()
                             + "/" + types.path("landmarkType").asText()
-                            + (types.path("rerank").asDouble() > 1 ? " rerank" : "") + (layers(one).contains("of") ? " (" + layers(one) + ")" : ""));
+                            + (types.path("rerank").asDouble() > 1 ? " rerank" : "") + ", "
+                            + r.path("run").path("sessions").asInt() + " sessions" + (layers(one).contains("of") ? " (" + layers(one) + ")" : ""));
                     gains.add(speed / dense);
                 }
             }

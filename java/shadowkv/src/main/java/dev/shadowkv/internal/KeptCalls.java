@@ -48,16 +48,38 @@ final class KeptCalls {
 
     /** In the order in which they were first called. */
     final List<OfOperation> operations = new ArrayList<>();
+    /** Of earlier calls, for their memory. */
+    private final List<OfOperation> spare = new ArrayList<>();
 
     void add(String operation, int number, MemorySegment params) {
+        OfOperation kept = find(operations, number);
+        if (kept == null) {
+            kept = find(spare, number);
+            if (kept == null) {
+                kept = new OfOperation(operation, number, params.byteSize());
+            } else {
+                spare.remove(kept);
+            }
+            operations.add(kept);
+        }
+        kept.add(params);
+    }
+
+    /** Forgets all calls. */
+    void clear() {
         for (OfOperation kept : operations) {
+            kept.count = 0;
+        }
+        spare.addAll(operations);
+        operations.clear();
+    }
+
+    private static OfOperation find(List<OfOperation> among, int number) {
+        for (OfOperation kept : among) {
             if (kept.number == number) {
-                kept.add(params);
-                return;
+                return kept;
             }
         }
-        OfOperation first = new OfOperation(operation, number, params.byteSize());
-        first.add(params);
-        operations.add(first);
+        return null;
     }
 }

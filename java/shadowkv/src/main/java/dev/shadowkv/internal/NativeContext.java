@@ -32,8 +32,8 @@ public final class NativeContext {
     private final MemorySegment bytes = Arena.ofAuto().allocate(ValueLayout.JAVA_LONG);
     private MemorySegment handle;
     private long reserved;
-    /** Not null while calls are kept back. */
-    private KeptCalls kept;
+    private final KeptCalls kept = new KeptCalls();
+    private boolean keeping;
 
     private NativeContext(MemorySegment handle) {
         this.handle = handle;
@@ -123,17 +123,17 @@ public final class NativeContext {
     public void together(Runnable work) {
         MemorySegment context = enter();
         try {
-            if (kept != null) {
+            if (keeping) {
                 throw new IllegalStateException("calls are being kept back already");
             }
-            KeptCalls calls = new KeptCalls();
-            kept = calls;
+            kept.clear();
+            keeping = true;
             try {
                 work.run();
             } finally {
-                kept = null;
+                keeping = false;
             }
-            for (KeptCalls.OfOperation each : calls.operations) {
+            for (KeptCalls.OfOperation each : kept.operations) {
                 long needed = 0;
                 for (int i = 0; i < each.count(); i++) {
                     MemorySegment params = each.params().asSlice(i * each.stride, each.stride);
@@ -156,7 +156,7 @@ public final class NativeContext {
     public void runReserved(String operation, int number, Operation function, MemorySegment params) {
         MemorySegment context = enter();
         try {
-            if (kept != null) {
+            if (keeping) {
                 kept.add(operation, number, params);
                 return;
             }
