@@ -68,9 +68,9 @@ SKV_API skv_status skv_workspace_bytes(skv_context *context, int32_t operation, 
 SKV_API skv_status skv_reserve_workspace(skv_context *context, uint64_t bytes);
 /*
  * One operation `count` times, with an array of its params: the same as so many calls that neither read nor write what
- * another of them writes. CUDA: as few launches as if it were one, for skv_rope_rotate, skv_low_rank_project,
- * skv_landmark_build and skv_value_store of neighbours that differ in nothing but addresses; others one by one. The
- * workspace is as large as the largest of them asks for.
+ * another of them writes. CUDA: those of skv_rope_rotate, skv_low_rank_project, skv_landmark_build and
+ * skv_value_store that differ in nothing but addresses share launches, 16 each; others go one by one. The workspace is
+ * as large as the largest of them asks for.
  */
 SKV_API skv_status skv_each(skv_context *context, int32_t operation, const void *params, int32_t count);
 

@@ -218,7 +218,7 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Exe
   const Between none{};
   return between_bytes(p) + landmark_topk_workspace(topk_of(p, none), traits) +
          (reranks(p) ? rerank_workspace(rerank_of(p, none), traits) : 0) +
-         cache_plan_workspace(plan_of(p, none, true), traits) +
+         cache_plan_workspace(plan_of(p, none, true), traits) +  // the larger: layers may not be there yet
          (p.geometry.slots == 0 ? 0 : SlotKeys::bytes(p.geometry, traits)) +
          sparse_attention_workspace(attention_of(p, none), traits);
 }

@@ -161,14 +161,6 @@ __global__ void __launch_bounds__(kResidualThreads)
   }
 }
 
-}  // namespace
-
-std::uint64_t low_rank_project_workspace(const skv_low_rank_project_params&, const DeviceTraits&) {
-  return 0;
-}
-
-namespace {
-
 // Calls that differ in addresses alone.
 void project(Several<skv_low_rank_project_params> all, int together, Launch& launch) {
   const skv_low_rank_project_params whole = all.of[0];
@@ -206,6 +198,10 @@ void project(Several<skv_low_rank_project_params> all, int together, Launch& lau
 }
 
 }  // namespace
+
+std::uint64_t low_rank_project_workspace(const skv_low_rank_project_params&, const DeviceTraits&) {
+  return 0;
+}
 
 void low_rank_project_each(const skv_low_rank_project_params* all, int count, Launch& launch) {
   using P = skv_low_rank_project_params;

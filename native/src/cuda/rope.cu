@@ -76,14 +76,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-}  // namespace
-
-std::uint64_t rope_workspace(const skv_rope_params&, const DeviceTraits&) {
-  return 0;
-}
-
-namespace {
-
 void rotate(Several<skv_rope_params> all, int together, Launch& launch) {
   const skv_rope_params& p = all.of[0];
   if (p.count == 0 || p.heads == 0) {
@@ -123,6 +115,10 @@ void rotate(Several<skv_rope_params> all, int together, Launch& launch) {
 }
 
 }  // namespace
+
+std::uint64_t rope_workspace(const skv_rope_params&, const DeviceTraits&) {
+  return 0;
+}
 
 void rope_each(const skv_rope_params* all, int count, Launch& launch) {
   const auto alike = [](const skv_rope_params& a, const skv_rope_params& b) {

@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Copies whole chunks to host memory as they are. A copy by the copy engine costs several times as much where it has
-// few bytes: a fold's layer has 16 KB a head.
+// Copies whole chunks to host memory as they are: few of them, 16 KB a head where a layer is folded. With copies by the
+// copy engine for those, single steps took up to 30 ms longer (docs/decisions.md).
 //
 // source [K][capacity][D] -> values (pinned) [K][chunk_capacity][C][D]. Floor: the bytes over the link (55 GB/s).
 template <class Word>

@@ -158,7 +158,7 @@ final class ShadowIndex {
 
     /** As above for layers from one to another; waits for the device once, whatever their number. */
     void makeRoom(ShadowSession session, int from, int to) {
-        int folds = 0;
+        boolean folds = false;
         for (int layer = from; layer < to; layer++) {
             LayerState state = session.state(layer);
             folding[layer] = false;
@@ -170,10 +170,10 @@ final class ShadowIndex {
                 keepExact(session, layer, state);
             } else {
                 folding[layer] = true;
-                folds++;
+                folds = true;
             }
         }
-        if (folds == 0) {
+        if (!folds) {
             return;
         }
         foldLayers(session, from, to);

@@ -3,6 +3,7 @@ package dev.shadowkv;
 import static org.assertj.core.api.Assertions.assertThat;
 import static org.assertj.core.api.Assertions.assertThatIllegalStateException;
 import static org.assertj.core.api.Assertions.assertThatThrownBy;
+import static org.assertj.core.api.Assertions.within;
 
 import java.lang.foreign.MemorySegment;
 import java.util.Random;
@@ -83,6 +84,31 @@ class TogetherTest {
             float[] actual = sum(call);
             for (int i = 0; i < actual.length; i++) {
                 assertThat(actual[i]).isEqualTo(left[call][i] + right[call][i]);
+            }
+        }
+    }
+
+    /** What is asked for call by call is done kind by kind: all sums are there before the first is rounded. */
+    @Test
+    void doesKindsInTheOrderOfTheirFirst() {
+        DeviceBuffer[] rounded = new DeviceBuffer[CALLS], back = new DeviceBuffer[CALLS];
+        device.together(() -> {
+            for (int call = 0; call < CALLS; call++) {
+                int count = left[call].length;
+                rounded[call] = device.allocate(2L * count);
+                add(call, sum[call]);
+                kernels.convert(sum[call], ElementType.F32, rounded[call], ElementType.BF16, count);
+            }
+        });
+        for (int call = 0; call < CALLS; call++) {
+            int count = left[call].length;
+            back[call] = device.allocate(4L * count);
+            kernels.convert(rounded[call], ElementType.BF16, back[call], ElementType.F32, count);
+            float[] actual = new float[count];
+            device.copy(back[call], MemorySegment.ofArray(actual));
+            for (int i = 0; i < count; i++) {
+                float exact = left[call][i] + right[call][i];
+                assertThat(actual[i]).isCloseTo(exact, within(Math.abs(exact) * 0x1p-8f));
             }
         }
     }
