@@ -51,7 +51,7 @@ function(shadowkv_instruction_sets)
         "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-mf16c")
     elseif(source MATCHES "_avx512_bf16\\.cpp$")
       set_source_files_properties(${source} PROPERTIES COMPILE_OPTIONS
-        "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512bf16;-mfma;-mf16c")
+        "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mavx512bf16;-mavx512vnni;-mfma;-mf16c")
     endif()
   endforeach()
 endfunction()

@@ -104,8 +104,8 @@ void check_row(const Array& output, std::int64_t first, const Attention& expecte
   CHECK(true);
 }
 
-void check_dense(const Heads& h) {
-  DenseBatch b(h, {0, 1, 63, 200, 1300, 2049});
+void check_dense(const Heads& h, const std::vector<std::int64_t>& lengths) {
+  DenseBatch b(h, lengths);
   RUN(dense_attention, b.params());
   for (std::size_t session = 0; session < b.sessions.size(); ++session) {
     for (int head = 0; head < h.heads; ++head) {
@@ -123,21 +123,24 @@ void check_dense(const Heads& h) {
     }
   }
   CHECK(b.output.guard_intact());
-  // The same bits with other threads, and alone.
+  // The same bits with other threads, and alone, where no longer session asks for more room.
+  const std::size_t one = lengths.size() - 2;
   const Array first = b.output;
   RUN(dense_attention, b.params(), 5);
   CHECK(first == b.output);
   auto alone = b.params();
   alone.batch = 1;
-  alone.layers += 4;
-  alone.states += 4;
+  alone.layers += one;
+  alone.states += one;
+  alone.max_length = lengths[one];
   const std::int64_t row_elements = static_cast<std::int64_t>(h.query_heads()) * h.dim;
-  alone.queries = skv::cpu::element_at(alone.queries, h.input, 4 * row_elements);
+  const std::int64_t first_element = static_cast<std::int64_t>(one) * row_elements;
+  alone.queries = skv::cpu::element_at(alone.queries, h.input, first_element);
   Array output(h.input, row_elements);
   alone.output = output.data();
   RUN(dense_attention, alone, 1);
   for (std::int64_t i = 0; i < row_elements; ++i) {
-    if (!CHECK(output[i] == first[4 * row_elements + i])) {
+    if (!CHECK(output[i] == first[first_element + i])) {
       break;
     }
   }
@@ -277,13 +280,15 @@ int main() {
         {2, 2, 80, SKV_F32, SKV_F32},   {5, 2, 96, SKV_BF16, SKV_F32}};
     int number = 0;
     for (const Heads& h : shapes) {
-      check_dense(h);
+      check_dense(h, {0, 1, 63, 200, 1300, 2049});
       check_dense_layer(h, number % 2 == 0 ? SKV_HALF_SPLIT : SKV_INTERLEAVED);
       check_prefill(h, 1, 0);
       check_prefill(h, 37, 0);
       check_prefill(h, 150, 93);
       ++number;
     }
+    // Long sessions are cut into larger parts.
+    check_dense({2, 1, 64, SKV_BF16, SKV_F32}, {65535, 69633, 65536, 3000, 70001});
     check_prefill(shapes[0], 1, 700);
     check_prefill(shapes[1], 400, 61);
     for (const int storage : {SKV_F32, SKV_BF16, SKV_F16}) {

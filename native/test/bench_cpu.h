@@ -72,6 +72,13 @@ inline Half to_bf16(float x) {
   return static_cast<Half>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+inline float from_bf16(Half x) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(x) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof(wide));
+  return wide;
+}
+
 inline void fill(ThreadPool& pool, Buffer<Half>& to, std::uint64_t seed, float deviation) {
   pool.parallel_ranges(to.count() / 4, 1 << 14, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {

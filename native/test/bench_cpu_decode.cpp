@@ -84,6 +84,8 @@ struct Index {
         basis(kHeads * kRank * kDim),
         value_basis(basis.count()),
         landmarks(kHeads * chunks * kDim),
+        narrow_landmarks(landmarks.count()),
+        landmark_scales(kHeads * chunks),
         outlier_keys(kHeads * kOutliers * kChunk * kDim),
         outlier_values(outlier_keys.count()),
         recent_keys(kHeads * kWindow * kDim),
@@ -105,6 +107,7 @@ struct Index {
     std::mt19937_64 random(19);
     for (std::int64_t i = 0; i < radius.count(); ++i) {
       radius[i] = static_cast<float>(random() % 1000) * 1e-3F;
+      narrow(i);
     }
     for (int head = 0; head < kHeads; ++head) {
       const skv::MomentLayout layout(kDim);
@@ -113,11 +116,25 @@ struct Index {
     state = {indexed * kChunk + 33, indexed * kChunk, static_cast<std::int32_t>(indexed), kOutliers, 0, 0};
   }
 
-  skv_shadow_layer layer() {
+  // The landmark of a chunk in INT8.
+  void narrow(std::int64_t chunk) {
+    float row[kDim], largest = 0;
+    for (int d = 0; d < kDim; ++d) {
+      row[d] = from_bf16(landmarks[chunk * kDim + d]);
+      largest = std::max(largest, std::fabs(row[d]));
+    }
+    landmark_scales[chunk] = largest / 127.0F;
+    for (int d = 0; d < kDim; ++d) {
+      narrow_landmarks[chunk * kDim + d] = static_cast<std::int8_t>(std::lrintf(row[d] / landmark_scales[chunk]));
+    }
+  }
+
+  skv_shadow_layer layer(std::int32_t landmark_type) {
     skv_shadow_layer l{};
     l.coefficients = coefficients.data();
     l.basis = basis.data();
-    l.landmarks = landmarks.data();
+    l.landmarks = landmark_type == SKV_I8 ? static_cast<void*>(narrow_landmarks.data()) : landmarks.data();
+    l.landmark_scales = landmark_type == SKV_I8 ? landmark_scales.data() : nullptr;
     l.radius = radius.data();
     l.outlier_keys = outlier_keys.data();
     l.outlier_values = outlier_values.data();
@@ -131,8 +148,10 @@ struct Index {
   }
 
   std::int64_t chunks, indexed;
-  Buffer<Half> coefficients, basis, value_basis, landmarks, outlier_keys, outlier_values, recent_keys, recent_values,
-      values;
+  Buffer<Half> coefficients, basis, value_basis, landmarks;
+  Buffer<std::int8_t> narrow_landmarks;
+  Buffer<float> landmark_scales;
+  Buffer<Half> outlier_keys, outlier_values, recent_keys, recent_values, values;
   Buffer<float> radius, moments;
   Rope rope;
   skv_session_state state;
@@ -159,30 +178,35 @@ class Queries {
 // What of a selection's rest takes part: nothing, all of it by its moments, or what is dropped by predicted values.
 enum class Rest { kNone, kTail, kPredicted };
 
+struct Kind {
+  const char* name;
+  int slots = 0;
+  bool keys = false;  // slots hold keys rather than values
+  Rest rest = Rest::kNone;
+  std::int32_t landmark_type = SKV_BF16;
+};
+
 // A shadow layer with slots of its own.
 class Shadow {
  public:
-  // places: of slots; 0: none. keys: slots hold keys rather than values.
-  Shadow(const char* what, ThreadPool& pool, InstructionSet set, Index& index, int places, bool keys, Rest rest,
-         int shortlist)
-      : name(what),
-        slot_data_(kHeads * std::max(places, 1) * kChunk * kDim),
-        slot_chunk_(kHeads * std::max(places, 1)),
+  Shadow(const Kind& kind, ThreadPool& pool, InstructionSet set, Index& index, int shortlist)
+      : name(kind.name),
+        slot_data_(kHeads * std::max(kind.slots, 1) * kChunk * kDim),
+        slot_chunk_(kHeads * std::max(kind.slots, 1)),
         slot_stamp_(slot_chunk_.count()),
         new_keys_(kHeads * kDim),
         new_values_(kHeads * kDim),
         output_(kQueryHeads * kDim),
-        layer_(index.layer()),
+        layer_(index.layer(kind.landmark_type)),
         state_(index.state),
-        step_(pool, set, params(index, places, rest, shortlist), skv::cpu::decode_layer,
-              skv::cpu::decode_layer_workspace) {
+        step_(pool, set, params(index, kind, shortlist), skv::cpu::decode_layer, skv::cpu::decode_layer_workspace) {
     std::fill_n(slot_chunk_.data(), slot_chunk_.count(), -1);
     std::fill_n(slot_stamp_.data(), slot_stamp_.count(), 0);
     std::memset(slot_data_.data(), 0, static_cast<std::size_t>(slot_data_.count()) * sizeof(Half));
     fill(new_keys_, 4, 1.0F);
     fill(new_values_, 5, 1.0F);
-    (keys ? layer_.slot_keys : layer_.slot_values) = slot_data_.data();
-    layer_.value_basis = rest == Rest::kPredicted ? index.value_basis.data() : nullptr;
+    (kind.keys ? layer_.slot_keys : layer_.slot_values) = slot_data_.data();
+    layer_.value_basis = kind.rest == Rest::kPredicted ? index.value_basis.data() : nullptr;
     layer_.slot_chunk = slot_chunk_.data();
     layer_.slot_stamp = slot_stamp_.data();
     step_.params.layers = &layer_;
@@ -207,10 +231,11 @@ class Shadow {
   skv_decode_counters counters{};
 
  private:
-  skv_decode_layer_params params(Index& index, int places, Rest rest, int shortlist) {
+  skv_decode_layer_params params(Index& index, const Kind& kind, int shortlist) {
     skv_decode_layer_params p{};
     p.input_type = SKV_F32;
-    p.geometry = {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, places};
+    p.geometry = {kQueryHeads,        kHeads,  kDim,      kChunk, kRank, SKV_BF16, SKV_BF16,
+                  kind.landmark_type, kWindow, kind.slots};
     p.batch = 1;
     p.keys = new_keys_.data();
     p.values = new_values_.data();
@@ -219,7 +244,7 @@ class Shadow {
     p.select = kSelect;
     p.shortlist = shortlist;
     p.max_chunks = index.chunks;
-    p.tail = rest == Rest::kNone ? 0 : 1;
+    p.tail = kind.rest == Rest::kNone ? 0 : 1;
     p.output = output_.data();
     return p;
   }
@@ -237,7 +262,7 @@ double share_that_stays(ThreadPool& pool, InstructionSet set, Index& index, doub
   constexpr int kSteps = 6;
   Queries queries(kSteps, drift);
   Buffer<std::int32_t> selected(kHeads * select), before(kHeads * select), counts(kHeads);
-  skv_shadow_layer layer = index.layer();
+  skv_shadow_layer layer = index.layer(SKV_BF16);
   skv_landmark_topk_params p{};
   p.query_type = SKV_F32;
   p.geometry = {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, 0};
@@ -320,17 +345,19 @@ int main(int argc, char** argv) {
     Queries queries(steps, drift);
     Times dense_times;
     std::vector<std::unique_ptr<Shadow>> layers;
-    const auto add = [&](const char* what, int slots, bool keys, Rest rest) {
-      layers.push_back(std::make_unique<Shadow>(what, pool, set, index, slots, keys, rest, shortlist));
+    const auto add = [&](const Kind& kind) {
+      layers.push_back(std::make_unique<Shadow>(kind, pool, set, index, shortlist));
     };
-    add("no slots", 0, false, Rest::kNone);
-    add("no slots, tail", 0, false, Rest::kTail);
-    add("values in slots", kSelect, false, Rest::kNone);
-    add("keys in slots", places, true, Rest::kNone);
-    add("keys in slots, tail", places, true, Rest::kTail);
+    add({"no slots"});
+    add({"no slots, int8 landmarks", 0, false, Rest::kNone, SKV_I8});
+    add({"no slots, tail", 0, false, Rest::kTail});
+    add({"values in slots", kSelect});
+    add({"keys in slots", places, true});
+    add({"keys in slots, int8", places, true, Rest::kNone, SKV_I8});
+    add({"keys in slots, tail", places, true, Rest::kTail});
     if (shortlist > 0) {
-      add("no slots, predicted", 0, false, Rest::kPredicted);
-      add("keys in slots, predicted", places, true, Rest::kPredicted);
+      add({"no slots, predicted", 0, false, Rest::kPredicted});
+      add({"keys in slots, predicted", places, true, Rest::kPredicted});
     }
     for (int step = 0; step < steps; ++step) {
       for (const auto& layer : layers) {

@@ -418,6 +418,36 @@ void check_nan() {
   }
 }
 
+// A query that is no number, infinite or zero says nothing about chunks, and disturbs no other head.
+void check_odd_queries(int landmark) {
+  Shape s;
+  s.storage = s.value = SKV_BF16;
+  s.landmark = landmark;
+  Batch b(s, {{301 * 8 + 30, 301 * 8, 0}});
+  for (std::int64_t c = 0; c < b.sessions[0]->capacity; ++c) {
+    b.sessions[0]->radius.set(c, 0.5);
+  }
+  const skv_landmark_topk_params p = topk_of(b, 0.5F);
+  RUN(landmark_topk, p);
+  const std::vector<std::int32_t> other = b.chosen(0, 1);
+  const float other_mass = p.mass[1];
+  for (const double odd : {std::nan(""), HUGE_VAL, 0.0, 1e-38}) {
+    for (std::int64_t d = 0; d < s.dim; ++d) {
+      for (int g = 0; g < s.group; ++g) {
+        b.queries.set(g * s.dim + d, std::isfinite(odd) || d == 77 ? odd : 1.0);
+      }
+    }
+    RUN(landmark_topk, p);
+    CHECK(b.chosen(0, 1) == other && p.mass[1] == other_mass);
+    CHECK_EQUAL(b.chosen(0, 0).size(), static_cast<std::size_t>(s.select));
+    CHECK_EQUAL(std::isnan(p.mass[0]), !std::isfinite(odd));
+    if (odd == 0.0) {
+      CHECK_EQUAL(b.chosen(0, 0).back(), s.select - 1);
+      CHECK_NEAR(p.mass[0], s.select / 301.0, 1e-5);
+    }
+  }
+}
+
 void check_refusals() {
   Shape s;
   Batch b(s, rows_of(s));
@@ -495,6 +525,8 @@ int main() {
       check_ties(type);
     }
     check_nan();
+    check_odd_queries(SKV_BF16);
+    check_odd_queries(SKV_I8);
     check_refusals();
     std::printf("instruction set %d done\n", instruction_set);
   }

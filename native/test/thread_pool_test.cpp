@@ -2,6 +2,7 @@
 // a pool survives being left idle and being used in quick succession.
 #include "cpu/thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <numeric>
@@ -49,6 +50,9 @@ void test_coverage(ThreadPool& pool, std::mt19937_64& random) {
       once &= visited == 1;
     }
     CHECK(once && threads_right);
+    std::fill(visits.begin(), visits.end(), 0);
+    pool.parallel_neighbours(count, grain, [&](std::int64_t i) { ++visits[static_cast<std::size_t>(i)]; });
+    CHECK(std::all_of(visits.begin(), visits.end(), [](int visited) { return visited == 1; }));
   }
 }
 

@@ -2,6 +2,7 @@
 #include "cpu/attention_prefill.h"
 #include "cpu/attention_product.h"
 #include "cpu/attention_rows.h"
+#include "cpu/byte_scores.h"
 
 namespace skv::cpu::avx512_bf16 {
 namespace {
@@ -16,6 +17,13 @@ void landmarks_bf16(const float* queries, int group, const float* weights, const
                     float* largest, float* sum) {
   (fits_pairs(dim) ? landmark_pairs : landmarks<BFloat16>)(queries, group, weights, rows, scales, radius, count, dim,
                                                            logits, logit_stride, largest, sum);
+}
+
+void landmarks_i8(const float* queries, int group, const float* weights, const void* rows, const float* scales,
+                  const float* radius, std::int64_t count, int dim, float* logits, std::int64_t logit_stride,
+                  float* largest, float* sum) {
+  (fits_bytes(dim) ? landmark_bytes : landmarks<std::int8_t>)(queries, group, weights, rows, scales, radius, count, dim,
+                                                              logits, logit_stride, largest, sum);
 }
 
 void attend_bf16(const float* queries, int group, const void* keys, const void* values, std::int64_t count, int dim,
@@ -43,7 +51,8 @@ const AttentionKernels kAttentionKernels = {
      {score_bf16, landmarks_bf16, accumulate<BFloat16>, score_chunks_bf16, attend_bf16, attend_chunks_bf16},
      row_kernels<Float16>(),
      row_kernels<Float8>(),
-     row_kernels<std::int8_t>()},
+     {score<std::int8_t>, landmarks_i8, accumulate<std::int8_t>, score_chunks<std::int8_t>, attend<std::int8_t>,
+      attend_chunks<std::int8_t>}},
     soften,
     log_sum,
     order_chunks,

@@ -252,6 +252,8 @@ void with_rows(std::int32_t type, const void* rows, Work&& work) {
 }
 
 void pack_basis(std::int32_t type, const void* basis, int rank, int dim, void* packed) {
+  // Tiles of columns are read one after the other, which no prefetcher of a processor foresees.
+  ask_for(basis, 0, static_cast<std::int64_t>(rank) * dim * element_bytes(type));
 #if defined(__AVX512BF16__)
   if (in_pairs(type)) {
     pack_basis_pairs(static_cast<const BFloat16*>(basis), rank, dim, static_cast<BFloat16*>(packed));

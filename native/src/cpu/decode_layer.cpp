@@ -274,8 +274,8 @@ void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
       gather.fetch(pair);
     }
   };
-  pool.parallel_for(topk.pairs() * topk.units(),
-                    [&](std::int64_t i) { topk.score(i / topk.units(), i % topk.units()); });
+  pool.parallel_neighbours(topk.pairs() * topk.units(), topk.units(),
+                           [&](std::int64_t i) { topk.score(i / topk.units(), i % topk.units()); });
   pool.parallel_for(topk.pairs(), [&](std::int64_t pair, int thread) {
     topk.choose(pair, thread);
     if (kept || !rerank) {
@@ -284,13 +284,13 @@ void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
   });
   if (keys) {
     const std::int64_t units = keys->units();
-    pool.parallel_for(keys->pairs() * units,
-                      [&](std::int64_t i, int thread) { keys->rebuild(i / units, i % units, thread); });
+    pool.parallel_neighbours(keys->pairs() * units, units,
+                             [&](std::int64_t i, int thread) { keys->rebuild(i / units, i % units, thread); });
   }
   if (rerank) {
     const std::int64_t units = rerank->units();
-    pool.parallel_for(rerank->pairs() * units,
-                      [&](std::int64_t i, int thread) { rerank->score(i / units, i % units, thread); });
+    pool.parallel_neighbours(rerank->pairs() * units, units,
+                             [&](std::int64_t i, int thread) { rerank->score(i / units, i % units, thread); });
     pool.parallel_for(rerank->pairs(), [&](std::int64_t pair, int thread) {
       rerank->choose(pair, thread);
       if (!kept) {
@@ -299,8 +299,8 @@ void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
     });
   }
   const std::int64_t parts = attention.parts();
-  pool.parallel_for(attention.pairs() * parts,
-                    [&](std::int64_t i, int thread) { attention.attend(i / parts, i % parts, thread); });
+  pool.parallel_neighbours(attention.pairs() * parts, parts,
+                           [&](std::int64_t i, int thread) { attention.attend(i / parts, i % parts, thread); });
   pool.parallel_for(attention.pairs(), [&](std::int64_t pair) { attention.combine(pair); });
   if (p.counters != nullptr) {
     count(p, between);

@@ -7,15 +7,25 @@
 namespace skv::cpu {
 namespace {
 
-// Tokens of a part: at 128 bf16 dimensions half a megabyte of keys and values, some tens of microseconds.
-constexpr std::int64_t kPartTokens = 1024;
+// A long session is cut into larger parts: beginning and summing a part of 1024 tokens takes 4 % of its time, and
+// there are enough of them for many threads. How a session is cut depends on its own length alone.
+constexpr std::int64_t kLongSession = 65536;
+std::int64_t part_tokens(std::int64_t length) {
+  return length < kLongSession ? 1024 : 4096;
+}
+
+// Of the session of at most `length` tokens that has the most.
+std::int64_t most_parts(std::int64_t length) {
+  return std::max(divide_up(std::min(length, kLongSession - 1), part_tokens(0)),
+                  divide_up(length, part_tokens(kLongSession)));
+}
 
 }  // namespace
 
 std::uint64_t dense_attention_workspace(const skv_dense_attention_params& p, const ExecutionTraits&) {
   const skv_geometry& g = p.geometry;
   return prepared_query_bytes(g, p.batch) +
-         AttentionParts::bytes(head_pairs(g, p.batch), divide_up(p.max_length, kPartTokens), group_size(g), g.head_dim);
+         AttentionParts::bytes(head_pairs(g, p.batch), most_parts(p.max_length), group_size(g), g.head_dim);
 }
 
 // Exact decode attention, keys and values [K][capacity][D] a session, queries [B][H][D].
@@ -41,21 +51,18 @@ void dense_attention(const skv_dense_attention_params& p, Execution& execution) 
   Workspace& workspace = execution.workspace;
   const std::int32_t group = group_size(g), dim = g.head_dim;
   const std::int64_t heads = g.key_value_heads, pairs = head_pairs(g, p.batch);
-  const std::int64_t parts = divide_up(p.max_length, kPartTokens);
+  const std::int64_t parts = most_parts(p.max_length);
   const float* const queries = prepare_queries(g, p.batch, p.query_type, p.queries, execution);
   const AttentionParts sums(pairs, parts, group, dim, workspace);
   const AttentionKernels& kernels = attention_kernels(execution.set);
 
-  // Parts in a row for a thread: what a part asks for ahead of its end is then the beginning of the next. Enough rows
-  // of parts are left that threads end together.
-  constexpr std::int64_t kShares = 8, kMostInARow = 8;
-  const std::int64_t in_a_row =
-      std::clamp<std::int64_t>(pairs * parts / (execution.pool.threads() * kShares), 1, kMostInARow);
-  const auto attend = [&](std::int64_t unit) {
+  // What a part asks for ahead of its end is then the beginning of the thread's next.
+  constexpr std::int64_t kInARow = 8;
+  execution.pool.parallel_neighbours(pairs * parts, kInARow, [&](std::int64_t unit) {
     const std::int64_t pair = unit / parts, part = unit % parts, head = pair % heads;
     const skv_dense_layer& layer = p.layers[pair / heads];
-    const std::int64_t first = part * kPartTokens;
-    const std::int64_t left = p.states[pair / heads].length - first;
+    const std::int64_t length = p.states[pair / heads].length, tokens = part_tokens(length), first = part * tokens;
+    const std::int64_t left = length - first;
     if (left <= 0) {
       return;
     }
@@ -63,16 +70,11 @@ void dense_attention(const skv_dense_attention_params& p, Execution& execution) 
     kernels.rows[g.storage_type].attend(queries + pair * group * padded_dim(dim), group,
                                         element_at(static_cast<const void*>(layer.keys), g.storage_type, at),
                                         element_at(static_cast<const void*>(layer.values), g.storage_type, at),
-                                        left < kPartTokens ? left : kPartTokens, dim, sums.begin(pair, part),
-                                        sums.sums(pair, part));
-  };
-  execution.pool.parallel_ranges(pairs * parts, in_a_row, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      attend(unit);
-    }
+                                        std::min(left, tokens), dim, sums.begin(pair, part), sums.sums(pair, part));
   });
   execution.pool.parallel_for(pairs, [&](std::int64_t pair) {
-    sums.combine(pair, divide_up(p.states[pair / heads].length, kPartTokens), p.output_type,
+    const std::int64_t length = p.states[pair / heads].length;
+    sums.combine(pair, divide_up(length, part_tokens(length)), p.output_type,
                  element_at(p.output, p.output_type, pair * group * dim),
                  p.log_sum_exp == nullptr ? nullptr : p.log_sum_exp + pair * group, execution.traits());
   });

@@ -175,8 +175,8 @@ void LandmarkTopk::leave(std::int64_t pair, float* rows, const std::int32_t* sel
 
 void landmark_topk(const skv_landmark_topk_params& p, Execution& execution) {
   const LandmarkTopk topk(p, execution);
-  execution.pool.parallel_for(topk.pairs() * topk.units(),
-                              [&](std::int64_t i) { topk.score(i / topk.units(), i % topk.units()); });
+  execution.pool.parallel_neighbours(topk.pairs() * topk.units(), topk.units(),
+                                     [&](std::int64_t i) { topk.score(i / topk.units(), i % topk.units()); });
   execution.pool.parallel_for(topk.pairs(), [&](std::int64_t pair, int thread) { topk.choose(pair, thread); });
 }
 

@@ -147,9 +147,14 @@ inline void score_block(const PairQueries& queries, const BFloat16* rows, std::i
   }
 }
 
+// The first `tokens` places of four.
+inline __mmask8 first_tokens(std::int64_t tokens) {
+  return static_cast<__mmask8>(tokens >= kPairTokens ? 0xf : (1 << tokens) - 1);
+}
+
 // Scores [kPairQueries][4] of 4 tokens, of which `tokens` are wanted, to where they belong.
 inline void put_scores(__m512 of, int queries, std::int64_t tokens, float* scores, std::int64_t score_stride) {
-  const __mmask8 inside = static_cast<__mmask8>(tokens >= kPairTokens ? 0xf : (1 << tokens) - 1);
+  const __mmask8 inside = first_tokens(tokens);
   alignas(64) float lanes[kPairQueries * kPairTokens];
   _mm512_store_ps(lanes, of);
   for (int q = 0; q < queries; ++q) {
@@ -207,60 +212,70 @@ void score_chunk_pairs(const float* queries, int group, const void* const* rows,
   }
 }
 
+// As RowKernels::landmarks for `queries` at most kPairQueries: score(c, scores) gives the products of rows c .. c +
+// kScoreRows - 1, scaled, in kScoreRows / kPairTokens vectors.
+template <class Score>
+inline void landmark_tile(int queries, const float* weights, const float* radius, std::int64_t count, float* logits,
+                          std::int64_t logit_stride, float* largest, float* sum, const Score& score) {
+  const __m512 nothing = broadcast(-std::numeric_limits<float>::infinity());
+  __m512 scores[kLandmarks / kPairTokens];
+  alignas(64) float lanes[kLanes] = {};
+  for (int i = 0; i < queries * kPairTokens; ++i) {
+    lanes[i] = weights[i / kPairTokens];
+  }
+  const __m512 weight = _mm512_load_ps(lanes);
+  __m512 most = nothing;
+  for (std::int64_t c = 0; c < count; c += kScoreRows) {
+    __m512* const of = scores + c / kPairTokens;
+    score(c, of);
+    for (int i = 0; i < kScoreRows / kPairTokens && c + i * kPairTokens < count; ++i) {
+      const __mmask8 inside = first_tokens(count - c - i * kPairTokens);
+      const __m512 distance = _mm512_broadcast_f32x4(_mm_maskz_loadu_ps(inside, radius + c + i * kPairTokens));
+      const __mmask16 outside = _mm512_cmp_ps_mask(distance, _mm512_setzero_ps(), _CMP_LT_OQ) |
+                                static_cast<__mmask16>((0xf & ~inside) * 0x1111);
+      const __m512 logit = _mm512_mask_mov_ps(_mm512_fmadd_ps(weight, distance, of[i]), outside, nothing);
+      of[i] = logit;
+      most = _mm512_max_ps(logit, most);  // of NaN and a number, the second
+      float* const to = logits + c + i * kPairTokens;
+      const __m128 by_query[kPairQueries] = {_mm512_extractf32x4_ps(logit, 0), _mm512_extractf32x4_ps(logit, 1),
+                                             _mm512_extractf32x4_ps(logit, 2), _mm512_extractf32x4_ps(logit, 3)};
+      for (int q = 0; q < queries; ++q) {
+        _mm_mask_storeu_ps(to + q * logit_stride, inside, by_query[q]);
+      }
+    }
+  }
+  most = lane_largest(most);
+  const __m512 base = _mm512_mask_mov_ps(most, _mm512_cmp_ps_mask(most, nothing, _CMP_EQ_OQ), _mm512_setzero_ps());
+  __m512 total = _mm512_setzero_ps();
+  for (std::int64_t i = 0; i * kPairTokens < count; ++i) {
+    total += exponential(scores[i] - base);
+  }
+  _mm512_store_ps(lanes, most);
+  alignas(64) float sums[kLanes];
+  _mm512_store_ps(sums, total);
+  for (int q = 0; q < queries; ++q) {
+    const float* const of = sums + q * kPairTokens;
+    largest[q] = lanes[q * kPairTokens];
+    sum[q] = (of[0] + of[1]) + (of[2] + of[3]);
+  }
+}
+
 // As RowKernels::landmarks, without scales. A landmark of one key/value head costs 2 * D / 32 products a query, and D *
 // 2 bytes.
 void landmark_pairs(const float* queries, int group, const float* weights, const void* rows, const float*,
                     const float* radius, std::int64_t count, int dim, float* logits, std::int64_t logit_stride,
                     float* largest, float* sum) {
   const std::int64_t query_stride = padded_dim(dim);
-  const __m512 nothing = broadcast(-std::numeric_limits<float>::infinity());
   PairQueries tile;
-  __m512 scores[kLandmarks / kPairTokens];
   for (int g = 0; g < group; g += kPairQueries) {
     const int here = group - g < kPairQueries ? group - g : kPairQueries;
     split_queries(queries + g * query_stride, query_stride, here, dim, &tile);
-    alignas(64) float lanes[kLanes] = {};
-    for (int i = 0; i < here * kPairTokens; ++i) {
-      lanes[i] = weights[g + i / kPairTokens];
-    }
-    const __m512 weight = _mm512_load_ps(lanes);
-    __m512 most = nothing;
-    for (std::int64_t c = 0; c < count; c += kScoreRows) {
-      const std::int64_t left = count - c;
-      __m512* const of = scores + c / kPairTokens;
-      score_block<true>(tile, static_cast<const BFloat16*>(rows) + c * dim, left < kScoreRows ? left : kScoreRows, dim,
-                        of);
-      for (int i = 0; i < kScoreRows / kPairTokens && i * kPairTokens < left; ++i) {
-        const std::int64_t chunks = left - i * kPairTokens;
-        const __mmask8 inside = static_cast<__mmask8>(chunks >= kPairTokens ? 0xf : (1 << chunks) - 1);
-        const __m512 distance = _mm512_broadcast_f32x4(_mm_maskz_loadu_ps(inside, radius + c + i * kPairTokens));
-        const __mmask16 outside = _mm512_cmp_ps_mask(distance, _mm512_setzero_ps(), _CMP_LT_OQ) |
-                                  static_cast<__mmask16>((0xf & ~inside) * 0x1111);
-        const __m512 logit = _mm512_mask_mov_ps(_mm512_fmadd_ps(weight, distance, of[i]), outside, nothing);
-        of[i] = logit;
-        most = _mm512_max_ps(logit, most);  // of NaN and a number, the second
-        float* const to = logits + g * logit_stride + c + i * kPairTokens;
-        const __m128 by_query[kPairQueries] = {_mm512_extractf32x4_ps(logit, 0), _mm512_extractf32x4_ps(logit, 1),
-                                               _mm512_extractf32x4_ps(logit, 2), _mm512_extractf32x4_ps(logit, 3)};
-        for (int q = 0; q < here; ++q) {
-          _mm_mask_storeu_ps(to + q * logit_stride, inside, by_query[q]);
-        }
-      }
-    }
-    most = lane_largest(most);
-    const __m512 base = _mm512_mask_mov_ps(most, _mm512_cmp_ps_mask(most, nothing, _CMP_EQ_OQ), _mm512_setzero_ps());
-    __m512 total = _mm512_setzero_ps();
-    for (std::int64_t i = 0; i * kPairTokens < count; ++i) {
-      total += exponential(scores[i] - base);
-    }
-    _mm512_store_ps(lanes, most);
-    alignas(64) float sums[kLanes];
-    _mm512_store_ps(sums, total);
-    for (int q = 0; q < here; ++q) {
-      const float* const of = sums + q * kPairTokens;
-      largest[g + q] = lanes[q * kPairTokens];
-      sum[g + q] = (of[0] + of[1]) + (of[2] + of[3]);
-    }
+    landmark_tile(here, weights + g, radius, count, logits + g * logit_stride, logit_stride, largest + g, sum + g,
+                  [&](std::int64_t c, __m512* scores) {
+                    const std::int64_t left = count - c;
+                    score_block<true>(tile, static_cast<const BFloat16*>(rows) + c * dim,
+                                      left < kScoreRows ? left : kScoreRows, dim, scores);
+                  });
   }
 }
 

@@ -311,9 +311,9 @@ void SparseAttention::rows(const Part& part, const void* keys, const void* value
 
 void sparse_attention(const skv_sparse_attention_params& p, Execution& execution) {
   const SparseAttention attention(p, execution, nullptr, false);
-  execution.pool.parallel_for(attention.pairs() * attention.parts(), [&](std::int64_t i, int thread) {
-    attention.attend(i / attention.parts(), i % attention.parts(), thread);
-  });
+  execution.pool.parallel_neighbours(
+      attention.pairs() * attention.parts(), attention.parts(),
+      [&](std::int64_t i, int thread) { attention.attend(i / attention.parts(), i % attention.parts(), thread); });
   execution.pool.parallel_for(attention.pairs(), [&](std::int64_t pair) { attention.combine(pair); });
 }
 

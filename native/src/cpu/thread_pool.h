@@ -1,6 +1,7 @@
 // A context's own threads: exactly as many as were asked for, the calling one included.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -55,6 +56,23 @@ class ThreadPool {  // NOLINT(clang-analyzer-optin.performance.Padding): it keep
             (*static_cast<Plain*>(context))(begin, end);
           }
         });
+  }
+
+  // As parallel_for, for indices whose neighbours share what they read: a thread takes up to `most` of them in a row,
+  // fewer where threads would not get kShares turns each and end together.
+  template <class Body>
+  void parallel_neighbours(std::int64_t count, std::int64_t most, Body&& body) {
+    constexpr std::int64_t kShares = 4;
+    const std::int64_t in_a_row = std::clamp<std::int64_t>(count / (threads() * kShares), 1, most);
+    parallel_ranges(count, in_a_row, [&](std::int64_t begin, std::int64_t end, int thread) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        if constexpr (std::is_invocable_v<Body&, std::int64_t, int>) {
+          body(i, thread);
+        } else {
+          body(i);
+        }
+      }
+    });
   }
 
  private:
