@@ -285,8 +285,12 @@ void launch_attention_tiles(const skv_sparse_attention_params& p, const Attentio
   q.first_pair = pairs.first;
   q.group = group_size(p.geometry);
   q.beside_fetch = beside_fetch;
-  const dim3 grid(static_cast<unsigned>(tile_blocks(parts.selected + parts.stored, pairs.count, pipelines, traits)),
-                  static_cast<unsigned>(pairs.count));
+  // Nobody waits for a part of the batch but for the last: the others take fewer SMs for longer, which leaves more to
+  // selections and fetches beside them.
+  const bool last = pairs.first + pairs.count == all_pairs(p.batch, p.geometry).count;
+  constexpr int kInARow = 3;
+  const int blocks = tile_blocks(parts.selected + parts.stored, pairs.count, pipelines, traits, last ? 1 : kInARow);
+  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(pairs.count));
   with_unit_kernel(p.geometry, p.rope, [&](auto dim, auto turn) {
     const int bytes = tile_layout(dim.value, p.geometry.rank, p.geometry.chunk, turn.value, true).end(pipelines);
     launch_beside("attention of tiles", Beside{.early = beside_fetch}, attention_tiles_kernel<dim.value, turn.value>,

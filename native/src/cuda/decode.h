@@ -160,7 +160,7 @@ bool launch_rerank_tiles(const skv_rerank_params& p, const RerankScratch& scratc
 struct FetchOrder {
   bool early = false;      // the one before makes its lists
   bool continues = false;  // the one before is another fetch, begun when these lists were there already
-  bool continued = false;  // the one behind continues this: it begins when all blocks have asked for their last chunks
+  bool holds_next = false;  // the one behind begins when all blocks have asked for their last chunks, not at once
 };
 
 void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, FetchOrder order, cudaStream_t stream);

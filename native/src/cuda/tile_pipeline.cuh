@@ -121,9 +121,10 @@ inline int tile_pipelines(const skv_geometry& g, const skv_rope& rope, const Dev
   return count;
 }
 
-// Blocks of a pair for a launch of so many pairs and parts of each, one block an SM.
-inline int tile_blocks(int parts, int pairs, int pipelines, const DeviceTraits& traits) {
-  const int most = (parts + pipelines - 1) / pipelines;
+// Blocks of a pair for a launch of so many pairs and parts of each, one block an SM. in_a_row: parts that a pipeline
+// should have at least, since each block brings the pair's basis into shared memory.
+inline int tile_blocks(int parts, int pairs, int pipelines, const DeviceTraits& traits, int in_a_row = 1) {
+  const int each = pipelines * in_a_row, most = (parts + each - 1) / each;
   return std::clamp(traits.multiprocessors / std::max(1, pairs), 1, std::max(1, most));
 }
 

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
   if (!q.order.continues) {
     wait_for_earlier();
   }
-  if (!q.order.continued) {
+  if (!q.order.holds_next) {
     let_next_begin();
   }
   const skv_value_gather_params& p = q.p;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
             }
           }
         }
-        if (q.order.continued && entry + kTogether * warps >= total) {
+        if (q.order.holds_next && entry + kTogether * warps >= total) {
           let_next_begin();
         }
 #pragma unroll
