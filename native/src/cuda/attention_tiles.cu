@@ -288,7 +288,7 @@ void launch_attention_tiles(const skv_sparse_attention_params& p, const Attentio
   // Nobody waits for a part of the batch but for the last: the others take fewer SMs for longer, which leaves more to
   // selections and fetches beside them.
   const bool last = pairs.first + pairs.count == all_pairs(p.batch, p.geometry).count;
-  constexpr int kInARow = 3;
+  constexpr int kInARow = 4;
   const int blocks = tile_blocks(parts.selected + parts.stored, pairs.count, pipelines, traits, last ? 1 : kInARow);
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(pairs.count));
   with_unit_kernel(p.geometry, p.rope, [&](auto dim, auto turn) {
