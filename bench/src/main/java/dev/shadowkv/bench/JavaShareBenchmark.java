@@ -35,7 +35,8 @@ import dev.shadowkv.internal.ffi.ShadowKv;
 /**
  * A decode step of the caches on the smallest of shapes, so that little is left but the way into native code. After each
  * iteration the native function is called with the very parameters of the last layer; what {@link KvCache#attend} takes
- * longer is Java's share of a layer's call.
+ * longer is Java's share of a layer's call. Both are the time until the calls return, not until a GPU is done: it finds
+ * other memory in its caches when 32 layers take turns than when one layer's call is repeated.
  */
 @BenchmarkMode(Mode.AverageTime)
 @OutputTimeUnit(TimeUnit.MICROSECONDS)
@@ -59,7 +60,7 @@ public class JavaShareBenchmark extends DeviceState {
     public int batch;
 
     private final List<KvSession> sessions = new ArrayList<>();
-    /** Microseconds a layer of the last steps. */
+    /** Microseconds a layer of the last steps, until their calls return. */
     private final double[] times = new double[1000];
     private long steps;
     private KvCache kv;
@@ -144,8 +145,8 @@ public class JavaShareBenchmark extends DeviceState {
         for (int layer = 0; layer < LAYERS; layer++) {
             kv.attend(layer, step, queries, keys, values, output);
         }
-        open.synchronize();
         times[(int) (steps++ % times.length)] = (System.nanoTime() - start) / 1e3 / LAYERS;
+        open.synchronize();
     }
 
     /** Medians, which other processes disturb less than means. */
@@ -170,8 +171,8 @@ public class JavaShareBenchmark extends DeviceState {
                 for (int layer = 0; layer < LAYERS; layer++) {
                     context.check(function.invoke(handle, params), "decode_layer");
                 }
-                context.check(ShadowKv.skv_synchronize(handle), "synchronize");
                 some[i] = (System.nanoTime() - start) / 1e3 / LAYERS;
+                context.check(ShadowKv.skv_synchronize(handle), "synchronize");
             } finally {
                 context.exit();
             }
