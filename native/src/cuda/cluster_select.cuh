@@ -11,6 +11,24 @@ namespace skv::cuda::cluster {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
+// Of each unit's partial softmaxes [warps][G], the sum over warps to the first; `rows` units and heads.
+__device__ inline void merge_warps(int rows, int group, Softmax* partials) {
+  const int own = static_cast<int>(threadIdx.x) % kWarps;
+  for (int first = 0; first < rows; first += kThreads / kWarps) {
+    const int row = first + static_cast<int>(threadIdx.x) / kWarps;
+    Softmax* const of_unit = partials + row / group * kWarps * group + row % group;
+    Softmax all = row < rows ? of_unit[own * group] : Softmax{};
+    static_assert(32 % kWarps == 0, "a row's partial softmaxes are within a warp");
+#pragma unroll
+    for (int step = kWarps / 2; step; step /= 2) {
+      all = merged(all, of_other_lane(all, step));
+    }
+    if (row < rows && own == 0) {
+      of_unit[0] = all;
+    }
+  }
+}
+
 // The whole pair's softmax of one head out of the units', by a warp in a fixed order.
 __device__ inline Softmax whole_softmax(const ClusterParams& q, const Share& share, int head, bool plain,
                                         unsigned char* shared) {
@@ -170,11 +188,11 @@ __device__ inline unsigned planner(const cg::cluster_group& cluster) {
   return cluster.num_blocks() - 1;
 }
 
-// Marks the chosen chunks of a share in the planner's bitmap, and hands the planner those that are still to be ranked;
-// `list` is told of all these. Returns the share of the softmax that this thread's marked chunks hold.
-template <class List>
+// Marks the chosen chunks of a share in the planner's bitmap, and hands the planner those that are still to be ranked.
+// Returns the share of the softmax that this thread's marked chunks hold, mass_of each.
+template <class MassOf>
 __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, const Share& share, float high,
-                                                 const List& list, unsigned char* shared) {
+                                                 const MassOf& mass_of, unsigned char* shared) {
   const cg::cluster_group cluster = cg::this_cluster();
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   auto& memory = *reinterpret_cast<ClusterShared*>(shared);
@@ -205,7 +223,7 @@ __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, co
         bitmap[(share.first + i) / 32] = taken;
       }
       if (bins[w] < threshold) {
-        mass += list(i);
+        mass += mass_of(i);
       }
       if (ranked) {
         int place = 0;
@@ -216,7 +234,7 @@ __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, co
         if (bins[w] == ranked_bin) {
           candidates[place].score = score[w];
           candidates[place].chunk = share.first + i;
-          candidates[place].mass = list(i);
+          candidates[place].mass = mass_of(i);
         }
       }
     }
@@ -225,9 +243,9 @@ __device__ inline unsigned long long mark_chunks(const ClusterLayout& layout, co
 }
 
 // The same once the exact threshold is known: of the scores at it, the `equals` first are taken. By one warp, in order.
-template <class List>
+template <class MassOf>
 __device__ inline unsigned long long mark_above(const ClusterLayout& layout, const Share& share, float threshold,
-                                                int equals, const List& list, unsigned char* shared) {
+                                                int equals, const MassOf& mass_of, unsigned char* shared) {
   const cg::cluster_group cluster = cg::this_cluster();
   const int lane = static_cast<int>(threadIdx.x);
   const auto* const scores = reinterpret_cast<const float*>(shared + layout.scores);
@@ -247,7 +265,7 @@ __device__ inline unsigned long long mark_above(const ClusterLayout& layout, con
       bitmap[(share.first + base) / 32] = word;
     }
     if (taken) {
-      mass += list(i);
+      mass += mass_of(i);
     }
     equals -= min(equals, __popc(equal));
   }
@@ -277,6 +295,23 @@ __device__ inline void add_mass(unsigned long long mass, unsigned char* shared) 
   __syncthreads();
   if (threadIdx.x == 0 && memory.mass) {
     atomicAdd(cluster.map_shared_rank(&memory.mass, planner(cluster)), memory.mass);
+  }
+}
+
+// Writes the logits of all chunks of a share that may be listed to the workspace.
+__device__ inline void tell_logits(const ClusterParams& q, const Share& share, int pair, float high,
+                                   unsigned char* shared) {
+  const auto& memory = *reinterpret_cast<const ClusterShared*>(shared);
+  const auto* const scores = reinterpret_cast<const float*>(shared + q.layout.scores);
+  const auto* const logits = reinterpret_cast<const float*>(shared + q.layout.logits);
+  float* const to = q.listed_logits + static_cast<std::int64_t>(pair) * q.group * q.listed_stride + share.first;
+  for (int i = static_cast<int>(threadIdx.x); i < share.count; i += kThreads) {
+    if (scores[i] > -INFINITY && bin_of(scores[i], high) <= memory.bin) {
+#pragma unroll 4
+      for (int g = 0; g < q.group; ++g) {
+        to[g * q.listed_stride + i] = logits[g * q.layout.stride + i];
+      }
+    }
   }
 }
 

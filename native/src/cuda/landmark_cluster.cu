@@ -75,21 +75,9 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
     }
   });
   __syncthreads();
-  // Of a unit's partial softmaxes, one a warp, to the first.
-  const auto merge_warps = [&](Softmax* partials) {
-    for (int i = thread; i < share.units * q.group; i += kThreads) {
-      Softmax* const of_unit = partials + i / q.group * kWarps * q.group + i % q.group;
-      Softmax all = of_unit[0];
-#pragma unroll
-      for (int w = 1; w < kWarps; ++w) {
-        all = merged(all, of_unit[w * q.group]);
-      }
-      of_unit[0] = all;
-    }
-  };
-  merge_warps(partials_of(layout, false, shared));
+  merge_warps(share.units * q.group, q.group, partials_of(layout, false, shared));
   if (p.tail) {
-    merge_warps(partials_of(layout, true, shared));
+    merge_warps(share.units * q.group, q.group, partials_of(layout, true, shared));
   }
   for (int i = thread; i < kBins / 2; i += kThreads) {
     bins[i] = 0;
@@ -128,14 +116,8 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   cluster.sync();
 
   find_threshold(layout, p.select, shared);
-  // What is told of a chunk that is listed, or may be: its logits, and the share of the softmax that it holds.
-  const auto list = [&](int i) -> unsigned long long {
-    if (q.listed_logits) {
-      float* const to = q.listed_logits + static_cast<std::int64_t>(pair) * q.group * q.listed_stride + share.first + i;
-      for (int g = 0; g < q.group; ++g) {
-        to[g * q.listed_stride] = logits[g * layout.stride + i];
-      }
-    }
+  // The share of the softmax that a chunk holds which is listed, or may be.
+  const auto mass_of = [&](int i) -> unsigned long long {
     if (!p.mass) {
       return 0;
     }
@@ -147,11 +129,11 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   };
   unsigned long long mass = 0;
   if (memory.members <= kCandidates) {
-    mass = mark_chunks(layout, share, high, list, shared);
+    mass = mark_chunks(layout, share, high, mass_of, shared);
   } else {
     float threshold = 0;
     const int equals = crowded_threshold(layout, share.count, high, p.select, shared, threshold);
-    mass = mark_above(layout, share, threshold, equals, list, shared);
+    mass = mark_above(layout, share, threshold, equals, mass_of, shared);
   }
   if (p.mass) {
     add_mass(mass, shared);
@@ -159,6 +141,10 @@ __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __g
   cluster.sync();
   if (lists) {
     list_and_plan(q, layout, chunks, pair, session, head, shared);
+  }
+  // Not earlier: the barrier would wait for these writes.
+  if (q.listed_logits) {
+    tell_logits(q, share, pair, high, shared);
   }
 #endif
 }
