@@ -211,10 +211,10 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 // selected and the last ones attended while the values of a group travel. Attention of the last group begins beside its
 // fetch, and waits for the values only when it needs them. What a selection leaves out is weighed beside the fetch.
 // The first selection begins beside the new tokens, and with one group the fetch and the last step begin early, too.
-// Reached by graph, 8 sessions of 122880 tokens: 0.330 ms at 60 % resident (link 0.243 at the rate of the copy engine,
-// 0.268 at that of reads by kernels), 0.213 to 0.218 at 83 %; fp8 values and int8 landmarks 0.220 to 0.225 and 0.176;
-// one session 0.074, with fp8 values 0.057 (H200, 2026-11-29, bench_cuda_decode). The first selection ends after 0.038,
-// the last attention 0.017 behind the last fetch.
+// Reached by graph, 8 sessions of 122880 tokens: 0.325 to 0.334 ms at 60 % resident (link 0.243 at the rate of the copy
+// engine, 0.268 at that of reads by kernels), 0.200 at 83 %; fp8 values and int8 landmarks 0.220 and 0.173 to 0.180; one
+// session 0.073, with fp8 values 0.057 (H200, 2026-11-29, bench_cuda_decode). The first selection ends after 0.036, the
+// last attention 0.003 behind the last fetch.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   decode_in_stages(p, launch, [](const char*, int, cudaStream_t) {});
 }

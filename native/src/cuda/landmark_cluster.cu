@@ -18,10 +18,10 @@ namespace {
 // landmarks [K][chunk_capacity][D] bf16 or int8 -> selected [S], count, mass (+ slots and fetch list).
 // Floor: every landmark read once: B * K * chunks * D * (2 or 1) bytes; bound by memory. Before it 6 to 9 us until the
 // queries are fragments, mostly the chain of loads from the session tables to the landmarks; the slots are put in order
-// meanwhile. Behind it three barriers of the cluster, 11 us: merging partial softmaxes 2, scores and their bins 2,
+// meanwhile. Behind it three barriers of the cluster, 10 us: merging partial softmaxes 1, scores and their bins 2,
 // threshold 2, marks 2, list 2, plan 1 (globaltimer of the first blocks, one session). Reached, with the plan's part
-// left out: 0.085 ms bf16, 0.058 to 0.061 ms int8, floors 0.061 and 0.031 (H200, 2026-11-29, bench_cuda_decode, 8
-// sessions of 122880 tokens, 32/8 heads, D 128); one session about 0.027 with the plan, floor 0.008.
+// left out: 0.082 ms bf16, 0.057 ms int8, floors 0.061 and 0.031 (H200, 2026-11-29, bench_cuda_decode, 8 sessions of
+// 122880 tokens, 32/8 heads, D 128); one session about 0.027 with the plan, floor 0.008.
 template <int kHeadDim, bool kInt8, bool kWide>
 __global__ void __launch_bounds__(kThreads, 1) landmark_cluster_kernel(const __grid_constant__ ClusterParams q) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
