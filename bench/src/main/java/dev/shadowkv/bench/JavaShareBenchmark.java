@@ -34,7 +34,7 @@ import dev.shadowkv.internal.ffi.ShadowKv;
 
 /**
  * A decode step of the caches on the smallest of shapes, so that little is left but the way into native code. After each
- * iteration the native function is called with the very parameters of the last layer; what {@link KvCache#attend} takes
+ * step the native function is called with the very parameters of the last layer; what {@link KvCache#attend} takes
  * longer is Java's share of a layer's call. Both are the time until the calls return, not until a GPU is done: it finds
  * other memory in its caches when 32 layers take turns than when one layer's call is repeated.
  */
@@ -60,9 +60,10 @@ public class JavaShareBenchmark extends DeviceState {
     public int batch;
 
     private final List<KvSession> sessions = new ArrayList<>();
-    /** Microseconds a layer of the last steps, until their calls return. */
+    /** Microseconds a layer of the last steps, until their calls return; and of as many native calls after each. */
     private final double[] times = new double[1000];
-    private long steps;
+    private final double[] nativeTimes = new double[times.length];
+    private int steps;
     private KvCache kv;
     private KvBatch step;
     private DeviceBuffer queries;
@@ -132,9 +133,10 @@ public class JavaShareBenchmark extends DeviceState {
         return out;
     }
 
-    /** Makes room for the next step, outside the time. */
+    /** Measures native calls and makes room for the next step, outside the time. */
     @Setup(Level.Invocation)
     public void rewind() {
+        nativeTimes[(steps - 1) % times.length] = nativeStep();
         if (sessions.getFirst().length() >= PROMPT + STEPS) {
             sessions.forEach(session -> session.truncate(PROMPT));
         }
@@ -145,40 +147,40 @@ public class JavaShareBenchmark extends DeviceState {
         for (int layer = 0; layer < LAYERS; layer++) {
             kv.attend(layer, step, queries, keys, values, output);
         }
-        times[(int) (steps++ % times.length)] = (System.nanoTime() - start) / 1e3 / LAYERS;
+        times[steps++ % times.length] = (System.nanoTime() - start) / 1e3 / LAYERS;
         open.synchronize();
     }
 
     /** Medians, which other processes disturb less than means. */
     private Map<String, Double> shares() {
-        double[] last = Arrays.copyOf(times, (int) Math.min(steps, times.length));
-        Arrays.sort(last);
-        double call = last[last.length / 2];
-        double nativeCall = nativeMicroseconds();
+        double call = median(times);
+        double nativeCall = median(nativeTimes);
         return Map.of(FloorProfiler.CALL, call, FloorProfiler.NATIVE, nativeCall, FloorProfiler.JAVA, call - nativeCall);
     }
 
-    /** Median time of a layer's native call, by as many at a time as a step has layers. */
-    private double nativeMicroseconds() {
+    private double median(double[] of) {
+        double[] last = Arrays.copyOf(of, Math.min(steps, of.length));
+        Arrays.sort(last);
+        return last[last.length / 2];
+    }
+
+    /** Time of a layer's native call, by as many at a time as a step has layers. */
+    private double nativeStep() {
         NativeContext context = NativeContext.of(open);
         MemorySegment params = parametersOfLastCall();
         NativeContext.Operation function = kind.equals("dense") ? ShadowKv::skv_dense_decode_layer : ShadowKv::skv_decode_layer;
-        double[] some = new double[times.length];
-        for (int i = 0; i < some.length; i++) {
-            MemorySegment handle = context.enter();
-            try {
-                long start = System.nanoTime();
-                for (int layer = 0; layer < LAYERS; layer++) {
-                    context.check(function.invoke(handle, params), "decode_layer");
-                }
-                some[i] = (System.nanoTime() - start) / 1e3 / LAYERS;
-                context.check(ShadowKv.skv_synchronize(handle), "synchronize");
-            } finally {
-                context.exit();
+        MemorySegment handle = context.enter();
+        try {
+            long start = System.nanoTime();
+            for (int layer = 0; layer < LAYERS; layer++) {
+                context.check(function.invoke(handle, params), "decode_layer");
             }
+            double time = (System.nanoTime() - start) / 1e3 / LAYERS;
+            context.check(ShadowKv.skv_synchronize(handle), "synchronize");
+            return time;
+        } finally {
+            context.exit();
         }
-        Arrays.sort(some);
-        return some[some.length / 2];
     }
 
     /** The struct that the cache's last call left behind; no public way leads to it, nor should one. */
