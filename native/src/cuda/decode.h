@@ -158,8 +158,8 @@ bool launch_rerank_tiles(const skv_rerank_params& p, const RerankScratch& scratc
 
 // How a fetch stands to the launches before and behind it on its stream.
 struct FetchOrder {
-  bool early = false;      // the one before makes its lists
-  bool continues = false;  // the one before is another fetch, begun when these lists were there already
+  bool early = false;       // the one before makes its lists
+  bool continues = false;   // the one before is another fetch, begun when these lists were there already
   bool holds_next = false;  // the one behind begins when all blocks have asked for their last chunks, not at once
 };
 

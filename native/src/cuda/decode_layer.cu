@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include "cuda/decode.h"
 
@@ -42,17 +43,19 @@ struct Cut {
 Cut cut_batch(const skv_decode_layer_params& p) {
   const int pairs = all_pairs(p.batch, p.geometry).count;
   const int wanted = std::clamp(p.groups, 0, std::min(pairs, kMostGroups));
-  const Stage* const stages = wanted > 0 ? kEqualStages : p.shortlist > 0 ? kRerankStages : kStages;
-  const std::size_t count = wanted > 0        ? std::size(kEqualStages)
-                            : p.shortlist > 0 ? std::size(kRerankStages)
-                                              : std::size(kStages);
+  std::span<const Stage> stages = kStages;
+  if (wanted > 0) {
+    stages = kEqualStages;
+  } else if (p.shortlist > 0) {
+    stages = kRerankStages;
+  }
   // Of a very large batch more than the stages say, so that there are not too many.
   const int least = wanted > 0 ? 0 : (pairs + kMostGroups - 2) / (kMostGroups - 1);
   Cut cut;
   Groups &fetched = cut.fetched, &selected = cut.selected;
   fetched.count = selected.count = 0;
   for (int end = 0; end < pairs;) {
-    const Stage& stage = stages[std::min(static_cast<std::size_t>(selected.count), count - 1)];
+    const Stage& stage = stages[std::min(static_cast<std::size_t>(selected.count), stages.size() - 1)];
     for (int i = 0; i < stage.fetches && end < pairs; ++i) {
       const int begin = end, size = std::max(stage.pairs, least);
       if (wanted > 0) {
@@ -212,9 +215,9 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 // fetch, and waits for the values only when it needs them. What a selection leaves out is weighed beside the fetch.
 // The first selection begins beside the new tokens, and with one group the fetch and the last step begin early, too.
 // Reached by graph, 8 sessions of 122880 tokens: 0.325 to 0.334 ms at 60 % resident (link 0.243 at the rate of the copy
-// engine, 0.268 at that of reads by kernels), 0.200 at 83 %; fp8 values and int8 landmarks 0.220 and 0.173 to 0.180; one
-// session 0.073, with fp8 values 0.057 (H200, 2026-11-29, bench_cuda_decode). The first selection ends after 0.036, the
-// last attention 0.003 behind the last fetch.
+// engine, 0.268 at that of reads by kernels), 0.200 at 83 %; fp8 values and int8 landmarks 0.220 and 0.173 to 0.180;
+// one session 0.073, with fp8 values 0.057 (H200, 2026-11-29, bench_cuda_decode). The first selection ends after 0.036,
+// the last attention 0.003 behind the last fetch.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   decode_in_stages(p, launch, [](const char*, int, cudaStream_t) {});
 }
