@@ -1,6 +1,8 @@
 package dev.shadowkv.bench;
 
+import java.lang.foreign.Arena;
 import java.lang.foreign.MemorySegment;
+import java.lang.foreign.ValueLayout;
 import java.lang.reflect.Field;
 import java.util.ArrayList;
 import java.util.Arrays;
@@ -31,11 +33,13 @@ import dev.shadowkv.Rope;
 import dev.shadowkv.ShadowKvCache;
 import dev.shadowkv.internal.NativeContext;
 import dev.shadowkv.internal.ffi.ShadowKv;
+import dev.shadowkv.kernels.SessionStates;
 
 /**
  * A decode step of the caches on the smallest of shapes, so that little is left but the way into native code. After each
- * step the native function is called with the very parameters of the last layer; what {@link KvCache#attend} takes
- * longer is Java's share of a layer's call. Both are the time until the calls return, not until a GPU is done: it finds
+ * step come as many native calls of the same kinds, with the very parameters of the last layer: one copy of as many
+ * bytes as tell where the sessions stand, and for each layer the question for its workspace and the layer. What
+ * {@link KvCache#attend} takes longer is Java's share of a layer's call. Both are the time until the calls return, not until a GPU is done: it finds
  * other memory in its caches when 32 layers take turns than when one layer's call is repeated.
  */
 @BenchmarkMode(Mode.AverageTime)
@@ -70,6 +74,9 @@ public class JavaShareBenchmark extends DeviceState {
     private DeviceBuffer keys;
     private DeviceBuffer values;
     private DeviceBuffer output;
+    private DeviceBuffer states;
+    private final MemorySegment hostStates = Arena.ofAuto().allocate(LAYERS * 8 * SessionStates.entryBytes(), 8);
+    private final MemorySegment workspaceBytes = Arena.ofAuto().allocate(ValueLayout.JAVA_LONG);
 
     /** Fills the sessions and checks a step. */
     @Setup(Level.Trial)
@@ -98,6 +105,7 @@ public class JavaShareBenchmark extends DeviceState {
             keys = random(type, (long) batch * HEAD_DIM, 2, 1);
             values = upload(repeated(constant, batch), type);
             output = allocate(type, batch, HEAD_DIM);
+            states = allocate(ElementType.I8, LAYERS * batch, (int) SessionStates.entryBytes());
             step();
             // All values are the same, so that whatever is selected, the softmax's weights must give it again.
             double[] result = download(output, type, 0, batch * HEAD_DIM);
@@ -164,15 +172,20 @@ public class JavaShareBenchmark extends DeviceState {
         return last[last.length / 2];
     }
 
-    /** Time of a layer's native call, by as many at a time as a step has layers. */
+    /** Time of a step's native calls, by layer. */
     private double nativeStep() {
         NativeContext context = NativeContext.of(open);
         MemorySegment params = parametersOfLastCall();
-        NativeContext.Operation function = kind.equals("dense") ? ShadowKv::skv_dense_decode_layer : ShadowKv::skv_decode_layer;
+        boolean dense = kind.equals("dense");
+        int number = dense ? ShadowKv.SKV_OP_DENSE_DECODE_LAYER() : ShadowKv.SKV_OP_DECODE_LAYER();
+        NativeContext.Operation function = dense ? ShadowKv::skv_dense_decode_layer : ShadowKv::skv_decode_layer;
+        MemorySegment target = MemorySegment.ofAddress(states.address());
         MemorySegment handle = context.enter();
         try {
             long start = System.nanoTime();
+            context.check(ShadowKv.skv_copy(handle, target, hostStates, states.byteSize()), "copy");
             for (int layer = 0; layer < LAYERS; layer++) {
+                context.check(ShadowKv.skv_workspace_bytes(handle, number, params, workspaceBytes), "workspace_bytes");
                 context.check(function.invoke(handle, params), "decode_layer");
             }
             double time = (System.nanoTime() - start) / 1e3 / LAYERS;
