@@ -1,74 +1,15 @@
 #include <algorithm>
-#include <array>
-#include <span>
 
+#include "cuda/batch_cut.h"
 #include "cuda/decode.h"
 
 namespace skv::cuda {
 namespace {
 
-constexpr int kMostGroups = 32;
 constexpr int kSelectStreams = 3;
 
-// Parts of the batch: part i is the pairs from bound[i] to bound[i + 1].
-struct Groups {
-  int count = 1;
-  std::array<int, kMostGroups + 1> bound = {};
-  PairRange range(int i) const {
-    const auto at = static_cast<std::size_t>(i);
-    return {bound[at], bound[at + 1] - bound[at]};
-  }
-};
-
-// A selection and the fetches that it feeds.
-struct Stage {
-  int fetches, pairs;  // pairs of each fetch
-};
-
-// How a batch is cut: the stages one after the other, the last again and again. A small selection first, so that the
-// link begins early; then larger ones, which keep ahead of it, cost less a pair and leave fewer beginnings of fetches
-// and attentions. A rerank takes longer than the link, so that it begins with more. Found by trial of 100 ways to cut 2
-// to 33 sessions, bf16 and fp8 values, 60 and 83 % resident (H200, by graph; in the mean 3 and 7 % less time than
-// fetches of 8 pairs in selections of 1, 2, 4 and 6 of them, 33 sessions with fp8 values 6 to 13 and 5 to 14).
-constexpr Stage kStages[] = {{1, 8}, {2, 8}, {2, 12}, {2, 20}, {2, 24}};
-constexpr Stage kRerankStages[] = {{2, 12}, {2, 20}, {4, 24}};
-// When the caller says how many fetches: all alike.
-constexpr Stage kEqualStages[] = {{1, 0}, {2, 0}, {4, 0}, {6, 0}};
-
-// What is fetched, and attended, at a time, and what is selected at a time: each selection ends where a fetch does.
-struct Cut {
-  Groups fetched, selected;
-};
-
-Cut cut_batch(const skv_decode_layer_params& p) {
-  const int pairs = all_pairs(p.batch, p.geometry).count;
-  const int wanted = std::clamp(p.groups, 0, std::min(pairs, kMostGroups));
-  std::span<const Stage> stages = kStages;
-  if (wanted > 0) {
-    stages = kEqualStages;
-  } else if (p.shortlist > 0) {
-    stages = kRerankStages;
-  }
-  // Of a very large batch more than the stages say, so that there are not too many.
-  const int least = wanted > 0 ? 0 : (pairs + kMostGroups - 2) / (kMostGroups - 1);
-  Cut cut;
-  Groups &fetched = cut.fetched, &selected = cut.selected;
-  fetched.count = selected.count = 0;
-  for (int end = 0; end < pairs;) {
-    const Stage& stage = stages[std::min(static_cast<std::size_t>(selected.count), stages.size() - 1)];
-    for (int i = 0; i < stage.fetches && end < pairs; ++i) {
-      const int begin = end, size = std::max(stage.pairs, least);
-      if (wanted > 0) {
-        end = static_cast<int>(static_cast<std::int64_t>(pairs) * (fetched.count + 1) / wanted);
-      } else {
-        // Half a fetch alone is not worth its launches.
-        end = pairs - begin - size < size / 2 ? pairs : begin + size;
-      }
-      fetched.bound[static_cast<std::size_t>(++fetched.count)] = end;
-    }
-    selected.bound[static_cast<std::size_t>(++selected.count)] = end;
-  }
-  return cut;
+PairRange range_of(const BatchParts& parts, int i) {
+  return {parts.first(i), parts.end(i) - parts.first(i)};
 }
 
 skv_landmark_topk_params selection_of(const skv_decode_layer_params& p) {
@@ -305,7 +246,8 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
     given = {s.rerank.scores, s.rerank.places, static_cast<std::int64_t>(p.shortlist) * p.geometry.chunk};
   }
 
-  const auto [fetched, selected] = cut_batch(p);
+  const BatchCut cut = cut_batch(all_pairs(p.batch, p.geometry).count, p.groups, p.shortlist > 0);
+  const BatchParts &fetched = cut.fetched, &selected = cut.selected;
   const bool piped = fetched.count > 1;
   const auto side = [&](int i) { return piped ? launch.side[i] : launch.stream; };
   cudaStream_t const fetch_streams[2] = {side(0), side(1)};
@@ -331,15 +273,15 @@ void decode_in_stages(const skv_decode_layer_params& p, Launch& launch, const St
   bool attended_aside = false;
   cudaStream_t select_stream = select_streams[0];
   for (int group = 0; group < fetched.count; ++group) {
-    const PairRange pairs = fetched.range(group);
+    const PairRange pairs = range_of(fetched, group);
     const auto selection_begins_at = [&](int pair) {
-      return selections < selected.count && selected.range(selections).first == pair;
+      return selections < selected.count && selected.first(selections) == pair;
     };
     const bool first_of_selection = selection_begins_at(pairs.first);
     if (first_of_selection) {
-      const PairRange part = selected.range(selections);
+      const PairRange part = range_of(selected, selections);
       select_stream = select_streams[std::min(selections, kSelectStreams - 1)];
-      const int at_once = part.count + (selections == 1 ? selected.range(0).count : 0);
+      const int at_once = part.count + (selections == 1 ? selected.end(0) : 0);
       const bool another = selections + 1 < select_stream_count;
       cudaEvent_t const begun = another ? launch.events[event++] : nullptr;
       launch_selection(selection, s.selection, selection_plan, launch.traits, part, at_once, selections == 0, begun,
