@@ -73,14 +73,11 @@ inline void write_bytes(const float* query, int dim, int number, ByteQueries* to
   }
 }
 
+// A query that is not there is zero.
 inline void split_bytes(const float* queries, std::int64_t stride, int count, int dim, ByteQueries* to) {
-  alignas(64) static constexpr float kNone[SKV_MAX_HEAD_DIM] = {};
-  to->unit = _mm512_setzero_ps();
-  for (__m512i& begin : to->begin) {
-    begin = _mm512_setzero_si512();
-  }
-  for (int q = 0; q < kPairQueries; ++q) {
-    write_bytes(q < count ? queries + q * stride : kNone, dim, q, to);
+  *to = ByteQueries();
+  for (int q = 0; q < count; ++q) {
+    write_bytes(queries + q * stride, dim, q, to);
   }
 }
 

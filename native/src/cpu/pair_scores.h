@@ -26,7 +26,7 @@ constexpr int kLaneElements = 8;
 // Rows that are scored at once: each query vector that is loaded serves so many.
 constexpr int kScoreRows = 8;
 // How far ahead of the loads rows are asked for, in rows. Measured on two cores: Zen 4, 32 to 64 the same, 16 costs a
-// quarter more time, 96 a tenth; Zen 5, 32 reads 50 GB/s, 24, 48 and 64 from 35 to 51.
+// quarter more time, 96 a tenth; Zen 5, 32 and 64 the same, 24 and 40 cost a tenth, 48 a twentieth.
 constexpr int kRowsAhead = 32;
 
 // Rows that these kernels take: whole vectors, and long enough for two parts to be as good as fp32.

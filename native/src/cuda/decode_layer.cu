@@ -157,9 +157,7 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 // The first selection begins beside the new tokens, and with one group the fetch and the last step begin early, too.
 // Reached by graph, 8 sessions of 122880 tokens: 0.325 to 0.334 ms at 60 % resident (link 0.243 at the rate of the copy
 // engine, 0.268 at that of reads by kernels), 0.196 to 0.201 at 83 %; fp8 values and int8 landmarks 0.218 and 0.176;
-// one session 0.073, with fp8 values 0.057 (H200, 2026-11-29, bench_cuda_decode). The first selection ends after 0.036.
-// The last attention ends 0.003 behind the last fetch, those before it up to 0.012, what combines the parts 0.010
-// later.
+// one session 0.073, with fp8 values 0.056 (H200, 2026-11-29, bench_cuda_decode). The first selection ends after 0.036.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   decode_in_stages(p, launch, [](const char*, int, cudaStream_t) {});
 }

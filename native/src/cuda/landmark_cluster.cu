@@ -18,8 +18,8 @@ namespace {
 // landmarks [K][chunk_capacity][D] bf16 or int8 -> selected [S], count, mass (+ slots and fetch list).
 // Floor: every landmark read once: B * K * chunks * D * (2 or 1) bytes; bound by memory. Before it 6 to 9 us until the
 // queries are fragments, mostly the chain of loads from the session tables to the landmarks; the slots are put in order
-// meanwhile. Behind it three barriers of the cluster, 10 us: merging partial softmaxes 1, scores and their bins 2,
-// threshold 2, marks 2, list 2, plan 1 (globaltimer of the first blocks, one session). Reached, with the plan's part
+// meanwhile. Behind it three barriers of the cluster, 8 us: merging partial softmaxes 2, scores and their bins 2,
+// threshold 3, marks and list 2; a plan takes 1 more (globaltimer, one session, int8). Reached, with the plan's part
 // left out: 0.082 ms bf16, 0.057 ms int8, floors 0.061 and 0.031 (H200, 2026-11-29, bench_cuda_decode, 8 sessions of
 // 122880 tokens, 32/8 heads, D 128); one session about 0.027 with the plan, floor 0.008.
 template <int kHeadDim, bool kInt8, bool kWide>
