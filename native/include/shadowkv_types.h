@@ -37,9 +37,24 @@ enum { SKV_BACKEND_CPU = 0, SKV_BACKEND_CUDA = 1 };
 /* Queues of a context's work, see skv_use_lane. */
 enum { SKV_LANES = 3 };
 
-/* Element types. I8 (symmetric, one scale a landmark) is for landmarks only, F8_E4M3 (one scale a chunk
- * and head) for values only. */
-enum { SKV_F32 = 0, SKV_BF16 = 1, SKV_F16 = 2, SKV_F8_E4M3 = 3, SKV_I8 = 4 };
+/*
+ * Element types. I8 (symmetric, one scale a landmark) is for landmarks only. Those with one scale a chunk and head are
+ * for values only:
+ *   F8_E4M3   eight bits, the scale is the largest magnitude / 448
+ *   F12_E4M7  twelve bits: BF16 with four bits of exponent, counted from the largest of the chunk and head; numbers of
+ *             BF16 down to 2^-14 of the largest's power of two are kept as they are, smaller ones to within 2^-22 of it. The
+ *             scale is a power of two, 2^-8 times that of the largest
+ *   F6_E2M3   six bits: e4m3 of which only the lowest four exponents are used, the scale is the largest magnitude
+ *             / (7.5 / 64)
+ * F12 and F6 are packed: a chunk of one head, n = C*D elements, is one unit of n * 12 / 8 or n * 6 / 8 bytes. They live
+ * in host memory alone; slots hold BF16 for F12_E4M7, and F8_E4M3 of the same scale for F6_E2M3.
+ *   F12_E4M7  n bytes: the lowest exponent bit and the mantissa of element i; then n/2 bytes: sign and upper exponent
+ *             bits of element i in the lower half of byte i, of element i + n/2 in the upper half
+ *   F6_E2M3   n/2 bytes: the lowest exponent bit and the mantissa of element i in the lower half of byte i, of element
+ *             i + n/2 in the upper half; then n/4 bytes: sign and upper exponent bit of elements i, i + n/4, i + n/2 and
+ *             i + 3n/4, from the lowest two bits of byte i upwards
+ */
+enum { SKV_F32 = 0, SKV_BF16 = 1, SKV_F16 = 2, SKV_F8_E4M3 = 3, SKV_I8 = 4, SKV_F12_E4M7 = 5, SKV_F6_E2M3 = 6 };
 
 /* Which elements of a head rotate together: (i, i + rotary_dim/2), or (2i, 2i + 1). */
 enum { SKV_HALF_SPLIT = 0, SKV_INTERLEAVED = 1 };
@@ -133,7 +148,7 @@ typedef struct skv_geometry {
   int32_t chunk;            /* C: 8 or 16 */
   int32_t rank;             /* r: columns of the coefficients, basis rows a head */
   int32_t storage_type;     /* keys, coefficients, basis, outliers, recent window: F32, BF16, F16 (CUDA: BF16) */
-  int32_t value_type;       /* values in host memory and in slots: storage_type, or F8_E4M3 */
+  int32_t value_type;       /* values in host memory: storage_type, F8_E4M3, F12_E4M7 or F6_E2M3; in slots: the same, unpacked. CUDA: packed ones need slots */
   int32_t landmark_type;    /* storage_type, or I8 */
   int32_t window;           /* tokens that the recent window holds, a multiple of C */
   int32_t slots;            /* slots a key/value head, of values, or of keys where a layer has slot_keys; 0: values are read in place, slot = chunk */
@@ -154,9 +169,9 @@ typedef struct skv_shadow_layer {
   void *outlier_values;    /* [K][outlier_capacity][C][D] storage_type */
   void *recent_keys;       /* [K][window][D] storage_type, rotated; position p is row p % window */
   void *recent_values;     /* [K][window][D] storage_type */
-  void *values;            /* pinned host memory: [K][chunk_capacity][C][D] value_type */
-  float *value_scales;     /* [K][chunk_capacity], F8_E4M3 only */
-  void *slot_values;       /* [K][slots][C][D] value_type; not used, and may be null, with slots = 0 or slot_keys */
+  void *values;            /* pinned host memory: [K][chunk_capacity][C][D] value_type; on CUDA aligned to 16 bytes where it is packed */
+  float *value_scales;     /* [K][chunk_capacity], types with a scale only */
+  void *slot_values;       /* [K][slots][C][D] value_type, unpacked; not used, and may be null, with slots = 0 or slot_keys */
   int32_t *slot_chunk;     /* [K][slots]: which chunk a slot holds, -1 none */
   int32_t *slot_stamp;     /* [K][slots]: step in which it was last selected */
   int64_t chunk_capacity;
@@ -312,7 +327,7 @@ typedef struct skv_chunk_gather_params {
   int64_t target_first, target_capacity;
 } skv_chunk_gather_params;
 
-/* Moves values of whole chunks to host memory, as they are or as e4m3 with one scale a chunk and head. */
+/* Moves values of whole chunks to host memory, as they are or in fewer bits with one scale a chunk and head. */
 typedef struct skv_value_store_params {
   uint32_t struct_size;
   int32_t storage_type, value_type;
@@ -320,8 +335,8 @@ typedef struct skv_value_store_params {
   const void *source;        /* [K][capacity][D], row = position % capacity */
   int64_t capacity;
   int64_t first_chunk, chunks;
-  void *values;              /* pinned host: [K][chunk_capacity][C][D] */
-  float *value_scales;       /* [K][chunk_capacity]: largest magnitude / 448; F8_E4M3 only */
+  void *values;              /* pinned host: [K][chunk_capacity][C][D] value_type */
+  float *value_scales;       /* [K][chunk_capacity], types with a scale only: written */
   int64_t chunk_capacity;
 } skv_value_store_params;
 

@@ -216,6 +216,24 @@ public class ShadowKv {
     public static int SKV_I8() {
         return SKV_I8;
     }
+    private static final int SKV_F12_E4M7 = (int)5L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.SKV_F12_E4M7 = 5
+     * }
+     */
+    public static int SKV_F12_E4M7() {
+        return SKV_F12_E4M7;
+    }
+    private static final int SKV_F6_E2M3 = (int)6L;
+    /**
+     * {@snippet lang=c :
+     * enum <anonymous>.SKV_F6_E2M3 = 6
+     * }
+     */
+    public static int SKV_F6_E2M3() {
+        return SKV_F6_E2M3;
+    }
     private static final int SKV_HALF_SPLIT = (int)0L;
     /**
      * {@snippet lang=c :
@@ -558,10 +576,10 @@ public class ShadowKv {
     public static int SKV_MAX_BATCH() {
         return SKV_MAX_BATCH;
     }
-    private static final int SKV_ABI_VERSION = (int)5L;
+    private static final int SKV_ABI_VERSION = (int)6L;
     /**
      * {@snippet lang=c :
-     * enum <anonymous>.SKV_ABI_VERSION = 5
+     * enum <anonymous>.SKV_ABI_VERSION = 6
      * }
      */
     public static int SKV_ABI_VERSION() {
