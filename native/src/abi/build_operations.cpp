@@ -3,6 +3,7 @@
 
 #include "abi/check.h"
 #include "abi/context.h"
+#include "value_types.h"
 
 namespace skv::abi {
 namespace {
@@ -143,7 +144,7 @@ void check_rebuild_keys(const skv_rebuild_keys_params* p, bool pointers) {
 void check_landmark_build(const skv_landmark_build_params* p, bool pointers) {
   const Check check = begin("skv_landmark_build", p, pointers);
   check.type("storage_type", p->storage_type);
-  check.type_or("landmark_type", p->landmark_type, "storage_type", p->storage_type, SKV_I8);
+  check.landmark_type(p->landmark_type, p->storage_type);
   check_chunks(check, p->key_value_heads, p->head_dim, p->chunk, p->capacity, p->first_chunk, p->chunks,
                p->chunk_capacity);
   if (p->chunks > 0) {
@@ -191,13 +192,13 @@ void check_chunk_gather(const skv_chunk_gather_params* p, bool pointers) {
 void check_value_store(const skv_value_store_params* p, bool pointers) {
   const Check check = begin("skv_value_store", p, pointers);
   check.type("storage_type", p->storage_type);
-  check.type_or("value_type", p->value_type, "storage_type", p->storage_type, SKV_F8_E4M3);
+  check.value_type(p->value_type, p->storage_type);
   check_chunks(check, p->key_value_heads, p->head_dim, p->chunk, p->capacity, p->first_chunk, p->chunks,
                p->chunk_capacity);
   if (p->chunks > 0) {
     check.pointer("source", p->source);
     check.pointer("values", p->values);
-    if (p->value_type == SKV_F8_E4M3) {
+    if (is_scaled(p->value_type)) {
       check.pointer("value_scales", p->value_scales);
     }
   }

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "value_types.h"
+
 namespace skv::abi {
 namespace {
 
@@ -19,9 +21,17 @@ const char* type_name(std::int32_t type) {
       return "F8_E4M3";
     case SKV_I8:
       return "I8";
+    case SKV_F12_E4M7:
+      return "F12_E4M7";
+    case SKV_F6_E2M3:
+      return "F6_E2M3";
     default:
       return "no type";
   }
+}
+
+bool is_type(std::int32_t type) {
+  return type >= SKV_F32 && type <= SKV_F6_E2M3;
 }
 
 std::string type_text(std::int32_t type) {
@@ -53,20 +63,27 @@ void Check::type(const char* name, std::int32_t value) const {
   if (value == SKV_F32 || value == SKV_BF16 || value == SKV_F16) {
     return;
   }
-  const bool exists = value == SKV_F8_E4M3 || value == SKV_I8;
-  fail(exists ? SKV_UNSUPPORTED : SKV_INVALID_ARGUMENT,
+  fail(is_type(value) ? SKV_UNSUPPORTED : SKV_INVALID_ARGUMENT,
        std::string(name) + " is " + type_text(value) + ", must be 0 (F32), 1 (BF16) or 2 (F16)");
 }
 
-void Check::type_or(const char* name, std::int32_t value, const char* other_name, std::int32_t other,
-                    std::int32_t special) const {
-  if (value == other || value == special) {
-    return;
+void Check::value_type(std::int32_t value, std::int32_t storage) const {
+  if (value != storage && !is_scaled(value)) {
+    fail_type("value_type", value, storage,
+              type_text(SKV_F8_E4M3) + ", " + type_text(SKV_F12_E4M7) + " or " + type_text(SKV_F6_E2M3));
   }
-  const bool exists = value >= SKV_F32 && value <= SKV_I8;
-  fail(exists ? SKV_UNSUPPORTED : SKV_INVALID_ARGUMENT, std::string(name) + " is " + type_text(value) + ", must be " +
-                                                            other_name + ", which is " + type_text(other) + ", or " +
-                                                            type_text(special));
+}
+
+void Check::landmark_type(std::int32_t value, std::int32_t storage) const {
+  if (value != storage && value != SKV_I8) {
+    fail_type("landmark_type", value, storage, "or " + type_text(SKV_I8));
+  }
+}
+
+void Check::fail_type(const char* name, std::int32_t value, std::int32_t storage, const std::string& others) const {
+  fail(is_type(value) ? SKV_UNSUPPORTED : SKV_INVALID_ARGUMENT, std::string(name) + " is " + type_text(value) +
+                                                                    ", must be storage_type, which is " +
+                                                                    type_text(storage) + ", " + others);
 }
 
 void Check::stride(const char* name, std::int64_t value, std::int64_t width) const {
@@ -177,8 +194,8 @@ void Check::shadow_geometry(const skv_geometry& geometry) const {
   dense_geometry(geometry);
   chunk(geometry.chunk);
   rank("rank", geometry.rank);
-  type_or("value_type", geometry.value_type, "storage_type", geometry.storage_type, SKV_F8_E4M3);
-  type_or("landmark_type", geometry.landmark_type, "storage_type", geometry.storage_type, SKV_I8);
+  value_type(geometry.value_type, geometry.storage_type);
+  landmark_type(geometry.landmark_type, geometry.storage_type);
   if (geometry.window < geometry.chunk || geometry.window % geometry.chunk != 0) {
     fail(SKV_INVALID_ARGUMENT, "window is " + std::to_string(geometry.window) +
                                    ", must be a multiple of chunk, which is " + std::to_string(geometry.chunk));

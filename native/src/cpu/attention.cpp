@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/elements.h"
+#include "value_types.h"
 
 namespace skv::cpu {
 namespace {
@@ -51,8 +52,9 @@ void check_shadow_geometry(const skv_geometry& g, std::int32_t query_type, const
     refuse(operation, "the rank is " + std::to_string(SKV_MIN_RANK) + " to " + std::to_string(SKV_MAX_RANK) + ", not " +
                           std::to_string(g.rank));
   }
-  if (g.value_type != g.storage_type && g.value_type != SKV_F8_E4M3) {
-    refuse(operation, "values are of the storage type or F8_E4M3, not type " + std::to_string(g.value_type));
+  if (g.value_type != g.storage_type && !is_scaled(g.value_type)) {
+    refuse(operation,
+           "values are of the storage type, F8_E4M3, F12_E4M7 or F6_E2M3, not type " + std::to_string(g.value_type));
   }
   if (g.landmark_type != g.storage_type && g.landmark_type != SKV_I8) {
     refuse(operation, "landmarks are of the storage type or I8, not type " + std::to_string(g.landmark_type));

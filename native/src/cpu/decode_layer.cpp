@@ -265,7 +265,7 @@ void decode_layer(const skv_decode_layer_params& p, Execution& execution) {
   if (kept) {
     keys.emplace(plan_params, p.rope, execution);
   }
-  const ValueGather gather(gather_params);
+  const ValueGather gather(gather_params, execution.set);
   const SparseAttention attention(attention_params, execution, rerank ? &*rerank : nullptr, kept);
   ThreadPool& pool = execution.pool;
   const auto fetch = [&](std::int64_t pair, int thread) {

@@ -9,10 +9,14 @@ namespace skv::cpu {
 namespace avx2 {
 Widen widen_function(std::int32_t type);
 Narrow narrow_function(std::int32_t type);
+Unpack unpack_function(std::int32_t type);
+Pack pack_function(std::int32_t type);
 }  // namespace avx2
 namespace avx512 {
 Widen widen_function(std::int32_t type);
 Narrow narrow_function(std::int32_t type);
+Unpack unpack_function(std::int32_t type);
+Pack pack_function(std::int32_t type);
 }  // namespace avx512
 
 namespace {
@@ -48,6 +52,30 @@ Narrow narrow_function(std::int32_t type, InstructionSet set) {
       return checked(avx2::narrow_function(type), type);
     default:
       return checked(narrow_here(type), type);
+  }
+}
+
+Unpack unpack_function(std::int32_t type, InstructionSet set) {
+  switch (set) {
+    case InstructionSet::kAvx512:
+    case InstructionSet::kAvx512Bf16:
+      return checked(avx512::unpack_function(type), type);
+    case InstructionSet::kAvx2:
+      return checked(avx2::unpack_function(type), type);
+    default:
+      return checked(unpack_here(type), type);
+  }
+}
+
+Pack pack_function(std::int32_t type, InstructionSet set) {
+  switch (set) {
+    case InstructionSet::kAvx512:
+    case InstructionSet::kAvx512Bf16:
+      return checked(avx512::pack_function(type), type);
+    case InstructionSet::kAvx2:
+      return checked(avx2::pack_function(type), type);
+    default:
+      return checked(pack_here(type), type);
   }
 }
 

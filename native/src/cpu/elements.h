@@ -199,6 +199,14 @@ class RowConversion {
   Narrow narrow_;
 };
 
+// A chunk of packed values, F12_E4M7 or F6_E2M3, to what slots hold: [elements] of BF16, times the scale, or of
+// F8_E4M3 of the same scale. And back from floats of at most the largest number of the type, as their scale makes them;
+// what is no number becomes a large one.
+using Unpack = void (*)(const void* from, float scale, void* to, std::int64_t elements);
+using Pack = void (*)(const float* from, void* to, std::int64_t elements);
+Unpack unpack_function(std::int32_t type, InstructionSet set);
+Pack pack_function(std::int32_t type, InstructionSet set);
+
 // Address of element `index` of an array whose type is known by number.
 SKV_INLINE const void* element_at(const void* base, std::int32_t type, std::int64_t index) {
   return static_cast<const char*>(base) + index * element_bytes(type);

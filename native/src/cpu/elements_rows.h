@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/elements.h"
+#include "value_types.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -97,6 +98,89 @@ inline Narrow narrow_here(std::int32_t type) {
     default:
       return nullptr;
   }
+}
+
+// Twelve bits: a BF16 of the lowest sixteen exponents, which two multiplications by powers of two bring to its place.
+SKV_INLINE std::uint16_t unpack_12(std::uint32_t low, std::uint32_t high, float scale) {
+  constexpr std::uint32_t kSign = 8, kUpperExponent = 7;
+  const std::uint32_t bits = (high & kSign) << 28 | (high & kUpperExponent) << 24 | low << 16;
+  const float number = std::bit_cast<float>(bits) * kTwelveBitPower * scale;
+  return static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(number) >> 16);
+}
+
+inline void unpack_12_row(const void* from, float scale, void* to, std::int64_t elements) {
+  const std::int64_t half = elements / 2;
+  const auto* __restrict__ const low = static_cast<const std::uint8_t*>(from);
+  const auto* __restrict__ const high = low + elements;
+  auto* __restrict__ const target = static_cast<std::uint16_t*>(to);
+  for (std::int64_t i = 0; i < half; ++i) {
+    target[i] = unpack_12(low[i], high[i] & 15U, scale);
+  }
+  for (std::int64_t i = 0; i < half; ++i) {
+    target[half + i] = unpack_12(low[half + i], high[i] >> 4U, scale);
+  }
+}
+
+inline void pack_12_row(const float* __restrict__ from, void* to, std::int64_t elements) {
+  const std::int64_t half = elements / 2;
+  auto* __restrict__ const low = static_cast<std::uint8_t*>(to);
+  auto* __restrict__ const high = low + elements;
+  const auto code = [&](std::int64_t i) {
+    constexpr std::uint32_t kMagnitude = 0x7fff;
+    const std::uint32_t bits = from_float<BFloat16>(from[i] / kTwelveBitPower).bits;
+    const std::uint32_t magnitude = bits & kMagnitude;
+    return (magnitude < kTwelveBitLargest ? magnitude : kTwelveBitLargest) | (bits >> 15) << 11;
+  };
+  for (std::int64_t i = 0; i < half; ++i) {
+    const std::uint32_t a = code(i), b = code(half + i);
+    low[i] = static_cast<std::uint8_t>(a);
+    low[half + i] = static_cast<std::uint8_t>(b);
+    high[i] = static_cast<std::uint8_t>(a >> 8 | b >> 8 << 4);
+  }
+}
+
+// Six bits: sign and the lower five bits of an e4m3.
+SKV_INLINE std::uint8_t unpack_6(std::uint32_t low, std::uint32_t high) {
+  return static_cast<std::uint8_t>((low & 15U) | (high & 1U) << 4 | (high & 2U) << 6);
+}
+
+inline void unpack_6_row(const void* from, float /*scale*/, void* to, std::int64_t elements) {
+  const std::int64_t quarter = elements / 4;
+  const auto* __restrict__ const low = static_cast<const std::uint8_t*>(from);
+  const auto* __restrict__ const high = low + 2 * quarter;
+  auto* __restrict__ const target = static_cast<std::uint8_t*>(to);
+  for (std::int64_t i = 0; i < quarter; ++i) {
+    const std::uint32_t a = low[i], b = low[quarter + i], upper = high[i];
+    target[i] = unpack_6(a, upper);
+    target[quarter + i] = unpack_6(b, upper >> 2);
+    target[2 * quarter + i] = unpack_6(a >> 4, upper >> 4);
+    target[3 * quarter + i] = unpack_6(b >> 4, upper >> 6);
+  }
+}
+
+inline void pack_6_row(const float* __restrict__ from, void* to, std::int64_t elements) {
+  const std::int64_t quarter = elements / 4;
+  auto* __restrict__ const low = static_cast<std::uint8_t*>(to);
+  auto* __restrict__ const high = low + 2 * quarter;
+  const auto code = [&](std::int64_t i) {
+    constexpr std::uint32_t kMagnitude = 0x7f, kLargest = 0x1f;
+    const std::uint32_t bits = from_float<Float8>(from[i]).bits, magnitude = bits & kMagnitude;
+    return (magnitude < kLargest ? magnitude : kLargest) | (bits >> 7) << 5;
+  };
+  for (std::int64_t i = 0; i < quarter; ++i) {
+    const std::uint32_t a = code(i), b = code(quarter + i), c = code(2 * quarter + i), d = code(3 * quarter + i);
+    low[i] = static_cast<std::uint8_t>((a & 15U) | (c & 15U) << 4);
+    low[quarter + i] = static_cast<std::uint8_t>((b & 15U) | (d & 15U) << 4);
+    high[i] = static_cast<std::uint8_t>(a >> 4 | b >> 4 << 2 | c >> 4 << 4 | d >> 4 << 6);
+  }
+}
+
+inline Unpack unpack_here(std::int32_t type) {
+  return type == SKV_F12_E4M7 ? unpack_12_row : type == SKV_F6_E2M3 ? unpack_6_row : nullptr;
+}
+
+inline Pack pack_here(std::int32_t type) {
+  return type == SKV_F12_E4M7 ? pack_12_row : type == SKV_F6_E2M3 ? pack_6_row : nullptr;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include "cpu/elements.h"
 #include "cpu/slot_keys.h"
 #include "moments.h"
+#include "value_types.h"
 
 namespace skv::cpu {
 namespace {
@@ -14,6 +15,7 @@ namespace {
 // How the attention of one pair is cut, in this order of parts: selected, outliers, recent, tail, dropped.
 constexpr std::int64_t kSelectedPartTokens = 256;
 constexpr std::int64_t kRecentPartTokens = 256;
+constexpr std::int64_t kMostChunkElements = 16 * SKV_MAX_HEAD_DIM;
 // Scores of a block of tokens, query by query.
 constexpr std::int64_t kStride = RebuiltKeys::kTokens;
 
@@ -63,7 +65,8 @@ SparseAttention::SparseAttention(const skv_sparse_attention_params& p, Execution
       recent_parts_(recent_parts(p.geometry)),
       tail_parts_(tail_parts(p)),
       dropped_parts_(dropped_parts(p)),
-      group_(group_size(p.geometry)) {
+      group_(group_size(p.geometry)),
+      unpack_(is_packed(p.geometry.value_type) ? unpack_function(p.geometry.value_type, execution.set) : nullptr) {
   const skv_geometry& g = p.geometry;
   check_shadow_geometry(g, p.query_type, "sparse_attention");
   check_shadow_geometry(g, p.output_type, "sparse_attention");
@@ -142,7 +145,7 @@ void SparseAttention::scored(const Part& part, std::int64_t first, std::int64_t 
   for (std::int64_t at = first; at < end; at += block) {
     const std::int64_t count = std::min(block, end - at);
     for (std::int64_t i = at == first ? at : at + count; i < std::min(at + count + block, end); ++i) {
-      fetch_ahead(values(part, i), value_bytes());
+      fetch_ahead(values(part, i), value_bytes(part));
     }
     for (std::int64_t i = 0; i < count; ++i) {
       for (std::int64_t q = 0; q < group_; ++q) {
@@ -161,7 +164,7 @@ void SparseAttention::rebuilt(const Part& part, std::int64_t first, std::int64_t
   for (std::int64_t at = first; at < end; at += block) {
     const std::int64_t count = std::min(block, end - at);
     for (std::int64_t i = 0; i < count; ++i) {
-      keys.expect(values(part, at + i), value_bytes());
+      keys.expect(values(part, at + i), value_bytes(part));
     }
     for (std::int64_t i = at + count; i < std::min(at + count + block, end); ++i) {
       keys.expect(part.layer, chunks[i]);
@@ -195,7 +198,7 @@ void SparseAttention::rounded(const Part& part, std::int64_t first, std::int64_t
     }
     keys_[thread].rebuild_to(part.layer, p_.rope, part.pair, part.head, chunks + at, count, keys + (at - first));
   }
-  if (g.value_type == g.storage_type) {
+  if (value_type(part) == g.storage_type) {
     kernels_.rows[g.storage_type].attend_chunks(part.queries, group_, keys, rows, end - first, g.chunk, g.head_dim,
                                                 part.softmax, part.sums);
     return;
@@ -204,7 +207,7 @@ void SparseAttention::rounded(const Part& part, std::int64_t first, std::int64_t
   for (std::int64_t at = first; at < end; at += block) {
     const std::int64_t count = std::min(block, end - at);
     for (std::int64_t i = at == first ? at : at + count; i < std::min(at + count + block, end); ++i) {
-      fetch_ahead(rows[i - first], value_bytes());
+      fetch_ahead(rows[i - first], value_bytes(part));
     }
     kernels_.rows[g.storage_type].score_chunks(part.queries, group_, keys + (at - first), count, g.chunk, g.head_dim,
                                                scores, kStride);
@@ -216,19 +219,28 @@ void SparseAttention::rounded(const Part& part, std::int64_t first, std::int64_t
 void SparseAttention::weigh(const Part& part, std::int64_t first, std::int64_t count, float* scores) const {
   const skv_geometry& g = p_.geometry;
   kernels_.soften(scores, kStride, group_, count * g.chunk, part.softmax, part.sums, g.head_dim);
+  const std::int32_t stored = value_type(part), type = slot_type(stored);
+  alignas(64) std::byte unpacked[kMostChunkElements * sizeof(BFloat16)];
   for (std::int64_t i = 0; i < count; ++i) {
     float* const weights = scores + i * g.chunk;
-    if (g.value_type == SKV_F8_E4M3) {
+    const void* rows = values(part, first + i);
+    float scale = 1.0F;
+    if (is_scaled(stored)) {
       const std::int32_t chunk = p_.selected[part.pair * p_.select + first + i];
-      const float scale = part.layer.value_scales[part.head * part.layer.chunk_capacity + chunk];
+      scale = part.layer.value_scales[part.head * part.layer.chunk_capacity + chunk];
+    }
+    if (is_packed(stored)) {
+      unpack_(rows, scale, unpacked, static_cast<std::int64_t>(g.chunk) * g.head_dim);
+      rows = unpacked;
+    }
+    if (is_scaled(type)) {
       for (std::int64_t row = 0; row < group_; ++row) {
         for (std::int64_t t = 0; t < g.chunk; ++t) {
           weights[row * kStride + t] *= scale;
         }
       }
     }
-    kernels_.rows[g.value_type].accumulate(weights, kStride, group_, values(part, first + i), g.chunk, g.head_dim,
-                                           part.sums);
+    kernels_.rows[type].accumulate(weights, kStride, group_, rows, g.chunk, g.head_dim, part.sums);
   }
 }
 
@@ -293,12 +305,17 @@ const void* SparseAttention::values(const Part& part, std::int64_t number) const
   const bool in_place = values_in_place(g, part.layer);
   const void* const base = in_place ? part.layer.values : part.layer.slot_values;
   const std::int64_t first = part.head * (in_place ? part.layer.chunk_capacity : g.slots);
-  return element_at(base, g.value_type,
-                    (first + (in_place ? p_.selected[at] : p_.selected_slot[at])) * g.chunk * g.head_dim);
+  return static_cast<const char*>(base) +
+         (first + (in_place ? p_.selected[at] : p_.selected_slot[at])) * value_bytes(part);
 }
 
-std::int64_t SparseAttention::value_bytes() const {
-  return static_cast<std::int64_t>(p_.geometry.chunk) * p_.geometry.head_dim * element_bytes(p_.geometry.value_type);
+std::int32_t SparseAttention::value_type(const Part& part) const {
+  const std::int32_t type = p_.geometry.value_type;
+  return values_in_place(p_.geometry, part.layer) ? type : slot_type(type);
+}
+
+std::int64_t SparseAttention::value_bytes(const Part& part) const {
+  return skv::value_bytes(value_type(part), static_cast<std::int64_t>(p_.geometry.chunk) * p_.geometry.head_dim);
 }
 
 void SparseAttention::rows(const Part& part, const void* keys, const void* values, std::int64_t first,

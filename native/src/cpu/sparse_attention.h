@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/attention.h"
+#include "cpu/elements.h"
 #include "cpu/execution.h"
 #include "cpu/rebuilt_keys.h"
 #include "cpu/rerank.h"
@@ -46,9 +47,10 @@ class SparseAttention {
   void dropped(const Part& part) const;
   void recent(const Part& part, std::int64_t first, std::int64_t end) const;
   void rows(const Part& part, const void* keys, const void* values, std::int64_t first, std::int64_t count) const;
-  // Values of a selected chunk, by its number in the selection.
+  // Values of a selected chunk, by its number in the selection; their type and the bytes of a chunk.
   const void* values(const Part& part, std::int64_t number) const;
-  std::int64_t value_bytes() const;
+  std::int32_t value_type(const Part& part) const;
+  std::int64_t value_bytes(const Part& part) const;
 
   const skv_sparse_attention_params& p_;
   const AttentionKernels& kernels_;
@@ -59,6 +61,7 @@ class SparseAttention {
   std::int32_t group_;
   const float* queries_;
   AttentionParts sums_;
+  Unpack unpack_;       // null: values are not packed
   RebuiltKeys* keys_;   // [threads]
   std::byte* rounded_;  // [threads][part][D] of the storage type
 };

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cpu/elements.h"
 #include "shadowkv_types.h"
 
 namespace skv::cpu {
@@ -10,7 +11,7 @@ namespace skv::cpu {
 class ValueGather {
  public:
   // The parameters must outlive it.
-  explicit ValueGather(const skv_value_gather_params& p) : p_(p) {}
+  ValueGather(const skv_value_gather_params& p, InstructionSet set);
 
   // Entries [first, end) of the list of a (session, key/value head) pair, as far as it goes.
   void fetch(std::int64_t pair, std::int64_t first, std::int64_t end) const;
@@ -18,6 +19,7 @@ class ValueGather {
 
  private:
   const skv_value_gather_params& p_;
+  Unpack unpack_;  // null: values are copied as they are
 };
 
 }  // namespace skv::cpu
