@@ -5,6 +5,7 @@
 
 #include "cuda/attention_unit.cuh"
 #include "cuda/decode.h"
+#include "value_types.h"
 
 namespace skv::cuda {
 
@@ -51,11 +52,12 @@ __device__ inline void selected_rows(const skv_sparse_attention_params& p, const
     const std::int64_t chunk = selected.chunk, slot = selected.slot;
     position = chunk * g.chunk + in_chunk;
     key = static_cast<const __nv_bfloat16*>(layer.coefficients) + position * g.rank;
-    const std::int64_t width = static_cast<std::int64_t>(g.head_dim) * (g.value_type == SKV_F8_E4M3 ? 1 : 2);
+    const bool byte_values = slot_type(g.value_type) == SKV_F8_E4M3;
+    const std::int64_t width = static_cast<std::int64_t>(g.head_dim) * (byte_values ? 1 : 2);
     const char* const values = static_cast<const char*>(g.slots ? layer.slot_values : layer.values);
     const std::int64_t places = g.slots ? g.slots : layer.chunk_capacity;
     value = values + ((pair.head * places + slot) * g.chunk + in_chunk) * width;
-    if (g.value_type == SKV_F8_E4M3) {
+    if (byte_values) {
       scale = layer.value_scales[pair.head * layer.chunk_capacity + chunk];
     }
   }

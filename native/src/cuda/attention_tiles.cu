@@ -3,6 +3,7 @@
 
 #include "cuda/decode.h"
 #include "cuda/tile_sum.cuh"
+#include "value_types.h"
 
 namespace skv::cuda {
 namespace {
@@ -89,7 +90,7 @@ __device__ inline void fetch_selected_parts(const TileParams& q, const UnitPair&
   const int lane = fetcher.lane();
   const ChunkFetcher<kHeadDim, kTurn> chunks(fetcher, layer, g, q.p.rope, own + layout.keys, own + layout.tables);
   const int places = chunks.places(), mine = lane & (places - 1);
-  const bool byte_values = g.value_type == SKV_F8_E4M3;
+  const bool byte_values = slot_type(g.value_type) == SKV_F8_E4M3;
   const int width = byte_values ? kHeadDim : kHeadDim * 2;
   const TileRows rows(g.chunk, width);
   const char* const source =
@@ -184,7 +185,7 @@ __device__ inline void attend_parts(const TileParams& q, int pair_index, const P
     }
     sum.write(q.partials, pair_index, split, false);
   }
-  const bool byte_values = g.value_type == SKV_F8_E4M3;
+  const bool byte_values = slot_type(g.value_type) == SKV_F8_E4M3;
   const TileRows rows(g.chunk, byte_values ? kHeadDim : kHeadDim * 2);
   for (; part < q.parts.stored + q.parts.selected; part += step) {
     const int split = part - q.parts.stored, tokens = work.selected * g.chunk - split * kTileTokens;

@@ -2,6 +2,7 @@
 #include <string>
 
 #include "cuda/decode.h"
+#include "value_types.h"
 
 namespace skv::cuda {
 namespace {
@@ -43,8 +44,11 @@ void check_shadow_geometry(const skv_geometry& g, std::int32_t query_type, const
     refuse(operation, "the rank is " + std::to_string(SKV_MIN_RANK) + " to " + std::to_string(SKV_MAX_RANK) + ", not " +
                           std::to_string(g.rank));
   }
-  if (g.value_type != SKV_BF16 && g.value_type != SKV_F8_E4M3) {
-    refuse(operation, "values are BF16 or F8_E4M3, not type " + std::to_string(g.value_type));
+  if (g.value_type != SKV_BF16 && !is_scaled(g.value_type)) {
+    refuse(operation, "values are BF16, F8_E4M3, F12_E4M7 or F6_E2M3, not type " + std::to_string(g.value_type));
+  }
+  if (is_packed(g.value_type) && g.slots == 0) {
+    refuse(operation, "values of type " + std::to_string(g.value_type) + " are packed and need slots");
   }
   if (g.landmark_type != SKV_BF16 && g.landmark_type != SKV_I8) {
     refuse(operation, "landmarks are BF16 or I8, not type " + std::to_string(g.landmark_type));

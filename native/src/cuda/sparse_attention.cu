@@ -3,6 +3,7 @@
 #include "cuda/attention_block.cuh"
 #include "cuda/decode.h"
 #include "cuda/tile_pipeline.cuh"
+#include "value_types.h"
 
 namespace skv::cuda {
 namespace {
@@ -155,7 +156,8 @@ __global__ void __launch_bounds__(kUnitThreads, 2) sparse_attention_kernel(const
     return;
   }
   const UnitLayout layout = unit_layout(kHeadDim, g.rank, g.chunk, q.group, true);
-  const UnitBlock<kHeadDim> block(q, pair_index, pair, work.rebuilt && g.value_type == SKV_F8_E4M3, layout, shared);
+  const UnitBlock<kHeadDim> block(q, pair_index, pair, work.rebuilt && slot_type(g.value_type) == SKV_F8_E4M3, layout,
+                                  shared);
   block.begin_statistics();
   if (work.rebuilt) {
     attend_selected<kHeadDim, kTurn>(block, work, layout, shared);
@@ -184,7 +186,8 @@ __global__ void __launch_bounds__(kUnitThreads, kScoredBlocks)
     return;
   }
   const UnitLayout layout = unit_layout(kHeadDim, 0, g.chunk, q.group, true);
-  const UnitBlock<kHeadDim> block(q, pair_index, pair, work.rebuilt && g.value_type == SKV_F8_E4M3, layout, shared);
+  const UnitBlock<kHeadDim> block(q, pair_index, pair, work.rebuilt && slot_type(g.value_type) == SKV_F8_E4M3, layout,
+                                  shared);
   block.begin_statistics();
   if (work.rebuilt) {
     attend_scored(block, work);
@@ -214,7 +217,7 @@ __global__ void __launch_bounds__(kUnitThreads) sparse_attention_any_kernel(cons
   auto& statistics = *reinterpret_cast<Statistics*>(shared + layout.statistics);
   auto* const queries = reinterpret_cast<float*>(shared + layout.queries);
   auto* const keys = reinterpret_cast<float*>(shared + layout.base);
-  const bool bytes = work.rebuilt && g.value_type == SKV_F8_E4M3;
+  const bool bytes = work.rebuilt && slot_type(g.value_type) == SKV_F8_E4M3;
   if (thread < SKV_MAX_GROUP) {
     statistics.largest[thread] = -INFINITY;
     statistics.sum[thread] = 0.0F;

@@ -3,6 +3,8 @@
 #include "cuda/decode.h"
 #include "cuda/mma.cuh"
 #include "cuda/select_best.cuh"
+#include "cuda/value_chunks.cuh"
+#include "value_types.h"
 
 namespace skv::cuda {
 namespace {
@@ -17,27 +19,21 @@ struct GatherParams {
   skv_value_gather_params p;
   int first_pair;
   int pairs;
-  std::int64_t chunk_vectors;  // 16-byte words of a chunk of one head
+  int elements;      // of a chunk of one head
+  int source_bytes;  // of a chunk in host memory
+  int target_bytes;  // of a chunk in a slot
   FetchOrder order;
 };
 
-// Reads that pass by the caches of the SM: host memory is read once, and may have changed since the last step.
-__device__ uint4 load_host_16(const void* host) {
-  uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(host));
-  return v;
-}
-
-// Copies the chunks of fetch lists from pinned host memory into slots.
+// Brings the chunks of fetch lists from pinned host memory into slots.
 //
-// values [K][chunk_capacity][C][D] host -> slot_values [K][slots][C][D]. Floor: the missing bytes over the link
-// (C * D * 2 or 1 bytes a chunk); bound by the link. The lists are taken head by head, ascending, by all warps
-// side by side, so that neighbouring requests are neighbours in host memory; a warp has kTogether chunks in flight.
-// Reached: 50.0 GB/s at 2 KB a chunk, 48.4 at 1 KB, where copies run at 55.4 (H200, 2026-11-24, bench_cuda_decode).
-// A fetch that continues another asks while the other's last chunks are under way, so that the link never runs empty.
-template <int kVectors, int kTogether>
+// values [K][chunk_capacity][C][D] host -> slot_values [K][slots][C][D], unpacked. Floor: the missing bytes over the
+// link (C * D elements of 16, 12, 8 or 6 bits a chunk); bound by the link. The lists are taken head by head, ascending,
+// by all warps side by side, so that neighbouring requests are neighbours in host memory; a warp has kTogether chunks
+// in flight. Reached: 50.0 GB/s at 2 KB a chunk, 48.4 at 1 KB, where copies run at 55.4 (H200, 2026-11-24,
+// bench_cuda_decode). A fetch that continues another asks while the other's last chunks are under way, so that the link
+// never runs empty.
+template <class Moved, int kTogether>
 __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __grid_constant__ GatherParams q) {
   if (!q.order.continues) {
     wait_for_earlier();
@@ -58,8 +54,7 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
     const int through = warp_prefix(count, lane);
     const int total = __shfl_sync(0xffffffffU, through, 31);
     for (int entry = (me - done + warps) % warps; entry < total; entry += kTogether * warps) {
-      const uint4* source[kTogether];
-      uint4* target[kTogether];
+      ValueChunk chunks[kTogether];
       int entries = 0;
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
@@ -73,51 +68,70 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
           const std::int64_t at = static_cast<std::int64_t>(pair) * p.select + e - before;
           const std::int64_t chunk = p.fetch_chunk[at], slot = p.fetch_slot[at];
           const skv_shadow_layer& layer = p.layers[session];
-          source[i] = static_cast<const uint4*>(layer.values) + (head * layer.chunk_capacity + chunk) * q.chunk_vectors;
-          target[i] = static_cast<uint4*>(layer.slot_values) +
-                      (static_cast<std::int64_t>(head) * p.geometry.slots + slot) * q.chunk_vectors;
+          const std::int64_t from = head * layer.chunk_capacity + chunk;
+          const std::int64_t to = static_cast<std::int64_t>(head) * p.geometry.slots + slot;
+          chunks[i] = {static_cast<const unsigned char*>(layer.values) + from * q.source_bytes,
+                       static_cast<unsigned char*>(layer.slot_values) + to * q.target_bytes,
+                       Moved::kScaled ? layer.value_scales[from] : 1.0F, q.elements};
           entries = i + 1;
         } else {
-          source[i] = nullptr;
-          target[i] = nullptr;
+          chunks[i] = {};
         }
       }
-      if constexpr (kVectors > 0) {
-        uint4 data[kTogether][kVectors];
+      Moved moved[kTogether];
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          if (i < entries) {
-#pragma unroll
-            for (int v = 0; v < kVectors; ++v) {
-              data[i][v] = load_host_16(source[i] + v * 32 + lane);
-            }
-          }
+      for (int i = 0; i < kTogether; ++i) {
+        if (i < entries) {
+          moved[i].ask(chunks[i], lane);
         }
-        if (q.order.holds_next && entry + kTogether * warps >= total) {
-          let_next_begin();
-        }
+      }
+      if (q.order.holds_next && entry + kTogether * warps >= total) {
+        let_next_begin();
+      }
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          if (i < entries) {
-#pragma unroll
-            for (int v = 0; v < kVectors; ++v) {
-              target[i][v * 32 + lane] = data[i][v];
-            }
-          }
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          if (i < entries) {
-            for (std::int64_t v = lane; v < q.chunk_vectors; v += 32) {
-              target[i][v] = load_host_16(source[i] + v);
-            }
-          }
+      for (int i = 0; i < kTogether; ++i) {
+        if (i < entries) {
+          moved[i].put(chunks[i], q.source_bytes, lane);
         }
       }
     }
     done = (done + total) % warps;
   }
+}
+
+// C is 8 or 16 and D even, so that a chunk is always whole 16-byte words.
+template <class Launch>
+void launch_copying(int bytes, Launch&& launch) {
+  switch (bytes) {
+    case 512:
+      return launch(value_gather_kernel<CopiedChunk<1>, 4>);
+    case 1024:
+      return launch(value_gather_kernel<CopiedChunk<2>, 4>);
+    case 1536:
+      return launch(value_gather_kernel<CopiedChunk<3>, 2>);
+    case 2048:
+      return launch(value_gather_kernel<CopiedChunk<4>, 2>);
+    case 4096:
+      return launch(value_gather_kernel<CopiedChunk<8>, 1>);
+    default:
+      return launch(value_gather_kernel<CopiedChunk<0>, 1>);
+  }
+}
+
+// Wide takes 32 elements a piece, Narrow what chunks of a head dim that is no multiple of four have.
+template <class Wide, class Narrow, int kTogether, class Launch>
+void launch_unpacking(int elements, Launch&& launch) {
+  constexpr int kPiece = 32;
+  if (elements % kPiece != 0) {
+    return launch(value_gather_kernel<UnpackedChunk<Narrow, 0>, 1>);
+  }
+  if (elements <= kPiece * 32) {
+    return launch(value_gather_kernel<UnpackedChunk<Wide, 1>, kTogether>);
+  }
+  if (elements <= kPiece * 64) {
+    return launch(value_gather_kernel<UnpackedChunk<Wide, 2>, kTogether / 2>);
+  }
+  launch(value_gather_kernel<UnpackedChunk<Wide, 0>, 1>);
 }
 
 }  // namespace
@@ -126,27 +140,20 @@ void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, Fetc
   if (pairs.count == 0 || p.geometry.slots == 0) {
     return;
   }
-  GatherParams q = {p, pairs.first, pairs.count, 0, order};
-  // C is 8 or 16 and D even, so that a chunk is always whole 16-byte words.
-  q.chunk_vectors = static_cast<std::int64_t>(p.geometry.chunk) * p.geometry.head_dim *
-                    (p.geometry.value_type == SKV_F8_E4M3 ? 1 : 2) / 16;
+  const std::int32_t type = p.geometry.value_type;
+  GatherParams q = {p, pairs.first, pairs.count, p.geometry.chunk * p.geometry.head_dim, 0, 0, order};
+  q.source_bytes = static_cast<int>(value_bytes(type, q.elements));
+  q.target_bytes = static_cast<int>(value_bytes(slot_type(type), q.elements));
   const dim3 grid(static_cast<unsigned>(p.blocks > 0 ? p.blocks : kDefaultBlocks)), block(kGatherThreads);
   const auto launch = [&](auto kernel) {
     launch_beside("value gather", Beside{.early = order.early || order.continues}, kernel, grid, block, 0, stream, q);
   };
-  switch (q.chunk_vectors) {
-    case 32:
-      return launch(value_gather_kernel<1, 4>);
-    case 64:
-      return launch(value_gather_kernel<2, 4>);
-    case 96:
-      return launch(value_gather_kernel<3, 2>);
-    case 128:
-      return launch(value_gather_kernel<4, 2>);
-    case 256:
-      return launch(value_gather_kernel<8, 1>);
-    default:
-      return launch(value_gather_kernel<0, 1>);
+  if (type == SKV_F12_E4M7) {
+    launch_unpacking<TwelveBitPiece<4>, TwelveBitPiece<1>, 2>(q.elements, launch);
+  } else if (type == SKV_F6_E2M3) {
+    launch_unpacking<SixBitPiece<2>, SixBitPiece<1>, 4>(q.elements, launch);
+  } else {
+    launch_copying(q.source_bytes, launch);
   }
 }
 

@@ -4,25 +4,109 @@
 
 #include "cuda/launch.h"
 #include "cuda/vector.cuh"
+#include "value_types.h"
 
 namespace skv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kPiece = 16;          // elements of a thread's write: 16 bytes of e4m3
-constexpr float kLargest = 448.0F;  // of e4m3
 // Of a head: what is more goes by the copy engine, which takes no SM from others.
 constexpr std::int64_t kMostByKernel = 64 * 1024;
 
-// Quantizes whole chunks to e4m3 with one scale and writes them to host memory; one chunk of one head a warp.
-// The chunk is read a second time, from the caches, when its scale is known.
+__device__ float quotient(float x, float scale) {
+  return scale > 0 ? __fdiv_rn(x, scale) : 0.0F;
+}
+
+__device__ std::uint32_t e4m3_bits(float x) {
+  return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
+}
+
+// A format says into how many parts a chunk falls whose elements share bytes, how many elements of each a lane takes,
+// and writes them: element `first` and those behind it of every part of a chunk of n elements.
+
+struct EightBits {
+  static constexpr int kParts = 1, kRun = 16;
+
+  __device__ static float scale(float largest) { return largest / largest_number(SKV_F8_E4M3); }
+
+  __device__ static void write(unsigned char* chunk, int /*n*/, int first, const float (&x)[kParts][kRun],
+                               float scale) {
+    Vector<std::uint8_t, kRun> bytes;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) {
+      bytes.at[j] = static_cast<std::uint8_t>(e4m3_bits(quotient(x[0][j], scale)));
+    }
+    *reinterpret_cast<Vector<std::uint8_t, kRun>*>(chunk + first) = bytes;
+  }
+};
+
+struct TwelveBits {
+  static constexpr int kParts = 2, kRun = 8;
+
+  // The largest is a BF16 already.
+  __device__ static float scale(float largest) {
+    return __uint_as_float(twelve_bit_scale(__float_as_uint(largest) >> 16));
+  }
+
+  __device__ static void write(unsigned char* chunk, int n, int first, const float (&x)[kParts][kRun], float scale) {
+    Vector<std::uint8_t, kRun> low[kParts], high;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) {
+      std::uint32_t upper = 0;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const auto number = __float2bfloat16_rn(quotient(x[part][j], scale) / kTwelveBitPower);
+        const std::uint32_t bits = __bfloat16_as_ushort(number), magnitude = bits & 0x7fffU;
+        const std::uint32_t code = min(magnitude, kTwelveBitLargest) | (bits >> 15) << 11;
+        low[part].at[j] = static_cast<std::uint8_t>(code);
+        upper |= code >> 8 << (4 * part);
+      }
+      high.at[j] = static_cast<std::uint8_t>(upper);
+    }
+    using Bytes = Vector<std::uint8_t, kRun>;
+    *reinterpret_cast<Bytes*>(chunk + first) = low[0];
+    *reinterpret_cast<Bytes*>(chunk + n / 2 + first) = low[1];
+    *reinterpret_cast<Bytes*>(chunk + n + first) = high;
+  }
+};
+
+struct SixBits {
+  static constexpr int kParts = 4, kRun = 4;
+
+  __device__ static float scale(float largest) { return largest / largest_number(SKV_F6_E2M3); }
+
+  __device__ static void write(unsigned char* chunk, int n, int first, const float (&x)[kParts][kRun], float scale) {
+    Vector<std::uint8_t, kRun> low[2], high;
+#pragma unroll
+    for (int j = 0; j < kRun; ++j) {
+      std::uint32_t lower[2] = {}, upper = 0;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const std::uint32_t bits = e4m3_bits(quotient(x[part][j], scale)), magnitude = min(bits & 0x7fU, 0x1fU);
+        lower[part % 2] |= (magnitude & 15U) << (4 * (part / 2));
+        upper |= (magnitude >> 4 | bits >> 7 << 1) << (2 * part);
+      }
+      low[0].at[j] = static_cast<std::uint8_t>(lower[0]);
+      low[1].at[j] = static_cast<std::uint8_t>(lower[1]);
+      high.at[j] = static_cast<std::uint8_t>(upper);
+    }
+    using Bytes = Vector<std::uint8_t, kRun>;
+    *reinterpret_cast<Bytes*>(chunk + first) = low[0];
+    *reinterpret_cast<Bytes*>(chunk + n / 4 + first) = low[1];
+    *reinterpret_cast<Bytes*>(chunk + n / 2 + first) = high;
+  }
+};
+
+// Quantizes whole chunks with one scale each and writes them to host memory; one chunk of one head a warp. The chunk is
+// read a second time, from the caches, when its scale is known.
 //
 // source [K][capacity][D] -> values (pinned) [K][chunk_capacity][C][D], value_scales [K][chunk_capacity].
-// Floor: one byte an element over the link (55 GB/s); bound by it.
-template <bool kWide>
+// Floor: 8, 12 or 6 bits an element over the link (55 GB/s); bound by it.
+template <class Format, bool kWide>
 __global__ void __launch_bounds__(kThreads)
     quantize_kernel(const __grid_constant__ Several<skv_value_store_params> all) {
   using S = __nv_bfloat16;
+  constexpr int kParts = Format::kParts, kRun = Format::kRun;
   const skv_value_store_params& p = all.of[blockIdx.z];
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const std::int64_t index = (static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
@@ -31,44 +115,45 @@ __global__ void __launch_bounds__(kThreads)
   }
   const std::int64_t head = blockIdx.y, chunk = p.first_chunk + index;
   const std::int64_t place = head * p.chunk_capacity + chunk;
-  const int elements = p.chunk * p.head_dim;
+  const int elements = p.chunk * p.head_dim, part_elements = elements / kParts;
   const std::int64_t first_row = chunk * p.chunk % p.capacity;
   const S* const ring = static_cast<const S*>(p.source) + head * p.capacity * p.head_dim;
   const bool contiguous = first_row + p.chunk <= p.capacity;
-  const auto read = [&](float(&x)[kPiece], int element) {
-    if (kWide && contiguous) {
-      load_floats(x, ring + first_row * p.head_dim + element);
-    } else {
+  const auto read = [&](float(&x)[kParts][kRun], int first) {
 #pragma unroll
-      for (int j = 0; j < kPiece; ++j) {
-        const std::int64_t row = (first_row + (element + j) / p.head_dim) % p.capacity;
-        x[j] = to_float(ring[row * p.head_dim + (element + j) % p.head_dim]);
+    for (int part = 0; part < kParts; ++part) {
+      const int element = part * part_elements + first;
+      if (kWide && contiguous) {
+        load_floats(x[part], ring + first_row * p.head_dim + element);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) {
+          const std::int64_t row = (first_row + (element + j) / p.head_dim) % p.capacity;
+          x[part][j] = to_float(ring[row * p.head_dim + (element + j) % p.head_dim]);
+        }
       }
     }
   };
-  float largest = 0;
-  for (int element = lane * kPiece; element < elements; element += 32 * kPiece) {
-    float x[kPiece];
-    read(x, element);
+  // Bits of magnitudes are in the order of magnitudes, and a NaN is the largest: what is not finite makes the scale so,
+  // and with it the chunk.
+  std::uint32_t largest = 0;
+  for (int first = lane * kRun; first < part_elements; first += 32 * kRun) {
+    float x[kParts][kRun];
+    read(x, first);
 #pragma unroll
-    for (int j = 0; j < kPiece; ++j) {
-      largest = fmaxf(largest, fabsf(x[j]));
+    for (int j = 0; j < kParts * kRun; ++j) {
+      largest = max(largest, __float_as_uint(fabsf(x[j / kRun][j % kRun])));
     }
   }
-  const float scale = warp_max(largest) / kLargest;
+  const float scale = Format::scale(__uint_as_float(__reduce_max_sync(0xffffffffU, largest)));
   if (lane == 0) {
     p.value_scales[place] = scale;
   }
-  auto* const target = static_cast<std::uint8_t*>(p.values) + place * elements;
-  for (int element = lane * kPiece; element < elements; element += 32 * kPiece) {
-    float x[kPiece];
-    read(x, element);
-    Vector<std::uint8_t, kPiece> bytes;
-#pragma unroll
-    for (int j = 0; j < kPiece; ++j) {
-      bytes.at[j] = __nv_cvt_float_to_fp8(scale > 0 ? __fdiv_rn(x[j], scale) : 0.0F, __NV_SATFINITE, __NV_E4M3);
-    }
-    *reinterpret_cast<Vector<std::uint8_t, kPiece>*>(target + element) = bytes;
+  auto* const target = static_cast<unsigned char*>(p.values) + place * value_bytes(p.value_type, elements);
+  for (int first = lane * kRun; first < part_elements; first += 32 * kRun) {
+    float x[kParts][kRun];
+    read(x, first);
+    Format::write(target, elements, first, x, scale);
   }
 }
 
@@ -131,8 +216,8 @@ void copy_by_engine(const skv_value_store_params& p, const Launch& launch) {
 void store(const Several<skv_value_store_params>& all, int together, const Launch& launch) {
   const skv_value_store_params& p = all.of[0];
   require_bf16(p.storage_type, "value_store", "the storage type");
-  if (p.value_type != SKV_F8_E4M3) {
-    require_bf16(p.value_type, "value_store", "the value type, unless F8_E4M3,");
+  if (!is_scaled(p.value_type)) {
+    require_bf16(p.value_type, "value_store", "the value type, unless F8_E4M3, F12_E4M7 or F6_E2M3,");
   }
   if (p.chunks == 0) {
     return;
@@ -146,9 +231,16 @@ void store(const Several<skv_value_store_params>& all, int together, const Launc
         (reinterpret_cast<std::uintptr_t>(one.source) | reinterpret_cast<std::uintptr_t>(one.values)) % 4 == 0;
   }
   const auto heads = static_cast<unsigned>(p.key_value_heads), each = static_cast<unsigned>(together);
-  if (p.value_type == SKV_F8_E4M3) {
-    launch_kernel("value_store", wide ? quantize_kernel<true> : quantize_kernel<false>,
+  const auto quantize = [&]<class Format>(Format) {
+    launch_kernel("value_store", wide ? quantize_kernel<Format, true> : quantize_kernel<Format, false>,
                   dim3(blocks_for(p.chunks * 32, kThreads), heads, each), dim3(kThreads), 0, launch.stream, all);
+  };
+  if (p.value_type == SKV_F8_E4M3) {
+    quantize(EightBits{});
+  } else if (p.value_type == SKV_F12_E4M7) {
+    quantize(TwelveBits{});
+  } else if (p.value_type == SKV_F6_E2M3) {
+    quantize(SixBits{});
   } else if (whole_words && p.chunks * p.chunk * row_bytes <= kMostByKernel) {
     const std::int64_t words = p.chunks * p.chunk * row_bytes / (wide ? 16 : 4);
     launch_kernel("value_store", wide ? copy_kernel<uint4> : copy_kernel<std::uint32_t>,
