@@ -185,6 +185,9 @@ void test_building() {
   values.accepts();
   values.REFUSES(value_type = SKV_I8, kUnsupported, "value_type is 4 (I8)");
   values.REFUSES(value_type = SKV_F8_E4M3, kInvalid, "value_scales is null");
+  values.REFUSES(value_type = SKV_F12_E4M7, kInvalid, "value_scales is null");
+  values.REFUSES(value_type = SKV_F6_E2M3, kInvalid, "value_scales is null");
+  values.REFUSES(value_type = 7, kInvalid, "value_type is 7");
   values.REFUSES(chunks = -1, kInvalid, "chunks is -1");
 
   auto m = sized<skv_moment_update_params>();
@@ -270,6 +273,7 @@ void test_decoding() {
   topk.REFUSES(geometry.slots = 5000, kUnsupported, "slots is 5000, must be 1..4096");
   topk.REFUSES(geometry.slots = -1, kInvalid, "slots is -1");
   topk.REFUSES(geometry.value_type = SKV_F16, kUnsupported, "value_type is 2 (F16)");
+  topk.REFUSES(geometry.landmark_type = SKV_F6_E2M3, kUnsupported, "landmark_type is 6 (F6_E2M3)");
   topk.REFUSES(geometry.landmark_type = 17, kInvalid, "landmark_type is 17");
   topk.REFUSES(max_chunks = -1, kInvalid, "max_chunks is -1");
   topk.REFUSES(layers = nullptr, kInvalid, "layers is null");
@@ -384,7 +388,8 @@ void test_decoding() {
   n.rope = rope();
   n.output = memory;
   const Entry<skv_dense_decode_layer_params> dense_layer{skv_dense_decode_layer, "skv_dense_decode_layer", n};
-  dense_layer.REFUSES(input_type = 5, kInvalid, "input_type is 5");
+  dense_layer.REFUSES(input_type = 7, kInvalid, "input_type is 7");
+  dense_layer.REFUSES(input_type = SKV_F12_E4M7, kUnsupported, "input_type is 5 (F12_E4M7)");
   dense_layer.REFUSES(query_stride = 1, kInvalid, "query_stride is 1");
   dense_layer.REFUSES(output = nullptr, kInvalid, "output is null");
 }

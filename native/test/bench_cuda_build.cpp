@@ -3,9 +3,11 @@
 // over the measured rate of a large bf16 product, whichever is longer. Sizes are those of one layer of an 8B
 // Llama with 122880 tokens; inputs are larger than the caches. Run without arguments.
 #include <functional>
+#include <string>
 
 #include "gpu_test.h"
 #include "moments.h"
+#include "value_types.h"
 
 namespace {
 
@@ -252,8 +254,8 @@ int main() {
                backend, [&] { backend.moment_update(p); }, 32),
            fold_bytes, products * 8 * kChunk);
   }
-  for (const std::int32_t type : {SKV_BF16, SKV_F8_E4M3}) {
-    const std::int64_t bytes = elements * gpu::size_of(type);
+  for (const std::int32_t type : {SKV_BF16, SKV_F8_E4M3, SKV_F12_E4M7, SKV_F6_E2M3}) {
+    const std::int64_t bytes = skv::value_bytes(type, elements);
     void* const host = backend.allocate_host(static_cast<std::uint64_t>(bytes));
     skv_value_store_params p = {};
     p.storage_type = SKV_BF16;
@@ -268,7 +270,11 @@ int main() {
     p.value_scales = scales.as<float>();
     const double ms = time_of(
         backend, [&] { backend.value_store(p); }, 1);
-    row(type == SKV_BF16 ? "value_store bf16 (link)" : "value_store e4m3 (link)", ms, static_cast<double>(bytes), 0,
+    const std::string name = type == SKV_BF16       ? "bf16"
+                             : type == SKV_F8_E4M3  ? "e4m3"
+                             : type == SKV_F12_E4M7 ? "e4m7"
+                                                    : "e2m3";
+    row(("value_store " + name + " (link)").c_str(), ms, static_cast<double>(bytes), 0,
         static_cast<double>(bytes) / ceiling.link);
     backend.free_host(host);
   }

@@ -30,7 +30,7 @@ using namespace decode_bench;
 // Layers of all sessions with values of one type; kernels are measured on the first.
 struct Cache {
   Cache(const Batch& batch, int value_type, const std::vector<std::uint8_t>& noise)
-      : setup{batch.sessions, batch.tokens, value_type}, type_name(value_type == SKV_BF16 ? "bf16" : "fp8") {
+      : setup{batch.sessions, batch.tokens, value_type}, type_name(value_name(value_type)) {
     const int layer_count = batch.sessions >= 4 ? 3 : 16;
     for (int i = 0; i < layer_count; ++i) {
       layers.push_back(make_layer(setup, noise));
@@ -560,7 +560,7 @@ int main(int argc, char** argv) {
     const Machine machine;
     const std::vector<std::uint8_t> noise = make_noise();
     Batch batch(sessions, tokens);
-    for (const int value_type : {SKV_BF16, SKV_F8_E4M3}) {
+    for (const int value_type : {SKV_BF16, SKV_F8_E4M3, SKV_F12_E4M7, SKV_F6_E2M3}) {
       bench_cache(machine, batch, value_type, noise);
     }
     bench_dense_attention(machine, batch);

@@ -9,6 +9,9 @@ namespace {
 using check::Array;
 using check::Bench;
 using check::RopeTables;
+using skv::cpu::BFloat16;
+using skv::cpu::from_float;
+using skv::cpu::to_float;
 
 constexpr std::int32_t kTypes[] = {SKV_F32, SKV_BF16, SKV_F16};
 
@@ -211,10 +214,14 @@ void test_values(Bench& bench, std::int32_t type, std::int32_t value_type, const
   const std::int64_t capacity = 5 * s.chunk + 1, first = 3, chunks = 5, chunk_capacity = 10;
   Array ring(type, s.heads * capacity * s.dim);
   ring.fill(random);
+  for (std::int64_t i = 0; i < ring.count(); i += 3) {
+    ring.set(i, std::ldexp(ring[i], -static_cast<int>(random() % 24)));  // far below the largest, too
+  }
   for (int i = 0; i < s.dim * s.chunk; ++i) {
     ring.set(((first * s.chunk + i / s.dim) % capacity) * s.dim + i % s.dim, 0);  // a chunk of zeros
   }
-  Array values(value_type, s.heads * chunk_capacity * s.chunk * s.dim), scales(SKV_F32, s.heads * chunk_capacity);
+  Array values(value_type, s.heads * chunk_capacity * s.chunk * s.dim, static_cast<std::int64_t>(s.chunk) * s.dim),
+      scales(SKV_F32, s.heads * chunk_capacity);
   skv_value_store_params p = {};
   p.struct_size = sizeof(p);
   p.storage_type = type;
@@ -242,15 +249,29 @@ void test_values(Bench& bench, std::int32_t type, std::int32_t value_type, const
     for (std::int64_t i = 0; i < s.chunk * s.dim; ++i) {
       largest = std::max(largest, std::fabs(source(i)));
     }
-    if (value_type == SKV_F8_E4M3) {
-      right &= written ? check::near(scales[place], largest / 448, 0x1p-23 * largest / 448) : scales.untouched(place);
+    // Rounded to BF16 the largest may reach the next power of two.
+    const auto rounded = static_cast<double>(to_float(from_float<BFloat16>(static_cast<float>(largest))));
+    const double scale = value_type == SKV_F12_E4M7  ? std::ldexp(1.0, largest > 0 ? std::ilogb(rounded) - 8 : -120)
+                         : value_type == SKV_F6_E2M3 ? largest / (7.5 / 64)
+                                                     : largest / 448;
+    if (skv::is_scaled(value_type)) {
+      right &= written ? check::near(scales[place], scale, 0x1p-23 * scale) : scales.untouched(place);
     }
     for (std::int64_t i = 0; i < s.chunk * s.dim; ++i) {
       const std::int64_t at = place * s.chunk * s.dim + i;
       if (!written) {
         right &= values.untouched(at);
-      } else if (value_type != SKV_F8_E4M3) {
+      } else if (!skv::is_scaled(value_type)) {
         right &= values[at] == source(i);
+      } else if (value_type == SKV_F12_E4M7) {
+        // BF16, down to 2^-14 of the largest's power of two; below, the steps of that.
+        const double bf16 = to_float(from_float<BFloat16>(static_cast<float>(source(i))));
+        const bool exact = std::fabs(bf16) >= std::ldexp(scale, 8 - 14);
+        right &= check::near(values[at] * scale, exact ? bf16 : source(i), exact ? 0 : std::ldexp(scale, 8 - 22));
+      } else if (value_type == SKV_F6_E2M3) {
+        // Half a step: a sixteenth of the value at most, or half the smallest step.
+        const double tolerance = std::max(0x1p-4 * std::fabs(source(i)), 0x1p-10 * scale);
+        right &= check::near(values[at] * scales[place], source(i), tolerance * (1 + 1e-6));
       } else {
         // Half a step of e4m3 at that magnitude, or of its subnormals, in units of the scale.
         const double tolerance = std::max(check::roundoff(SKV_F8_E4M3) * std::fabs(source(i)), 0x1p-10 * scales[place]);
@@ -402,6 +423,8 @@ int main() {
         test_gather(bench, type, shape, random);
         test_values(bench, type, type, shape, random);
         test_values(bench, type, SKV_F8_E4M3, shape, random);
+        test_values(bench, type, SKV_F12_E4M7, shape, random);
+        test_values(bench, type, SKV_F6_E2M3, shape, random);
       }
       test_rebuild(bench, type, kShapes[0], 160, random);
       test_rebuild(bench, type, kShapes[3], 17, random);

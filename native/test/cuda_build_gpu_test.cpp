@@ -1,5 +1,7 @@
 // The operations that build a cache, but for the factorization, against double precision.
 #include "build_fixture.h"
+#include "packed_values.h"
+#include "value_types.h"
 
 namespace {
 
@@ -374,17 +376,54 @@ void chunk_gather(skv::Backend& backend, std::mt19937_64& generator) {
   }
 }
 
+double scale_of(std::int32_t type, double largest) {
+  return type == SKV_F12_E4M7  ? std::ldexp(1.0, largest > 0 ? std::ilogb(largest) - 8 : -120)
+         : type == SKV_F6_E2M3 ? largest / (7.5 / 64)
+                               : largest / 448;
+}
+
+// By how much a BF16 may change: of e4m3 and e2m3 half a step, a sixteenth of the value or half the smallest step; of
+// e4m7 nothing down to 2^-14 of the largest's power of two, below that half a step there.
+double store_error(std::int32_t type, double x, double scale) {
+  switch (type) {
+    case SKV_F8_E4M3:
+    case SKV_F6_E2M3:
+      return (std::fabs(x) * 0x1p-4 + scale * 0x1p-10) * (1 + 1e-5);
+    case SKV_F12_E4M7:
+      return std::fabs(x) >= std::ldexp(scale, 8 - 14) ? 0 : std::ldexp(scale, 8 - 22);
+    default:
+      return 0;
+  }
+}
+
+// Of a chunk of a head, before its scale.
+std::vector<float> stored_numbers(std::int32_t type, const std::uint8_t* chunk, std::int64_t elements) {
+  if (!skv::is_packed(type)) {
+    return gpu::decode(std::vector<std::uint8_t>(chunk, chunk + skv::value_bytes(type, elements)), type);
+  }
+  std::vector<float> numbers;
+  for (std::int64_t i = 0; i < elements; ++i) {
+    numbers.push_back(static_cast<float>(check::packed_number(type, chunk, elements, i)));
+  }
+  return numbers;
+}
+
 void value_store(skv::Backend& backend, std::mt19937_64& generator) {
-  for (const std::int32_t type : {SKV_BF16, SKV_F8_E4M3}) {
+  for (const std::int32_t type : {SKV_BF16, SKV_F8_E4M3, SKV_F12_E4M7, SKV_F6_E2M3}) {
     for (const auto& [head_dim, capacity, first, chunks] :
          {std::tuple{128, 4096, 3, 500}, std::tuple{96, 331, 7, 40}, std::tuple{50, 333, 30, 41}}) {
       const std::int64_t heads = 3, chunk = 8, chunk_capacity = first + chunks + 5;
       auto values = rounded(gpu::normals(generator, heads * capacity * head_dim, 3.0F), SKV_BF16);
+      for (std::size_t i = 0; i < values.size(); i += 3) {
+        // Far below the largest, too.
+        values[i] = gpu::bf16_value(gpu::bf16_bits(std::ldexp(values[i], -static_cast<int>(generator() % 24))));
+      }
       for (std::int64_t i = 0; i < chunk * head_dim; ++i) {
         values[at((first * chunk % capacity) * head_dim + i) % values.size()] = 0;  // a chunk of zeros, as it comes
       }
       Array source(backend, values, SKV_BF16), scales(backend, heads * chunk_capacity * 4);
-      const std::int64_t bytes = heads * chunk_capacity * chunk * head_dim * gpu::size_of(type);
+      const std::int64_t elements = chunk * head_dim, chunk_bytes = skv::value_bytes(type, elements);
+      const std::int64_t bytes = heads * chunk_capacity * chunk_bytes;
       auto* const host = static_cast<std::uint8_t*>(backend.allocate_host(static_cast<std::uint64_t>(bytes)));
       std::memset(host, 0xff, at(bytes));
       skv_value_store_params p = {};
@@ -403,7 +442,6 @@ void value_store(skv::Backend& backend, std::mt19937_64& generator) {
       backend.value_store(p);
       const auto all_scales = scales.values(SKV_F32);
       backend.synchronize();
-      const auto all = gpu::decode(std::vector<std::uint8_t>(host, host + bytes), type);
       std::vector<float> actual;
       Doubles expected, allowed;
       bool others_kept = true;
@@ -412,34 +450,29 @@ void value_store(skv::Backend& backend, std::mt19937_64& generator) {
           const std::int64_t place = head * chunk_capacity + c;
           const bool inside = c >= first && c < first + chunks;
           double largest = 0;
-          for (int pass = 0; pass < 2; ++pass) {
-            for (std::int64_t i = 0; i < chunk * head_dim; ++i) {
-              const float stored = all[at(place * chunk * head_dim + i)];
-              if (!inside) {
-                others_kept = others_kept && std::isnan(stored);
-                continue;
-              }
-              const double x =
-                  values[at((head * capacity + (c * chunk + i / head_dim) % capacity) * head_dim + i % head_dim)];
-              if (pass == 0) {
-                largest = std::max(largest, std::fabs(x));
-              } else if (type == SKV_BF16) {
-                actual.push_back(stored);
-                expected.push_back(x);
-                allowed.push_back(0);
-              } else {
-                // Half a step of e4m3: a sixteenth of the value, or half the smallest step.
-                const double scale = largest / 448;
-                actual.push_back(stored * all_scales[at(place)]);
-                expected.push_back(x);
-                allowed.push_back((std::fabs(x) * 0x1p-4 + scale * 0x1p-10) * (1 + 1e-5));
-              }
-            }
-            if (inside && pass == 0 && type == SKV_F8_E4M3) {
-              actual.push_back(all_scales[at(place)]);
-              expected.push_back(largest / 448);
-              allowed.push_back(largest / 448 * 1e-6);
-            }
+          if (!inside) {
+            others_kept = others_kept && std::all_of(host + place * chunk_bytes, host + (place + 1) * chunk_bytes,
+                                                     [](std::uint8_t byte) { return byte == 0xff; });
+            continue;
+          }
+          const std::vector<float> stored = stored_numbers(type, host + place * chunk_bytes, elements);
+          const float stored_scale = skv::is_scaled(type) ? all_scales[at(place)] : 1.0F;
+          const auto x = [&](std::int64_t i) -> double {
+            return values[at((head * capacity + (c * chunk + i / head_dim) % capacity) * head_dim + i % head_dim)];
+          };
+          for (std::int64_t i = 0; i < elements; ++i) {
+            largest = std::max(largest, std::fabs(x(i)));
+          }
+          const double scale = scale_of(type, largest);
+          if (skv::is_scaled(type)) {
+            actual.push_back(stored_scale);
+            expected.push_back(scale);
+            allowed.push_back(scale * 1e-6);
+          }
+          for (std::int64_t i = 0; i < elements; ++i) {
+            actual.push_back(stored[at(i)] * stored_scale);
+            expected.push_back(x(i));
+            allowed.push_back(store_error(type, x(i), scale));
           }
         }
       }

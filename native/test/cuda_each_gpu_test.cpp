@@ -73,7 +73,7 @@ class Together {
   }
 
   void values() {
-    for (const std::int32_t type : {SKV_BF16, SKV_F8_E4M3}) {
+    for (const std::int32_t type : {SKV_BF16, SKV_F8_E4M3, SKV_F12_E4M7, SKV_F6_E2M3}) {
       compare<skv_value_store_params>("value_store", SKV_OP_VALUE_STORE, &skv::Backend::value_store,
                                       [&](skv_value_store_params& p, int call) {
                                         p.storage_type = SKV_BF16;

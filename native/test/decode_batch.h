@@ -184,7 +184,7 @@ inline skv_sparse_attention_params attention_of(Batch& b, Array& output, std::ve
 
 inline void fill_slots(Batch& b, double share) {
   const Shape& s = b.shape;
-  const std::int64_t bytes = static_cast<std::int64_t>(s.chunk) * s.dim * skv::cpu::element_bytes(s.value);
+  const std::int64_t elements = static_cast<std::int64_t>(s.chunk) * s.dim;
   for (auto& session : b.sessions) {
     for (int head = 0; head < s.heads; ++head) {
       std::vector<std::int32_t> ids(static_cast<std::size_t>(session->state.indexed_chunks));
@@ -199,9 +199,12 @@ inline void fill_slots(Batch& b, double share) {
         if (!ids.empty() && static_cast<double>(generator() % 100) < share * 100) {
           session->slot_chunk[at] = ids.back();
           ids.pop_back();
-          std::memcpy(session->slot_values.as<char>() + static_cast<std::int64_t>(at) * bytes,
-                      session->values.as<char>() + (head * session->capacity + session->slot_chunk[at]) * bytes,
-                      static_cast<std::size_t>(bytes));
+          const std::int64_t from = head * session->capacity + session->slot_chunk[at];
+          const double scale = s.value == SKV_F12_E4M7 ? session->value_scales[from] : 1.0;
+          for (std::int64_t i = 0; i < elements; ++i) {
+            session->slot_values.set(static_cast<std::int64_t>(at) * elements + i,
+                                     session->values[from * elements + i] * scale);
+          }
         }
       }
     }

@@ -20,6 +20,7 @@
 #include "backend.h"
 #include "moments.h"
 #include "shadowkv_types.h"
+#include "value_types.h"
 
 namespace decode_bench {
 
@@ -212,6 +213,10 @@ struct Batch {
 };
 
 // The sizes of a layer's shadow caches.
+inline const char* value_name(int type) {
+  return type == SKV_BF16 ? "bf16" : type == SKV_F8_E4M3 ? "fp8" : type == SKV_F12_E4M7 ? "fp12" : "fp6";
+}
+
 struct Setup {
   int sessions;
   std::int64_t tokens;
@@ -223,7 +228,9 @@ struct Setup {
   }
   std::int64_t chunks() const { return indexed_chunks(tokens); }
   std::int64_t pairs() const { return static_cast<std::int64_t>(sessions) * kHeads; }
-  std::int64_t value_bytes() const { return kChunk * kDim * (value_type == SKV_F8_E4M3 ? 1 : 2); }  // of a chunk
+  // Of a chunk, in host memory and in a slot.
+  std::int64_t value_bytes() const { return skv::value_bytes(value_type, kChunk * kDim); }
+  std::int64_t slot_bytes() const { return skv::value_bytes(skv::slot_type(value_type), kChunk * kDim); }
 
   // Bytes that kernels on all sessions must read at least.
   double landmark_bytes(int landmark_type) const {
@@ -232,7 +239,7 @@ struct Setup {
   double shortlist_bytes(int shortlist) const { return static_cast<double>(pairs()) * shortlist * kChunk * kRank * 2; }
   double attention_bytes() const {
     const double dense_tokens = kOutliers * kChunk + kRecent;
-    return static_cast<double>(pairs()) * (kSelect * (kChunk * kRank * 2.0 + static_cast<double>(value_bytes())) +
+    return static_cast<double>(pairs()) * (kSelect * (kChunk * kRank * 2.0 + static_cast<double>(slot_bytes())) +
                                            dense_tokens * kDim * 4 + kRank * kDim * 2.0);
   }
   double tail_bytes() const { return static_cast<double>(pairs() * skv::MomentLayout(kDim).floats) * 4; }
@@ -300,7 +307,7 @@ inline skv_shadow_layer make_row(const Setup& s, std::uint64_t capacity, const s
     std::memcpy(static_cast<char*>(row.values) + at, noise.data(), std::min<std::uint64_t>(noise.size(), bytes - at));
   }
   row.value_scales = upload(std::vector<float>(kHeads * capacity, 0.01F));
-  const std::uint64_t slot_bytes = static_cast<std::uint64_t>(kHeads) * kSlots * value_bytes;
+  const std::uint64_t slot_bytes = static_cast<std::uint64_t>(kHeads * kSlots * s.slot_bytes());
   row.slot_values = device<std::uint8_t>(slot_bytes);
   backend->fill(row.slot_values, 0, slot_bytes);
   row.moments = make_moments(s.tokens);

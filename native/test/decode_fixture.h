@@ -67,8 +67,8 @@ struct Session {
         outlier_values(s.storage, s.heads * outlier_capacity * s.chunk * s.dim),
         recent_keys(s.storage, static_cast<std::int64_t>(s.heads) * s.window * s.dim),
         recent_values(s.storage, static_cast<std::int64_t>(s.heads) * s.window * s.dim),
-        values(s.value, s.heads * capacity * s.chunk * s.dim),
-        slot_values(s.value, static_cast<std::int64_t>(s.heads) * s.slots * s.chunk * s.dim),
+        values(s.value, s.heads * capacity * s.chunk * s.dim, static_cast<std::int64_t>(s.chunk) * s.dim),
+        slot_values(skv::slot_type(s.value), static_cast<std::int64_t>(s.heads) * s.slots * s.chunk * s.dim),
         landmark_scales(SKV_F32, s.heads * capacity),
         radius(SKV_F32, s.heads * capacity),
         value_scales(SKV_F32, s.heads * capacity),
@@ -92,13 +92,15 @@ struct Session {
     for (std::int64_t i = 0; i < radius.count(); ++i) {
       landmark_scales.set(i, 0.01 + 0.02 * uniform(random));
       radius.set(i, uniform(random) < 0.1 ? -1.0 : uniform(random));
-      value_scales.set(i, std::exp2(-2 + 3 * uniform(random)));
+      const double power = -2 + 3 * uniform(random);
+      value_scales.set(i, std::exp2(s.value == SKV_F12_E4M7 ? std::round(power) : power));
     }
     outlier_keys.fill(random, 1.5);
     outlier_values.fill(random);
     recent_keys.fill(random);
     recent_values.fill(random);
-    values.fill(random);
+    // Few of six bits are clipped.
+    values.fill(random, s.value == SKV_F6_E2M3 ? 0.05 : 1.0);
     fill_moments(random);
     slot_chunk.assign(static_cast<std::size_t>(s.heads) * s.slots, -1);
     slot_stamp.assign(slot_chunk.size(), 0);
@@ -212,7 +214,7 @@ inline Token rebuilt_token(const Session& s, const check::RopeTables& rope, int 
   }
   const std::int64_t chunk = position / shape.chunk;
   token.value = row(s.values, (head * s.capacity * shape.chunk + position) * shape.dim, shape.dim);
-  if (shape.value == SKV_F8_E4M3) {
+  if (skv::is_scaled(shape.value)) {
     for (double& x : token.value) {
       x *= s.value_scales[head * s.capacity + chunk];
     }

@@ -215,14 +215,13 @@ void check_gather(Batch& b, int blocks) {
   for (const auto& session : b.sessions) {
     const auto which = session->slot_chunk->read<std::int32_t>();
     const auto content = session->slot_values->read<std::uint8_t>();
-    const std::size_t bytes = session->chunk_bytes();
+    const std::size_t bytes = session->slot_bytes();
     bool same = true;
     for (std::size_t at = 0; at < which.size(); ++at) {
       if (which[at] >= 0) {
         const std::size_t head = at / static_cast<std::size_t>(s.slots);
-        const std::size_t chunk =
-            head * static_cast<std::size_t>(session->layer().chunk_capacity) + static_cast<std::size_t>(which[at]);
-        same &= std::memcmp(&content[at * bytes], session->value_bytes() + chunk * bytes, bytes) == 0;
+        const std::vector<std::uint8_t> chunk = session->unpacked(static_cast<std::int64_t>(head), which[at]);
+        same &= std::memcmp(&content[at * bytes], chunk.data(), bytes) == 0;
       }
     }
     CHECK(same);
@@ -360,7 +359,7 @@ void test_shapes() {
   s.key_value_heads = 2;
   s.query_heads = 8;
   s.slots = 33;
-  for (const int type : {SKV_BF16, SKV_F8_E4M3}) {
+  for (const int type : {SKV_BF16, SKV_F8_E4M3, SKV_F12_E4M7, SKV_F6_E2M3}) {
     s.value_type = type;
     s.rotary_dim = 64;
     check_shape("partial rotary, half split", s, ragged(s));
@@ -394,6 +393,23 @@ void test_shapes() {
     any.landmark_type = dim == 256 ? SKV_I8 : SKV_BF16;
     any.pairing = dim == 12 ? SKV_INTERLEAVED : SKV_HALF_SPLIT;
     check_shape(("D " + std::to_string(dim)).c_str(), any, ragged(any));
+  }
+  // Packed chunks of every length that the fetching kernels tell apart, and of head dims that are no multiple of four.
+  for (const int type : {SKV_F12_E4M7, SKV_F6_E2M3}) {
+    for (const int chunk : {8, 16}) {
+      for (const int dim : {2, 50, 64, 80, 96, 128, 256}) {
+        Shape packed;
+        packed.key_value_heads = 2;
+        packed.query_heads = 8;
+        packed.head_dim = packed.rotary_dim = dim;
+        packed.chunk = chunk;
+        packed.rank = 40;
+        packed.slots = 30;
+        packed.value_type = type;
+        check_shape(("packed, D " + std::to_string(dim) + ", C " + std::to_string(chunk)).c_str(), packed,
+                    ragged(packed));
+      }
+    }
   }
   Shape many;
   many.key_value_heads = 32;

@@ -513,6 +513,13 @@ int main() {
     shapes[9].pairing = SKV_INTERLEAVED;
     shapes[9].rotary = 34;
     shapes[10].window = 640;
+    for (const int type : {SKV_F12_E4M7, SKV_F6_E2M3}) {
+      for (const int like : {1, 2, 3, 4, 7, 9, 11}) {
+        Shape packed = shapes[static_cast<std::size_t>(like)];
+        packed.value = type;
+        shapes.push_back(packed);
+      }
+    }
     for (const Shape& s : shapes) {
       check_shape(s);
       check_layer(s, 0);
@@ -521,6 +528,8 @@ int main() {
     check_one_answer(shapes[1]);
     check_one_answer(shapes[3]);
     check_one_answer(shapes[10]);
+    check_one_answer(shapes[12]);
+    check_one_answer(shapes[19]);
     for (const int type : {SKV_F32, SKV_BF16, SKV_F16}) {
       check_ties(type);
     }

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "check.h"
+#include "packed_values.h"
+#include "value_types.h"
 
 namespace {
 
@@ -15,6 +17,7 @@ using skv::cpu::BFloat16;
 using skv::cpu::Float16;
 using skv::cpu::Float8;
 using skv::cpu::InstructionSet;
+using skv::cpu::to_float;
 
 struct Format {
   int exponent_bits, fraction_bits;
@@ -118,6 +121,67 @@ void test_rows(std::int32_t type, InstructionSet set, std::mt19937_64& random) {
   }
 }
 
+// Chunks of every code, in random order: what slots get, to the bit, and the same codes packed again.
+void test_packed(std::int32_t type, InstructionSet set, std::mt19937_64& random) {
+  const check::PackedFormat format = check::packed_format(type);
+  const bool twelve = type == SKV_F12_E4M7;
+  for (const std::int64_t elements : {16, 48, 512, 560, 768, 1024, 4096}) {
+    for (int round = 0; round < 8; ++round) {
+      const auto bytes = static_cast<std::size_t>(skv::value_bytes(type, elements));
+      constexpr unsigned char kGuard = 0xa5;
+      std::vector<unsigned char> chunk(bytes), again(bytes + 1, kGuard);
+      std::vector<std::uint16_t> slot(static_cast<std::size_t>(elements) + 1, 0xa5a5);
+      std::vector<float> numbers(static_cast<std::size_t>(elements));
+      for (std::int64_t i = 0; i < elements; ++i) {
+        const auto any = static_cast<unsigned>(round == 0 ? i : static_cast<std::int64_t>(random() >> 32));
+        const unsigned code = any % (1U << format.bits());
+        check::put_packed(type, chunk.data(), elements, i, code);
+        numbers[static_cast<std::size_t>(i)] = static_cast<float>(format.number(code));
+      }
+      // Scales from the smallest to the largest that a chunk of BF16 can have.
+      const float scale = std::ldexp(1.0F, static_cast<int>(random() % 240) - 120);
+      skv::cpu::unpack_function(type, set)(chunk.data(), scale, slot.data(), elements);
+      skv::cpu::pack_function(type, set)(numbers.data(), again.data(), elements);
+      bool right = again.back() == kGuard && std::equal(chunk.begin(), chunk.end(), again.begin());
+      const auto* const slot_bytes = reinterpret_cast<const std::uint8_t*>(slot.data());
+      for (std::int64_t i = 0; i < elements; ++i) {
+        const float number = numbers[static_cast<std::size_t>(i)];
+        right &= twelve
+                     ? same(to_float(BFloat16{slot[static_cast<std::size_t>(i)]}), static_cast<double>(number) * scale)
+                     : same(to_float(Float8{slot_bytes[i]}), number);
+      }
+      right &= twelve ? slot.back() == 0xa5a5 : slot_bytes[elements] == kGuard;
+      CHECK(right);
+    }
+  }
+}
+
+// Between two codes, at their middle and beside it, and beyond the last.
+void test_packing(std::int32_t type, InstructionSet set) {
+  const check::PackedFormat format = check::packed_format(type);
+  constexpr std::int64_t kElements = 16;
+  std::vector<float> numbers;
+  for (unsigned code = 0; code + 1 < 1U << (format.bits() - 1); ++code) {
+    const auto middle = static_cast<float>((format.number(code) + format.number(code + 1)) / 2);
+    for (const float x : {middle, std::nextafterf(middle, 1e38F), std::nextafterf(middle, -1e38F)}) {
+      numbers.push_back(x);
+      numbers.push_back(-x);
+    }
+  }
+  numbers.push_back(static_cast<float>(format.largest()) * 1.5F);
+  numbers.resize((numbers.size() + kElements - 1) / kElements * kElements, 0.0F);
+  bool right = true;
+  for (std::size_t first = 0; first < numbers.size(); first += kElements) {
+    unsigned char chunk[2 * kElements];
+    skv::cpu::pack_function(type, set)(&numbers[first], chunk, kElements);
+    for (std::int64_t i = 0; i < kElements; ++i) {
+      right &=
+          check::packed_code(type, chunk, kElements, i) == format.code(numbers[first + static_cast<std::size_t>(i)]);
+    }
+  }
+  CHECK(right);
+}
+
 }  // namespace
 
 int main() {
@@ -132,6 +196,10 @@ int main() {
     test_rows<BFloat16>(SKV_BF16, chosen, random);
     test_rows<Float16>(SKV_F16, chosen, random);
     test_rows<Float8>(SKV_F8_E4M3, chosen, random);
+    for (const std::int32_t type : {SKV_F12_E4M7, SKV_F6_E2M3}) {
+      test_packed(type, chosen, random);
+      test_packing(type, chosen);
+    }
   }
   return check::verdict();
 }

@@ -11,6 +11,8 @@
 #include "check.h"
 #include "cpu/elements.h"
 #include "cpu/execution.h"
+#include "packed_values.h"
+#include "value_types.h"
 
 namespace check {
 
@@ -37,8 +39,12 @@ inline double smallest_step(std::int32_t type) {
 
 class Array {
  public:
-  Array(std::int32_t type, std::int64_t count)
-      : type_(type), count_(count), bytes_(static_cast<std::size_t>(count * size() + kGuard), kGuardByte) {}
+  // Packed types need to be told how many elements are one unit.
+  Array(std::int32_t type, std::int64_t count, std::int64_t unit = 1)
+      : type_(type),
+        count_(count),
+        unit_(unit),
+        bytes_(static_cast<std::size_t>(skv::value_bytes(type, count) + kGuard), kGuardByte) {}
 
   // Normal numbers, rounded to the type.
   Array& fill(std::mt19937_64& random, double deviation = 1.0, double mean = 0.0) {
@@ -60,6 +66,9 @@ class Array {
         return put(i, skv::cpu::from_float<skv::cpu::Float16>(x));
       case SKV_F8_E4M3:
         return put(i, skv::cpu::from_float<skv::cpu::Float8>(x));
+      case SKV_F12_E4M7:
+      case SKV_F6_E2M3:
+        return put_packed(type_, bytes_.data() + offset(i), unit_, i % unit_, packed_format(type_).code(value));
       default:
         return put(i, static_cast<std::int8_t>(value));
     }
@@ -75,6 +84,9 @@ class Array {
         return skv::cpu::to_float(get<skv::cpu::Float16>(i));
       case SKV_F8_E4M3:
         return skv::cpu::to_float(get<skv::cpu::Float8>(i));
+      case SKV_F12_E4M7:
+      case SKV_F6_E2M3:
+        return packed_number(type_, bytes_.data() + offset(i), unit_, i % unit_);
       default:
         return get<std::int8_t>(i);
     }
@@ -94,30 +106,32 @@ class Array {
   bool guard_intact() const {
     return std::all_of(bytes_.end() - kGuard, bytes_.end(), [](unsigned char byte) { return byte == kGuardByte; });
   }
-  // Element i has not been written since the array was made.
+  // Element i, or its unit, has not been written since the array was made.
   bool untouched(std::int64_t i) const {
-    const auto begin = bytes_.begin() + i * size();
-    return std::all_of(begin, begin + size(), [](unsigned char byte) { return byte == kGuardByte; });
+    const auto begin = bytes_.begin() + offset(i);
+    return std::all_of(begin, begin + skv::value_bytes(type_, unit_),
+                       [](unsigned char byte) { return byte == kGuardByte; });
   }
 
  private:
   static constexpr std::int64_t kGuard = 64;
   static constexpr unsigned char kGuardByte = 0xA5;
 
-  std::int64_t size() const { return skv::cpu::element_bytes(type_); }
+  // Of the unit that element i is in.
+  std::int64_t offset(std::int64_t i) const { return i / unit_ * skv::value_bytes(type_, unit_); }
   template <class T>
   void put(std::int64_t i, T x) {
-    std::memcpy(bytes_.data() + i * size(), &x, sizeof(T));
+    std::memcpy(bytes_.data() + i * static_cast<std::int64_t>(sizeof(T)), &x, sizeof(T));
   }
   template <class T>
   T get(std::int64_t i) const {
     T x;
-    std::memcpy(&x, bytes_.data() + i * size(), sizeof(T));
+    std::memcpy(&x, bytes_.data() + i * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
     return x;
   }
 
   std::int32_t type_;
-  std::int64_t count_;
+  std::int64_t count_, unit_;
   std::vector<unsigned char> bytes_;
 };
 

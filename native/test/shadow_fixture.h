@@ -12,7 +12,9 @@
 
 #include "backend.h"
 #include "moments.h"
+#include "packed_values.h"
 #include "shadowkv_types.h"
+#include "value_types.h"
 
 namespace fixture {
 
@@ -199,15 +201,18 @@ class ShadowSession {
     } else {
       fill(landmarks, k * chunk_capacity * d, 1.0);
     }
-    if (shape.value_type == SKV_F8_E4M3) {
-      values8.resize(static_cast<std::size_t>(k * chunk_capacity * c * d));
+    if (skv::is_scaled(shape.value_type)) {
+      values8.resize(chunk_bytes() * static_cast<std::size_t>(k * chunk_capacity));
       for (auto& x : values8) {
         do {
           x = static_cast<std::uint8_t>(random());
-        } while ((x & 0x7f) == 0x7f);
+        } while (shape.value_type == SKV_F8_E4M3 && (x & 0x7f) == 0x7f);
       }
       for (std::int64_t i = 0; i < k * chunk_capacity; ++i) {
-        value_scales.push_back(static_cast<float>(std::exp2(-8 + 3 * uniform(random))));
+        const double power = -8 + 3 * uniform(random);
+        value_scales.push_back(static_cast<float>(std::exp2(shape.value_type == SKV_F6_E2M3    ? power + 12
+                                                            : shape.value_type == SKV_F12_E4M7 ? std::round(power)
+                                                                                               : power)));
       }
     } else {
       fill(values, k * chunk_capacity * c * d, 1.0);
@@ -232,7 +237,7 @@ class ShadowSession {
     layer_.value_scales = static_cast<float*>(keep(backend, value_scales));
     fill_moments(random);
     layer_.moments = static_cast<float*>(keep(backend, moments));
-    slot_values = std::make_unique<Memory>(backend, chunk_bytes() * static_cast<std::size_t>(k * shape.slots));
+    slot_values = std::make_unique<Memory>(backend, slot_bytes() * static_cast<std::size_t>(k * shape.slots));
     slot_chunk = std::make_unique<Memory>(backend, static_cast<std::uint64_t>(k * shape.slots) * 4);
     slot_stamp = std::make_unique<Memory>(backend, static_cast<std::uint64_t>(k * shape.slots) * 4);
     layer_.slot_values = shape.slots ? slot_values->as<void>() : nullptr;
@@ -247,7 +252,7 @@ class ShadowSession {
   void fill_slots(std::mt19937_64& random, double share, std::int64_t chunks) {
     const int k = shape_.key_value_heads, slots = shape_.slots;
     std::vector<std::int32_t> which(static_cast<std::size_t>(k) * slots, -1), stamps(which.size(), 0);
-    std::vector<std::uint8_t> content(chunk_bytes() * which.size(), 0xff);
+    std::vector<std::uint8_t> content(slot_bytes() * which.size(), 0xff);
     for (int head = 0; head < k; ++head) {
       std::vector<std::int32_t> order(static_cast<std::size_t>(chunks));
       for (std::size_t i = 0; i < order.size(); ++i) {
@@ -260,9 +265,8 @@ class ShadowSession {
         stamps[at] = static_cast<std::int32_t>(random() % 7);
         if (used < order.size() && static_cast<double>(random() % 1000) < share * 1000) {
           which[at] = order[used++];
-          std::memcpy(&content[at * chunk_bytes()],
-                      value_bytes() + static_cast<std::size_t>(head * capacity_ + which[at]) * chunk_bytes(),
-                      chunk_bytes());
+          const std::vector<std::uint8_t> chunk = unpacked(head, which[at]);
+          std::memcpy(&content[at * slot_bytes()], chunk.data(), slot_bytes());
         }
       }
     }
@@ -272,11 +276,35 @@ class ShadowSession {
   }
 
   const skv_shadow_layer& layer() const { return layer_; }
+  std::int64_t chunk_elements() const { return static_cast<std::int64_t>(shape_.chunk) * shape_.head_dim; }
   std::size_t chunk_bytes() const {
-    return static_cast<std::size_t>(shape_.chunk) * shape_.head_dim * (shape_.value_type == SKV_F8_E4M3 ? 1 : 2);
+    return static_cast<std::size_t>(skv::value_bytes(shape_.value_type, chunk_elements()));
+  }
+  std::size_t slot_bytes() const {
+    return static_cast<std::size_t>(skv::value_bytes(skv::slot_type(shape_.value_type), chunk_elements()));
   }
   const std::uint8_t* value_bytes() const {
-    return shape_.value_type == SKV_F8_E4M3 ? values8.data() : reinterpret_cast<const std::uint8_t*>(values.data());
+    return skv::is_scaled(shape_.value_type) ? values8.data() : reinterpret_cast<const std::uint8_t*>(values.data());
+  }
+  // What a slot holds of a chunk of a head.
+  std::vector<std::uint8_t> unpacked(std::int64_t head, std::int64_t chunk) const {
+    const std::int64_t place = head * capacity_ + chunk;
+    const std::uint8_t* const from = value_bytes() + static_cast<std::size_t>(place) * chunk_bytes();
+    std::vector<std::uint8_t> to(slot_bytes());
+    if (!skv::is_packed(shape_.value_type)) {
+      std::copy(from, from + to.size(), to.begin());
+    }
+    for (std::int64_t i = 0; skv::is_packed(shape_.value_type) && i < chunk_elements(); ++i) {
+      const unsigned code = check::packed_code(shape_.value_type, from, chunk_elements(), i);
+      if (shape_.value_type == SKV_F6_E2M3) {
+        to[static_cast<std::size_t>(i)] = check::e4m3_of_six(code);
+      } else {
+        const double number = check::packed_format(shape_.value_type).number(code);
+        const std::uint16_t bits = to_bf16(number * value_scales[static_cast<std::size_t>(place)]);
+        std::memcpy(&to[static_cast<std::size_t>(i) * 2], &bits, 2);
+      }
+    }
+    return to;
   }
 
   double landmark(std::int64_t head, std::int64_t chunk, int d) const {
@@ -287,6 +315,13 @@ class ShadowSession {
   }
   double value(std::int64_t head, std::int64_t position, int d) const {
     const auto at = static_cast<std::size_t>((head * capacity_ * shape_.chunk + position) * shape_.head_dim + d);
+    if (skv::is_packed(shape_.value_type)) {
+      const auto elements = static_cast<std::size_t>(chunk_elements());
+      const std::size_t place = at / elements;
+      return check::packed_number(shape_.value_type, values8.data() + place * chunk_bytes(), chunk_elements(),
+                                  static_cast<std::int64_t>(at % elements)) *
+             value_scales[place];
+    }
     return shape_.value_type == SKV_F8_E4M3
                ? from_e4m3(values8[at]) * value_scales[at / static_cast<std::size_t>(shape_.head_dim * shape_.chunk)]
                : from_bf16(values[at]);

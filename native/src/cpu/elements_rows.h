@@ -121,18 +121,24 @@ inline void unpack_12_row(const void* from, float scale, void* to, std::int64_t 
   }
 }
 
+// Rounded as from_float does, with the numbers below the normal ones equidistant.
+SKV_INLINE std::uint32_t pack_12(float x) {
+  constexpr std::uint32_t kSmallestNormal = (127U - 6U) << 23, kBias = (127U - 7U) << 23;
+  constexpr float kLastPlace = 0x1p10F;  // has it at 2^-13, the subnormal's
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x), magnitude = bits & 0x7fffffffU;
+  const std::uint32_t normal = (magnitude + 0x7fffU + ((magnitude >> 16) & 1U) - kBias) >> 16;
+  const std::uint32_t subnormal = std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude) + kLastPlace) -
+                                  std::bit_cast<std::uint32_t>(kLastPlace);
+  const std::uint32_t code = magnitude < kSmallestNormal ? subnormal : normal;
+  return (code < kTwelveBitLargest ? code : kTwelveBitLargest) | bits >> 31 << 11;
+}
+
 inline void pack_12_row(const float* __restrict__ from, void* to, std::int64_t elements) {
   const std::int64_t half = elements / 2;
   auto* __restrict__ const low = static_cast<std::uint8_t*>(to);
   auto* __restrict__ const high = low + elements;
-  const auto code = [&](std::int64_t i) {
-    constexpr std::uint32_t kMagnitude = 0x7fff;
-    const std::uint32_t bits = from_float<BFloat16>(from[i] / kTwelveBitPower).bits;
-    const std::uint32_t magnitude = bits & kMagnitude;
-    return (magnitude < kTwelveBitLargest ? magnitude : kTwelveBitLargest) | (bits >> 15) << 11;
-  };
   for (std::int64_t i = 0; i < half; ++i) {
-    const std::uint32_t a = code(i), b = code(half + i);
+    const std::uint32_t a = pack_12(from[i]), b = pack_12(from[half + i]);
     low[i] = static_cast<std::uint8_t>(a);
     low[half + i] = static_cast<std::uint8_t>(b);
     high[i] = static_cast<std::uint8_t>(a >> 8 | b >> 8 << 4);
