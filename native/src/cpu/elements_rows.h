@@ -155,12 +155,18 @@ inline void unpack_6_row(const void* from, float /*scale*/, void* to, std::int64
   const auto* __restrict__ const low = static_cast<const std::uint8_t*>(from);
   const auto* __restrict__ const high = low + 2 * quarter;
   auto* __restrict__ const target = static_cast<std::uint8_t*>(to);
+  // One quarter after the other, so that the compiler sees that they do not overlap.
   for (std::int64_t i = 0; i < quarter; ++i) {
-    const std::uint32_t a = low[i], b = low[quarter + i], upper = high[i];
-    target[i] = unpack_6(a, upper);
-    target[quarter + i] = unpack_6(b, upper >> 2);
-    target[2 * quarter + i] = unpack_6(a >> 4, upper >> 4);
-    target[3 * quarter + i] = unpack_6(b >> 4, upper >> 6);
+    target[i] = unpack_6(low[i], high[i]);
+  }
+  for (std::int64_t i = 0; i < quarter; ++i) {
+    target[quarter + i] = unpack_6(low[quarter + i], high[i] >> 2U);
+  }
+  for (std::int64_t i = 0; i < quarter; ++i) {
+    target[2 * quarter + i] = unpack_6(low[i] >> 4U, high[i] >> 4U);
+  }
+  for (std::int64_t i = 0; i < quarter; ++i) {
+    target[3 * quarter + i] = unpack_6(low[quarter + i] >> 4U, high[i] >> 6U);
   }
 }
 
