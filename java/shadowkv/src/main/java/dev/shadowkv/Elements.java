@@ -3,7 +3,7 @@ package dev.shadowkv;
 import java.lang.foreign.MemorySegment;
 import java.lang.foreign.ValueLayout;
 
-/** Reads and writes single elements of any type in host memory. Not for the decode path. */
+/** Reads and writes single elements of any type that has whole bytes, in host memory. Not for the decode path. */
 final class Elements {
 
     private Elements() {
@@ -16,6 +16,7 @@ final class Elements {
             case F16 -> Float.float16ToFloat(segment.getAtIndex(ValueLayout.JAVA_SHORT, index));
             case F8_E4M3 -> e4m3(segment.get(ValueLayout.JAVA_BYTE, index));
             case I8 -> segment.get(ValueLayout.JAVA_BYTE, index);
+            case F12_E4M7, F6_E2M3 -> throw new IllegalArgumentException("elements of " + type + " lie in packed chunks");
         };
     }
 
@@ -38,7 +39,7 @@ final class Elements {
     }
 
     /** One sign, four exponent (bias 7) and three mantissa bits; all ones is NaN, there is no infinity. */
-    private static float e4m3(byte bits) {
+    static float e4m3(byte bits) {
         int exponent = bits >> 3 & 15;
         int mantissa = bits & 7;
         if (exponent == 15 && mantissa == 7) {

@@ -71,11 +71,10 @@ final class IndexReader {
                 long position = first + i;
                 long entry = head * chunkCapacity + position / chunk;
                 float scale = scales[Math.toIntExact(entry)];
-                long from = (entry * chunk + position % chunk) * headDim;
+                int from = (int) (position % chunk) * headDim;
                 long to = (i * heads + head) * headDim;
                 for (int d = 0; d < headDim; d++) {
-                    target.setAtIndex(ValueLayout.JAVA_FLOAT, to + d,
-                            Elements.toFloat(shared.values, geometry.valueType(), from + d) * scale);
+                    target.setAtIndex(ValueLayout.JAVA_FLOAT, to + d, stored(entry, from + d) * scale);
                 }
             }
         }
@@ -83,5 +82,13 @@ final class IndexReader {
         device.copy(target.asSlice(0, 4 * count * heads * headDim), rows);
         cache.cacheKernels.storeTokens(null, Rows.of(rows, ElementType.F32), count, first, heads, headDim, null, null,
                 values, geometry.storageType(), values.capacity(), cache.ropeTable);
+    }
+
+    /** An element of a chunk of a head in host memory, without its scale. */
+    private float stored(long entry, int index) {
+        ElementType type = geometry.valueType();
+        int elements = chunk * headDim;
+        return type.isPacked() ? PackedChunk.toFloat(shared.values, type, entry, elements, index)
+                : Elements.toFloat(shared.values, type, entry * elements + index);
     }
 }

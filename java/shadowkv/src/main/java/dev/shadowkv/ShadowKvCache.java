@@ -191,7 +191,7 @@ public final class ShadowKvCache extends CacheBase {
     /** Bytes of the values of one chunk of one head, as they lie in host memory. */
     long chunkValueBytes() {
         Geometry g = options.geometry();
-        return (long) g.chunk() * g.headDim() * g.valueType().bytes();
+        return g.valueType().bytes((long) g.chunk() * g.headDim());
     }
 
     @Override
@@ -380,7 +380,10 @@ public final class ShadowKvCache extends CacheBase {
             return this;
         }
 
-        /** How values are kept in host memory: the storage type or F8_E4M3. Default: the storage type. */
+        /**
+         * How values are kept in host memory: the storage type, F8_E4M3, F12_E4M7 or F6_E2M3. The last two are packed and cross
+         * the link to a GPU so, but lie in the slots as BF16 and F8_E4M3; on a GPU they need slots. Default: the storage type.
+         */
         public Builder valueType(ElementType type) {
             valueType = type;
             return this;
@@ -441,8 +444,11 @@ public final class ShadowKvCache extends CacheBase {
             Limits.check("keepKeys", !keepKeys || s.device.isCpu() && slotCount >= scored,
                     "false, except on a CPU with slots for the " + scored + " chunks that a step scores by their keys",
                     keepKeys);
+            ElementType values = valueType == null ? s.storageType : valueType;
+            Limits.check("slots", s.device.isCpu() || slotCount > 0 || !values.isPacked(),
+                    "at least the budget's " + select + " chunks, as " + values + " values on a GPU are used from slots alone", slotCount);
             Geometry geometry = new Geometry(s.queryHeads, s.keyValueHeads, s.headDim, chunk, rank + reserve,
-                    s.storageType, valueType == null ? s.storageType : valueType,
+                    s.storageType, values,
                     landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
             int dense = outliers >= 0 ? outliers : Math.max(1, 24 * budget / 1024);
             return new ShadowOptions(geometry, rank, reserve, budget, dense, residualOutliers, residualLimit, local,
@@ -456,12 +462,12 @@ public final class ShadowKvCache extends CacheBase {
             Geometry g = o.geometry();
             ShadowLayout layout = new ShadowLayout(o, wish.tokens());
             long tables = CacheBase.commonBytes(s, wish) + Scratch.bytes(s, o) + ShadowBatch.bytes(batch, s.layers)
-                    + AppendedTokens.bytes(AppendedTokens.rows(wish, o));
+                    + AppendedTokens.bytes(wish, o);
             Workspaces w = new Workspaces(s.device);
             int prefill = CacheBase.prefillTokens(wish);
             long workspace = w.decodeLayer(g, batch, s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(),
                     layout.chunks, o.tail());
-            workspace = Math.max(workspace, w.decodeLayer(AppendedTokens.withoutSlots(g), AppendedTokens.rows(wish, o),
+            workspace = Math.max(workspace, w.decodeLayer(AppendedTokens.geometry(o), AppendedTokens.rows(wish, o),
                     s.inputType, s.rope.rotaryDim(), o.select(), o.shortlist(), layout.chunks, o.tail()));
             workspace = Math.max(workspace, w.prefillAttention(g, s.inputType, prefill, wish.stagingTokens() - prefill,
                     wish.stagingTokens()));

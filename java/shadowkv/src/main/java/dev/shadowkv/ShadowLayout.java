@@ -57,7 +57,7 @@ final class ShadowLayout {
         landmarks = place(heads * chunks * d * g.landmarkType().bytes());
         landmarkScales = place(g.landmarkType() == ElementType.I8 ? heads * chunks * 4 : 0);
         radius = place(heads * chunks * 4);
-        valueScales = place(g.valueType() == ElementType.F8_E4M3 ? heads * chunks * 4 : 0);
+        valueScales = place(g.valueType().isScaled() ? heads * chunks * 4 : 0);
         long outlierBytes = heads * options.outlierCapacity() * c * d * e;
         outlierKeys = place(outlierBytes);
         outlierValues = place(outlierBytes);
@@ -74,13 +74,13 @@ final class ShadowLayout {
         end = 0;
         recentKeys = place(heads * g.window() * d * e);
         recentValues = place(heads * g.window() * d * e);
-        slotValues = place(options.keepKeys() ? 0 : heads * g.slots() * c * d * g.valueType().bytes());
+        slotValues = place(options.keepKeys() ? 0 : g.valueType().unpacked().bytes(heads * g.slots() * c * d));
         slotChunk = place(heads * g.slots() * 4);
         slotStamp = place(heads * g.slots() * 4);
         slotKeys = place(options.keepKeys() ? heads * g.slots() * c * d * e : 0);
         ownLayerBytes = end;
 
-        pinnedLayerBytes = SlabPool.align(heads * chunks * c * d * g.valueType().bytes());
+        pinnedLayerBytes = SlabPool.align(g.valueType().bytes(heads * chunks * c * d));
     }
 
     private long place(long bytes) {

@@ -43,7 +43,7 @@ final class SharedLayer {
         landmarks = part(slab, l.landmarks, heads * l.chunks * d * g.landmarkType().bytes());
         landmarkScales = part(slab, l.landmarkScales, g.landmarkType() == ElementType.I8 ? heads * l.chunks * 4 : 0);
         radius = part(slab, l.radius, heads * l.chunks * 4);
-        valueScales = part(slab, l.valueScales, g.valueType() == ElementType.F8_E4M3 ? heads * l.chunks * 4 : 0);
+        valueScales = part(slab, l.valueScales, g.valueType().isScaled() ? heads * l.chunks * 4 : 0);
         long outliers = heads * options.outlierCapacity() * g.chunk() * d * e;
         outlierKeys = part(slab, l.outlierKeys, outliers);
         outlierValues = part(slab, l.outlierValues, outliers);

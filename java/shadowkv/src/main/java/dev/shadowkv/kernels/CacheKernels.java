@@ -311,8 +311,8 @@ public final class CacheKernels {
      * Moves values of whole chunks to pinned host memory.
      *
      * @param values {@code [K][chunkCapacity][C][D]} in memory of a {@link dev.shadowkv.PinnedArena} of the device
-     * @param valueType the source's type or F8_E4M3
-     * @param valueScales {@code [K][chunkCapacity]} floats in device memory, for F8_E4M3; else null
+     * @param valueType the source's type, F8_E4M3, F12_E4M7 or F6_E2M3
+     * @param valueScales {@code [K][chunkCapacity]} floats in device memory, for the types with a scale; else null
      */
     public void valueStore(Ring source, int keyValueHeads, int headDim, int chunk, long firstChunk, long chunks,
                            MemorySegment values, ElementType valueType, DeviceBuffer valueScales, long chunkCapacity) {

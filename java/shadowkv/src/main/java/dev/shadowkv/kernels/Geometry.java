@@ -12,7 +12,8 @@ import dev.shadowkv.Status;
  * @param chunk tokens a chunk, 8 or 16
  * @param rank columns of the coefficients
  * @param storageType keys, coefficients, basis, outliers, recent window
- * @param valueType values in host memory and slots: the storage type or F8_E4M3
+ * @param valueType values in host memory: the storage type, F8_E4M3, F12_E4M7 or F6_E2M3. In slots they are of its
+ *     {@link ElementType#unpacked()} type. On a GPU the last two need slots
  * @param landmarkType the storage type or I8
  * @param window tokens of the recent window, a multiple of {@code chunk}
  * @param slots value slots a key/value head; 0: values are read where they are
@@ -53,8 +54,8 @@ public record Geometry(int queryHeads, int keyValueHeads, int headDim, int chunk
         require(window >= chunk && window % chunk == 0, "window must be a positive multiple of chunk " + chunk, window);
         require(slots >= 0 && slots <= MAX_SLOTS, "slots must be from 0 to " + MAX_SLOTS, slots);
         require(storageType.isFloat(), "storageType must be F32, BF16 or F16", storageType);
-        require(valueType == storageType || valueType == ElementType.F8_E4M3,
-                "valueType must be the storage type or F8_E4M3", valueType);
+        require(valueType == storageType || valueType.isScaled(),
+                "valueType must be the storage type, F8_E4M3, F12_E4M7 or F6_E2M3", valueType);
         require(landmarkType == storageType || landmarkType == ElementType.I8,
                 "landmarkType must be the storage type or I8", landmarkType);
     }

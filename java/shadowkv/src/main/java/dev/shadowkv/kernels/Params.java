@@ -164,11 +164,11 @@ final class Params {
     }
 
     static long bytes(ElementType type, long... sizes) {
-        long product = type.bytes();
+        long elements = 1;
         for (long size : sizes) {
-            product = Math.multiplyExact(product, notNegative("size", size));
+            elements = Math.multiplyExact(elements, notNegative("size", size));
         }
-        return product;
+        return type.bytes(elements);
     }
 
     static long notNegative(String name, long value) {

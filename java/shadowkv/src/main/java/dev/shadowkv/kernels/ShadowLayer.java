@@ -18,9 +18,11 @@ import dev.shadowkv.DeviceBuffer;
  * @param outlierValues {@code [K][outlierCapacity][C][D]} storage type; null with capacity 0
  * @param recentKeys {@code [K][window][D]} storage type, rotated; position p in row {@code p % window}
  * @param recentValues {@code [K][window][D]} storage type
- * @param values {@code [K][chunkCapacity][C][D]} value type, pinned host memory
- * @param valueScales {@code [K][chunkCapacity]} floats for F8_E4M3, else null
- * @param slotValues {@code [K][slots][C][D]} value type; null with no slots, or with slotKeys: values are then read where they are
+ * @param values {@code [K][chunkCapacity][C][D]} value type, pinned host memory; on a GPU aligned to 16 bytes where it is
+ *     packed
+ * @param valueScales {@code [K][chunkCapacity]} floats for value types with a scale, else null
+ * @param slotValues {@code [K][slots][C][D]} value type, unpacked; null with no slots, or with slotKeys: values are then read
+ *     where they are
  * @param slotChunk {@code [K][slots]} 32-bit integers: which chunk a slot holds, -1 none; null with no slots
  * @param slotStamp {@code [K][slots]} 32-bit integers: step in which it was last selected; null with no slots
  * @param moments {@code [K][D*D + 2*D + 4]} floats: sums over the tokens of a head's index of {@code v k^T}

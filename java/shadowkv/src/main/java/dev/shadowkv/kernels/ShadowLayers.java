@@ -49,12 +49,12 @@ public final class ShadowLayers extends Table {
         skv_shadow_layer.recent_values(at, buffer("recentValues", layer.recentValues(), window));
         skv_shadow_layer.values(at, Params.host("values", layer.values(),
                 Params.bytes(g.valueType(), heads, chunks, chunkElements)));
-        skv_shadow_layer.value_scales(at, g.valueType() == ElementType.F8_E4M3
+        skv_shadow_layer.value_scales(at, g.valueType().isScaled()
                 ? buffer("valueScales", layer.valueScales(), 4 * heads * chunks) : MemorySegment.NULL);
         boolean slots = g.slots() > 0;
         long slotEntries = heads * g.slots();
         skv_shadow_layer.slot_values(at, slots && layer.slotKeys() == null
-                ? buffer("slotValues", layer.slotValues(), Params.bytes(g.valueType(), slotEntries, chunkElements))
+                ? buffer("slotValues", layer.slotValues(), Params.bytes(g.valueType().unpacked(), slotEntries, chunkElements))
                 : MemorySegment.NULL);
         skv_shadow_layer.slot_chunk(at, slots ? buffer("slotChunk", layer.slotChunk(),
                 4 * slotEntries) : MemorySegment.NULL);
