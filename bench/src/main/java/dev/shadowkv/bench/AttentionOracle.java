@@ -280,13 +280,13 @@ final class AttentionOracle {
 
         void addChunk(int chunk) {
             MemorySegment values = layer.values();
-            double scale = g.valueType() == ElementType.F8_E4M3
+            double scale = g.valueType().isScaled()
                     ? state.download(layer.valueScales(), ElementType.F32, head * layer.chunkCapacity() + chunk, 1)[0] : 1;
-            long first = (head * layer.chunkCapacity() + chunk) * g.chunk() * g.headDim();
             for (int i = 0; i < g.chunk(); i++) {
                 double[] v = new double[g.headDim()];
                 for (int j = 0; j < v.length; j++) {
-                    v[j] = scale * Numbers.decode(values, g.valueType(), first + (long) i * g.headDim() + j);
+                    v[j] = scale * Numbers.value(values, g.valueType(), head * layer.chunkCapacity() + chunk,
+                            g.chunk() * g.headDim(), i * g.headDim() + j);
                 }
                 sum.add(rebuilt((long) chunk * g.chunk() + i), 0, v, 0);
             }

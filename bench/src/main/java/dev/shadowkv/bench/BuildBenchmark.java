@@ -69,7 +69,7 @@ public class BuildBenchmark extends DeviceState {
     @Param("BF16")
     public String storageType;
 
-    /** Of the values on the host: default (as stored), F8_E4M3. */
+    /** Of the values on the host: default (as stored), F8_E4M3, F12_E4M7, F6_E2M3. */
     @Param("default")
     public String valueType;
 
@@ -366,10 +366,10 @@ public class BuildBenchmark extends DeviceState {
     private void prepareValueStore() {
         ElementType value = type(valueType, type);
         DeviceBuffer values = random(type, (long) context * width, 14, 1);
-        MemorySegment host = pinned.allocate((long) context * width * value.bytes(), 64);
-        DeviceBuffer scales = value == ElementType.F8_E4M3 ? allocate(ElementType.F32, keyValueHeads, chunks) : null;
+        MemorySegment host = pinned.allocate(value.bytes((long) width * chunks * chunk), 64);
+        DeviceBuffer scales = value.isScaled() ? allocate(ElementType.F32, keyValueHeads, chunks) : null;
         double read = (double) context * width * type.bytes();
-        double written = (double) context * width * value.bytes();
+        double written = value.bytes((long) width * chunks * chunk);
         Work work = open.isCpu() ? Work.memory(read, written) : Work.memory(read, 0).link(written);
         define(work, () -> cache.valueStore(new Ring(values, type, context), keyValueHeads, headDim, chunk, 0, chunks, host,
                 value, scales, chunks));
@@ -381,8 +381,8 @@ public class BuildBenchmark extends DeviceState {
             double[] expected = download(values, type, token * headDim, size);
             double scale = scales == null ? 1 : download(scales, ElementType.F32, at, 1)[0];
             for (int i = 0; i < size; i++) {
-                double result = scale * Numbers.decode(host, value, (long) at * size + i);
-                double allowed = scales == null ? 0 : Numbers.epsilon(value) * Math.abs(expected[i]) + scale * 0x1p-10;
+                double result = scale * Numbers.value(host, value, at, size, i);
+                double allowed = scales == null ? 0 : Numbers.epsilon(value) * Math.abs(expected[i]) + scale * Numbers.smallestError(value);
                 Tolerance.within("value", result, expected[i], allowed);
             }
         }

@@ -21,6 +21,7 @@ import org.openjdk.jmh.infra.BenchmarkParams;
 import dev.shadowkv.DeviceBuffer;
 import dev.shadowkv.ElementType;
 import dev.shadowkv.kernels.Rows;
+import dev.shadowkv.kernels.ShadowLayer;
 
 /** The operations of a decode step one by one, for one layer of a batch. */
 @BenchmarkMode(Mode.AverageTime)
@@ -207,8 +208,10 @@ public class DecodeBenchmark extends DecodeState {
             fetched += i == 0 ? 0 : sum(fetchCount[i]);
             wanted += i == 0 ? 0 : sum(counts[i]);
         }
-        double bytes = (double) fetched / rounds * chunk * headDim * geometry.valueType().bytes();
-        Work work = open.isCpu() ? Work.memory(bytes, bytes) : Work.memory(0, bytes).link(bytes);
+        double chunksFetched = (double) fetched / rounds;
+        double read = chunksFetched * hostChunkBytes();
+        double written = chunksFetched * readChunkBytes();
+        Work work = open.isCpu() ? Work.memory(read, written) : Work.memory(0, written).link(read);
         double share = 1 - (double) fetched / wanted;
         define(work, () -> Map.of("overlap", overlap, "resident", share), () -> {
             int i = 1 + (int) (calls++ % rounds);
@@ -218,11 +221,15 @@ public class DecodeBenchmark extends DecodeState {
         int[] chunks = downloadInts(fetchChunk[1], 0, downloadInts(fetchCount[1], 0, 1)[0]);
         int[] slot = downloadInts(fetchSlot[1], 0, chunks.length);
         int size = chunk * headDim;
+        ShadowLayer layer = sessions[0].layers[0];
         for (int i = 0; i < chunks.length; i += 7) {
-            double[] now = download(sessions[0].layers[0].slotValues(), geometry.valueType(), (long) slot[i] * size, size);
+            double[] now = download(layer.slotValues(), geometry.valueType().unpacked(), (long) slot[i] * size, size);
+            // BF16 has no scale of its own; the other types keep that of the chunk.
+            double scale = geometry.valueType() == ElementType.F12_E4M7
+                    ? download(layer.valueScales(), ElementType.F32, chunks[i], 1)[0] : 1;
             for (int j = 0; j < size; j++) {
-                Tolerance.within("value", now[j], Numbers.decode(sessions[0].layers[0].values(), geometry.valueType(),
-                        (long) chunks[i] * size + j), 0);
+                Tolerance.within("value", now[j],
+                        scale * Numbers.value(layer.values(), geometry.valueType(), chunks[i], size, j), 0);
             }
         }
     }
@@ -265,7 +272,7 @@ public class DecodeBenchmark extends DecodeState {
     private Work sparseWork(double distinctTokens, double tokens) {
         double exact = heads() * (double) (sessions[0].outliers * chunk + context - sessions[0].recentBegin);
         double bytes = distinctTokens * rank * geometry.storageType().bytes()
-                + tokens * headDim * geometry.valueType().bytes() + 2 * exact * headDim * geometry.storageType().bytes();
+                + tokens / chunk * readChunkBytes() + 2 * exact * headDim * geometry.storageType().bytes();
         int group = queryHeads / keyValueHeads;
         return Work.memory(bytes, (double) batch * queryHeads * headDim * inputType.bytes())
                 .operations(tokens * headDim * (2.0 * rank + 4 * group) + exact * headDim * 4 * group);

@@ -49,7 +49,7 @@ public abstract class DecodeState extends DeviceState {
     @Param("0.6")
     public double resident;
 
-    /** Of the values on the host: default (as stored), F8_E4M3. */
+    /** Of the values on the host: default (as stored), F8_E4M3, F12_E4M7, F6_E2M3. */
     @Param("default")
     public String valueType;
 
@@ -208,6 +208,17 @@ public abstract class DecodeState extends DeviceState {
     final void topK(int step, int copy, DeviceBuffer selected, DeviceBuffer counts, int count) {
         decode.landmarkTopK(geometry, batch, Rows.of(queriesOf(step), inputType), shadowLayers, (long) copy * batch, states, 0,
                 RADIUS_WEIGHT, count, sessions[0].chunks, selected, counts, null, null);
+    }
+
+    /** Bytes of a chunk's values where attention reads them: in slots, or in place. */
+    final double readChunkBytes() {
+        ElementType type = geometry.slots() > 0 ? geometry.valueType().unpacked() : geometry.valueType();
+        return type.bytes((long) chunk * headDim);
+    }
+
+    /** Bytes of a chunk's values on the host. */
+    final double hostChunkBytes() {
+        return geometry.valueType().bytes((long) chunk * headDim);
     }
 
     final long heads() {

@@ -50,7 +50,45 @@ final class Numbers {
             case F16 -> Float.float16ToFloat(segment.get(ValueLayout.JAVA_SHORT_UNALIGNED, 2 * index));
             case F8_E4M3 -> float8(segment.get(ValueLayout.JAVA_BYTE, index));
             case I8 -> segment.get(ValueLayout.JAVA_BYTE, index);
+            default -> throw new IllegalArgumentException("elements of " + type + " lie in packed chunks");
         };
+    }
+
+    /**
+     * One number of the values on the host, without the scale.
+     *
+     * @param chunk of those of all heads
+     * @param size elements of a chunk
+     */
+    static double value(MemorySegment values, ElementType type, long chunk, int size, int index) {
+        long at = chunk * type.bytes(size);
+        return switch (type) {
+            case F12_E4M7 -> {
+                int low = values.get(ValueLayout.JAVA_BYTE, at + index) & 0xFF;
+                int pair = values.get(ValueLayout.JAVA_BYTE, at + size + index % (size / 2));
+                int high = (index < size / 2 ? pair : pair >> 4) & 0xF;
+                yield number(high >> 3, (high & 7) << 1 | low >> 7, (low & 0x7F) / 128.0);
+            }
+            case F6_E2M3 -> {
+                int pair = values.get(ValueLayout.JAVA_BYTE, at + index % (size / 2));
+                int low = (index < size / 2 ? pair : pair >> 4) & 0xF;
+                int four = values.get(ValueLayout.JAVA_BYTE, at + size / 2 + index % (size / 4));
+                int high = four >> 2 * (index / (size / 4)) & 3;
+                yield number(high >> 1, (high & 1) << 1 | low >> 3, (low & 7) / 8.0);
+            }
+            default -> decode(values, type, chunk * size + index);
+        };
+    }
+
+    /** Of four exponent bits, bias 7, of which 0 are subnormal numbers. */
+    private static double number(int sign, int exponent, double fraction) {
+        double magnitude = exponent == 0 ? Math.scalb(fraction, -6) : Math.scalb(1 + fraction, exponent - 7);
+        return sign == 0 ? magnitude : -magnitude;
+    }
+
+    /** The distance from the smallest number of a scaled type to zero, halved: the largest rounding error of small ones. */
+    static double smallestError(ElementType type) {
+        return type == ElementType.F12_E4M7 ? 0x1p-14 : 0x1p-10;
     }
 
     /** The distance from 1 to the next number, halved: the largest relative rounding error. */
@@ -59,7 +97,8 @@ final class Numbers {
             case F32 -> 0x1p-24;
             case BF16 -> 0x1p-8;
             case F16 -> 0x1p-11;
-            case F8_E4M3 -> 0x1p-4;
+            case F8_E4M3, F6_E2M3 -> 0x1p-4;
+            case F12_E4M7 -> 0x1p-8;
             case I8 -> 0x1p-8;
         };
     }
@@ -101,7 +140,6 @@ final class Numbers {
         if (exponent == 15 && mantissa == 7) {
             return Double.NaN;
         }
-        double magnitude = exponent == 0 ? mantissa * 0x1p-9 : Math.scalb(1 + mantissa / 8.0, exponent - 7);
-        return bits < 0 ? -magnitude : magnitude;
+        return number(bits < 0 ? 1 : 0, exponent, mantissa / 8.0);
     }
 }

@@ -55,25 +55,35 @@ record Profile(String name, String device, int forks, List<Run> runs) {
                 Run.of("DecodeBenchmark", "context=" + LONG, "budget=2048"),
                 Run.of("DecodeLayerBenchmark.(dense|shadow)$", "context=16384,32768,65536," + LONG, "budget=2048"),
                 Run.of("DecodeLayerBenchmark.shadow$", "context=" + LONG, "budget=2048", "valueType=F8_E4M3",
-                        "landmarkType=I8")));
+                        "landmarkType=I8"),
+                Run.of("DecodeLayerBenchmark.shadow$", "context=" + LONG, "budget=2048", "valueType=F12_E4M7"),
+                Run.of("DecodeLayerBenchmark.shadow$", "context=" + LONG, "budget=2048", "valueType=F6_E2M3",
+                        "landmarkType=I8"),
+                Run.of("BuildBenchmark.valueStore", "context=" + LONG, "valueType=F8_E4M3,F12_E4M7,F6_E2M3")));
     }
 
     /** One layer of an 8B Llama on a GPU, 8 sessions of 122880 tokens; what matters most first. */
     private static Profile gpu8b() {
         String[] layer = {"context=" + LONG, "budget=2048", "batch=8"};
         String[] eight = {"valueType=F8_E4M3", "landmarkType=I8"};
+        String[] twelve = {"valueType=F12_E4M7"};
+        String[] six = {"valueType=F6_E2M3", "landmarkType=I8"};
         String[] shorter = {"context=16384,32768,65536", "budget=2048", "batch=8"};
         return new Profile("gpu-8b", "cuda", 0, List.of(
                 Run.of("DecodeLayerBenchmark.denseGraph$", layer),
                 Run.of("DecodeLayerBenchmark.shadowGraph$", with(layer, "resident=0.6,0.83")),
                 Run.of("DecodeLayerBenchmark.shadowGraph$", with(with(layer, eight), "resident=0.6,0.83")),
+                Run.of("DecodeLayerBenchmark.shadowGraph$", with(with(layer, twelve), "resident=0.6,0.83")),
+                Run.of("DecodeLayerBenchmark.shadowGraph$", with(with(layer, six), "resident=0.6,0.83")),
                 Run.of("DecodeLayerBenchmark.(dense|shadow)Graph$", "context=" + LONG, "budget=2048", "batch=1"),
                 Run.of("DecodeLayerBenchmark.shadow$", layer),
                 Run.of("DecodeBenchmark", layer),
                 Run.of("DecodeBenchmark.(landmarkTopK|valueGather|sparseAttention)", with(layer, eight)),
+                Run.of("DecodeBenchmark.valueGather", with(layer, "valueType=F12_E4M7,F6_E2M3")),
                 Run.of("DecodeLayerBenchmark.(dense|shadow)Graph$", shorter),
                 Run.of("DecodeLayerBenchmark.shadowGraph$", with(shorter, eight)),
                 Run.of("BuildBenchmark", "context=" + LONG),
+                Run.of("BuildBenchmark.valueStore", "context=" + LONG, "valueType=F8_E4M3,F12_E4M7,F6_E2M3"),
                 Run.of("PrefillBenchmark", "context=32768", "tokens=32768"),
                 Run.of("MatmulBenchmark", "rows=1,8,4096"),
                 Run.of("TransformerBenchmark", "tokens=16384"),

@@ -161,8 +161,7 @@ public final class ResultPage {
         Map<String, TreeMap<Double, Double>> points = new LinkedHashMap<>();
         for (Measured one : all) {
             if (one.operation().endsWith("Graph") == graphs && one.parameter("budget").equals(budget)) {
-                String eight = stored(one, "valueType").isEmpty() && stored(one, "landmarkType").isEmpty() ? "" : " 8-bit";
-                String name = (one.operation().startsWith("dense") ? "exact" : "ShadowKV") + eight + ", batch " + one.parameter("batch");
+                String name = (one.operation().startsWith("dense") ? "exact" : "ShadowKV") + types(one) + ", batch " + one.parameter("batch");
                 points.computeIfAbsent(name, key -> new TreeMap<>())
                         .putIfAbsent(Double.parseDouble(one.parameter("context")) / 1000, one.microseconds());
             }
@@ -238,7 +237,7 @@ public final class ResultPage {
                         number(one.get(FloorProfiler.LINK_BYTES) / 1e6), number(one.get(FloorProfiler.BANDWIDTH)),
                         number(one.get(FloorProfiler.RATE)), number(one.get(FloorProfiler.FLOOR)),
                         percent(one.get(FloorProfiler.SHARE))));
-                String label = one.operation() + (stored(one, "valueType").isEmpty() ? "" : " 8-bit")
+                String label = one.operation() + types(one)
                         + (one.parameter("rows").isEmpty() ? "" : " " + one.parameter("rows"));
                 if (!labels.contains(label)) {
                     labels.add(label);
@@ -288,6 +287,25 @@ public final class ResultPage {
             }
         }
         return String.join(", ", parts);
+    }
+
+    /** Of values and landmarks where they are not as everything else is stored: " fp8/i8", " fp12", " landmarks i8". */
+    private static String types(Measured one) {
+        String values = shortName(stored(one, "valueType"));
+        String landmarks = shortName(stored(one, "landmarkType"));
+        if (landmarks.isEmpty()) {
+            return values.isEmpty() ? "" : " " + values;
+        }
+        return values.isEmpty() ? " landmarks " + landmarks : " " + values + "/" + landmarks;
+    }
+
+    private static String shortName(String type) {
+        return switch (type) {
+            case "F8_E4M3" -> "fp8";
+            case "F12_E4M7" -> "fp12";
+            case "F6_E2M3" -> "fp6";
+            default -> type.toLowerCase(Locale.ROOT);
+        };
     }
 
     private static String stored(Measured one, String key) {

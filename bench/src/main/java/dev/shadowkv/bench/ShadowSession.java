@@ -60,7 +60,7 @@ final class ShadowSession {
         Ring valueRing = new Ring(values, type, state.context);
         long capacity = (state.context + g.chunk() - 1L) / g.chunk();
         boolean scaledLandmarks = g.landmarkType() == ElementType.I8;
-        boolean scaledValues = g.valueType() == ElementType.F8_E4M3;
+        boolean scaledValues = g.valueType().isScaled();
         DeviceBuffer landmarks = state.allocate(g.landmarkType(), heads, capacity, g.headDim());
         DeviceBuffer landmarkScales = scaledLandmarks ? state.allocate(ElementType.F32, heads, capacity) : null;
         DeviceBuffer radius = state.allocate(ElementType.F32, heads, capacity);
@@ -78,7 +78,7 @@ final class ShadowSession {
             state.cache.chunkGather(valueRing, heads, g.headDim(), g.chunk(), ids, outliers, outlierValues, 0, outliers);
         }
         MemorySegment hostValues = state.pinned.allocate(
-                heads * capacity * g.chunk() * g.headDim() * g.valueType().bytes(), 64);
+                g.valueType().bytes(heads * capacity * g.chunk() * g.headDim()), 64);
         DeviceBuffer valueScales = scaledValues ? state.allocate(ElementType.F32, heads, capacity) : null;
         state.cache.valueStore(valueRing, heads, g.headDim(), g.chunk(), 0, chunks, hostValues, g.valueType(), valueScales,
                 capacity);
@@ -95,7 +95,7 @@ final class ShadowSession {
                     first ? landmarks : state.copyOf(landmarks), landmarkScales, first ? radius : state.copyOf(radius),
                     outlierKeys, outlierValues, first ? recentKeys : state.copyOf(recentKeys),
                     first ? recentValues : state.copyOf(recentValues), hostValues, valueScales,
-                    g.slots() == 0 ? null : state.allocate(g.valueType(), heads, g.slots(), g.chunk(), g.headDim()),
+                    g.slots() == 0 ? null : state.allocate(g.valueType().unpacked(), heads, g.slots(), g.chunk(), g.headDim()),
                     g.slots() == 0 ? null : state.filledInts((long) heads * g.slots()),
                     g.slots() == 0 ? null : state.filledInts((long) heads * g.slots()),
                     first ? moments : state.copyOf(moments), null, null, capacity, outliers);

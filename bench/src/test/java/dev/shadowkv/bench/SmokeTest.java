@@ -6,6 +6,7 @@ import java.util.Collection;
 import java.util.List;
 
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 import org.openjdk.jmh.annotations.Mode;
 import org.openjdk.jmh.results.RunResult;
@@ -35,6 +36,17 @@ class SmokeTest {
         "DecodeLayerBenchmark.shadow$"})
     void runsWithEightBits(String name) throws RunnerException {
         run(name, "valueType=F8_E4M3", "landmarkType=I8");
+    }
+
+    /** Values that are packed on the host are unpacked into slots, or where they are read. */
+    @ParameterizedTest
+    @CsvSource({"F12_E4M7, default", "F6_E2M3, I8"})
+    void runsWithPackedValues(String values, String landmarks) throws RunnerException {
+        for (String name : List.of("BuildBenchmark.valueStore", "DecodeBenchmark.(valueGather|sparseAttention)",
+                "DecodeLayerBenchmark.shadow$")) {
+            run(name, "valueType=" + values, "landmarkType=" + landmarks);
+        }
+        run("DecodeLayerBenchmark.shadow$", "valueType=" + values, "landmarkType=" + landmarks, "slots=16");
     }
 
     private static void run(String name, String... more) throws RunnerException {

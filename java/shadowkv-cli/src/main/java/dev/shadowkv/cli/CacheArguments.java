@@ -4,6 +4,7 @@ import dev.shadowkv.ElementType;
 import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
 import java.util.Arrays;
+import java.util.Locale;
 import java.util.Optional;
 import java.util.OptionalInt;
 import java.util.stream.Collectors;
@@ -13,6 +14,10 @@ import picocli.CommandLine.Option;
 final class CacheArguments implements Cloneable {
     /** Tokens that a step selects where nothing is said. */
     static final int USUAL_BUDGET = 2048;
+
+    /** What {@code --value-type} says of itself. */
+    static final String VALUE_TYPES = "How values are kept in host memory: f32, bf16, f16, f8, f12 (bf16 with a shorter exponent, "
+            + "almost exact) or f6, or by their full names f8_e4m3, f12_e4m7 and f6_e2m3. Default: the storage type.";
 
     private static final int USUAL_CHUNK = 8;
 
@@ -73,7 +78,7 @@ final class CacheArguments implements Cloneable {
     @Option(
             names = "--value-type",
             paramLabel = "TYPE",
-            description = "How values are kept in host memory: f32, bf16, f16 or f8. Default: the storage type.")
+            description = VALUE_TYPES)
     private String valueType;
 
     @Option(
@@ -138,18 +143,30 @@ final class CacheArguments implements Cloneable {
                 type("--storage-type", storageType));
     }
 
-    /** The type of a name such as {@code bf16} or {@code f8}; empty for none. */
+    /** The type of a name such as {@code bf16}, {@code f8}, {@code fp8} or {@code f8_e4m3}; empty for none. */
     static Optional<ElementType> type(String option, String name) {
         if (name == null) {
             return Optional.empty();
         }
-        String wanted = name.equalsIgnoreCase("f8") || name.equalsIgnoreCase("fp8") ? "F8_E4M3" : name;
+        String wanted = name.toLowerCase(Locale.ROOT);
         return Optional.of(Arrays.stream(ElementType.values())
-                .filter(type -> type.name().equalsIgnoreCase(wanted))
+                .filter(type -> wanted.equals(type.name().toLowerCase(Locale.ROOT))
+                        || wanted.equals(typeName(type))
+                        || wanted.equals(typeName(type).replace("fp", "f")))
                 .findFirst()
                 .orElseThrow(() -> new IllegalArgumentException(option + " is " + name + "; there are "
                         + Arrays.stream(ElementType.values())
-                                .map(type -> type.name().toLowerCase(java.util.Locale.ROOT))
+                                .map(CacheArguments::typeName)
                                 .collect(Collectors.joining(", ")))));
+    }
+
+    /** The short name of a type, as reports and files have it. */
+    static String typeName(ElementType type) {
+        return switch (type) {
+            case F8_E4M3 -> "fp8";
+            case F12_E4M7 -> "fp12";
+            case F6_E2M3 -> "fp6";
+            default -> type.name().toLowerCase(Locale.ROOT);
+        };
     }
 }

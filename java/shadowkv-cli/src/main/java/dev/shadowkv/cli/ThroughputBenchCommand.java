@@ -126,8 +126,8 @@ final class ThroughputBenchCommand implements Callable<Integer> {
             names = "--types",
             paramLabel = "VALUES/LANDMARKS",
             split = ",",
-            description = "Several pairs of value type and landmark type, as bf16/bf16,f8/i8: exact attention is measured "
-                    + "once beside all. Default: --value-type and --landmark-type.")
+            description = "Several pairs of value type and landmark type, as bf16/bf16,f12/bf16,f6/i8: exact attention is "
+                    + "measured once beside all. Default: --value-type and --landmark-type.")
     private List<String> types = List.of();
 
     @Option(
@@ -239,8 +239,8 @@ final class ThroughputBenchCommand implements Callable<Integer> {
                             "-",
                             shape,
                             cell.context(),
-                            ThroughputReport.typeName(shadow.valueType().orElse(storage)),
-                            ThroughputReport.typeName(shadow.landmarkType().orElse(storage))) + ".json"),
+                            CacheArguments.typeName(shadow.valueType().orElse(storage)),
+                            CacheArguments.typeName(shadow.landmarkType().orElse(storage))) + ".json"),
                     text.toString());
         }
     }

@@ -77,14 +77,9 @@ final class ThroughputReport {
         node.put("tail", shadow.tailTakesPart());
         node.put("predict", shadow.predictsDropped());
         node.put("balance", shadow.balancesHeads());
-        node.put("valueType", typeName(shadow.valueType().orElse(storage)));
-        node.put("landmarkType", typeName(shadow.landmarkType().orElse(storage)));
+        node.put("valueType", CacheArguments.typeName(shadow.valueType().orElse(storage)));
+        node.put("landmarkType", CacheArguments.typeName(shadow.landmarkType().orElse(storage)));
         return node;
-    }
-
-    /** As options and files have it. */
-    static String typeName(ElementType type) {
-        return type == ElementType.F8_E4M3 ? "fp8" : type.name().toLowerCase(Locale.ROOT);
     }
 
     /** What the bundle was made of, if this is one. */

@@ -90,7 +90,7 @@ final class TuneCommand implements Callable<Integer> {
             description = "Whether values of the tokens that reranking drops are predicted. Default: with a rerank and a tail.")
     private Boolean predict;
 
-    @Option(names = "--value-type", paramLabel = "TYPE", description = "How values are kept: f32, bf16, f16 or f8. Default: the storage type.")
+    @Option(names = "--value-type", paramLabel = "TYPE", description = CacheArguments.VALUE_TYPES)
     private String valueType;
 
     @Mixin
@@ -197,7 +197,7 @@ final class TuneCommand implements Callable<Integer> {
 
     private static Row row(Model loaded, CacheOptions options, MemoryPlan plan, List<StepByStep.Step> all) {
         ElementType type = options.valueType().orElse(loaded.device().isCpu() ? ElementType.F32 : ElementType.BF16);
-        double chunkBytes = (double) options.chunk() * loaded.config().headDim() * type.bytes();
+        double chunkBytes = type.bytes((long) options.chunk() * loaded.config().headDim());
         return new Row(
                 options,
                 plan,

@@ -234,7 +234,7 @@ class CommandLineTest {
             assertRefused(run(with(command, neither)), 1, "predict", "rerank", "tail");
         }
         assertRefused(run(with(command, "a=shadow,rank=x")), 1, "a=shadow,rank=x", "'x'");
-        assertRefused(run(with(command, "a=shadow,value-type=f12")), 1, "f12", "bf16");
+        assertRefused(run(with(command, "a=shadow,value-type=f13")), 1, "f13", "bf16", "fp12", "fp6");
         assertRefused(run(with(command, "a=shadow,budget=length/x")), 1, "length/x");
         assertRefused(run(with(command, "a=fast")), 1, "fast", "dense");
         assertRefused(run(with(command, "shadow")), 1, "NAME=dense");
@@ -429,11 +429,11 @@ class CommandLineTest {
     void benchWritesAFileForEachContextAndPairOfTypes() throws IOException {
         Path out = folder.resolve("throughput");
         Outcome text = run(
-                "bench", "throughput", "--shape", "needle-32k", "--context", "1k,2k", "--types", "f32/f32,f8/i8", "--out", out,
+                "bench", "throughput", "--shape", "needle-32k", "--context", "1k,2k", "--types", "f32/f32,f8/i8,f12/f32,FP6/i8", "--out", out,
                 "--gpu-memory-limit", "200m", "--host-memory-limit", "40m", "--batch", 2, "--budget", 256, "--rank", 40, "--steps", 2,
                 "--layers", 1, "--slots", 32, "--device", "cpu");
         assertThat(text.code()).as(text.err()).isZero();
-        assertThat(text.out().split("tokens a session", -1)).hasSize(5);
+        assertThat(text.out().split("tokens a session", -1)).hasSize(9);
         for (String context : List.of("1k", "2k")) {
             JsonNode wide = new com.fasterxml.jackson.databind.ObjectMapper().readTree(out.resolve("needle-32k-" + context + "-f32-f32.json").toFile());
             JsonNode narrow = new com.fasterxml.jackson.databind.ObjectMapper().readTree(out.resolve("needle-32k-" + context + "-fp8-i8.json").toFile());
@@ -443,6 +443,14 @@ class CommandLineTest {
             assertThat(narrow.path("caches").path("dense")).isEqualTo(wide.path("caches").path("dense"));
             assertThat(narrow.path("caches").path("shadow").path("hostBytes").asLong())
                     .isBetween(1L, wide.path("caches").path("shadow").path("hostBytes").asLong() / 2);
+            JsonNode twelve = new com.fasterxml.jackson.databind.ObjectMapper().readTree(out.resolve("needle-32k-" + context + "-fp12-f32.json").toFile());
+            JsonNode six = new com.fasterxml.jackson.databind.ObjectMapper().readTree(out.resolve("needle-32k-" + context + "-fp6-i8.json").toFile());
+            assertThat(twelve.path("shadow").path("valueType").asText()).isEqualTo("fp12");
+            assertThat(six.path("shadow").path("valueType").asText()).isEqualTo("fp6");
+            assertThat(six.path("caches").path("shadow").path("hostBytes").asLong())
+                    .isLessThan(narrow.path("caches").path("shadow").path("hostBytes").asLong());
+            assertThat(linkBytesOfAChunk(twelve)).isEqualTo(1.5 * linkBytesOfAChunk(narrow));
+            assertThat(linkBytesOfAChunk(six)).isEqualTo(0.75 * linkBytesOfAChunk(narrow));
         }
         assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--types", "f8"), 1, "--types", "f8");
         assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--types", "f8/x9"), 1, "--types", "x9");
@@ -549,7 +557,7 @@ class CommandLineTest {
         assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--cache", "shadow", "--rank", 64), 1, "rank", "64");
         assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--cache", "shadow", "--chunk", 9), 1, "chunk", "9");
         assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--top-p", 2), 1, "top-p");
-        assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--value-type", "f12"), 1, "f12");
+        assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--value-type", "f13"), 1, "f13");
         assertRefused(run("generate", "--model", LLAMA, "--ids", ids, "--device", "tpu"), 1, "tpu");
         assertRefused(run("score", "--model", LLAMA, "--ids", ids, "--prefill", 9, "--out", out), 1, "9", "8");
         assertRefused(run("score", "--model", LLAMA, "--ids", write("ragged.txt", "1 2\n3\n"), "--out", out), 1, "length");

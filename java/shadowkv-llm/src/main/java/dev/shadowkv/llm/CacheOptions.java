@@ -31,7 +31,7 @@ import java.util.OptionalLong;
  *     default as there are a rerank and a tail
  * @param balance whether the heads' keys are brought to the same length before they are factored; not in the paper's
  *     method
- * @param valueType how values are kept in host memory
+ * @param valueType how values are kept in host memory: as stored, F8_E4M3, F12_E4M7 or F6_E2M3
  * @param landmarkType how landmarks are kept
  * @param storageType how everything else is kept
  */

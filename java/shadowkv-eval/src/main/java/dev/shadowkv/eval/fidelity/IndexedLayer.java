@@ -114,7 +114,8 @@ final class IndexedLayer implements AutoCloseable {
         int rank = options.rank().orElse(Math.min(160, heads * dim));
         geometry = new Geometry(
                 capture.queryHeads(), heads, dim, chunk, Math.max(rank, Geometry.MIN_RANK), type, options.valueType().orElse(type),
-                options.landmarkType().orElse(type), Math.ceilDiv(recent, chunk) * chunk, 0);
+                options.landmarkType().orElse(type), Math.ceilDiv(recent, chunk) * chunk,
+                options.valueType().orElse(type).isPacked() ? select : 0);
         cache = new CacheKernels(device);
         decode = new DecodeKernels(device);
         arena = device.newArena();
@@ -224,8 +225,8 @@ final class IndexedLayer implements AutoCloseable {
             cache.chunkGather(values, heads, dim, g.chunk(), one, 1, outlierValues, outliers + i, places);
             device.copyRows(uploadAll(heads, Float.floatToRawIntBits(ABSENT)), 4, radius.slice(4L * id), 4 * chunks, 4, heads);
         }
-        MemorySegment host = pinned.allocate((long) heads * chunks * g.chunk() * dim * g.valueType().bytes(), 64);
-        DeviceBuffer valueScales = g.valueType() == ElementType.F8_E4M3 ? allocate(ElementType.F32, heads, chunks) : null;
+        MemorySegment host = pinned.allocate(g.valueType().bytes(heads * chunks * g.chunk() * dim), 64);
+        DeviceBuffer valueScales = g.valueType().isScaled() ? allocate(ElementType.F32, heads, chunks) : null;
         cache.valueStore(values, heads, dim, g.chunk(), 0, indexed, host, g.valueType(), valueScales, chunks);
         moments = options.tailTakesPart() ? allocate(ElementType.F32, g.momentFloats()) : null;
         if (moments != null) {
@@ -237,9 +238,17 @@ final class IndexedLayer implements AutoCloseable {
             valueBasis = allocate(type, heads, g.rank(), dim);
             cache.valueFit(coefficients, values, heads, dim, g.rank(), 0, sealed, valueBasis);
         }
+        // Values are read where they are, but for packed ones: a GPU has those in slots alone.
+        boolean slots = g.slots() > 0;
+        DeviceBuffer slotValues = slots ? allocate(g.valueType().unpacked(), heads, g.slots(), g.chunk(), dim) : null;
+        DeviceBuffer slotStamp = slots ? allocate(ElementType.F32, heads, g.slots()) : null;
+        DeviceBuffer slotChunk = slots ? arena.allocate(slotStamp.byteSize()) : null;
+        if (slots) {
+            device.fill(slotChunk, 0xff);
+        }
         layers.set(0, new ShadowLayer(
                 coefficients, basis, landmarks, landmarkScales, radius, outlierKeys, outlierValues, recent(keys), recent(values), host,
-                valueScales, null, null, null, moments, null, valueBasis, chunks, places));
+                valueScales, slotValues, slotChunk, slotStamp, moments, null, valueBasis, chunks, places));
         layers.upload();
         return ids;
     }
@@ -348,14 +357,29 @@ final class IndexedLayer implements AutoCloseable {
                         tail, dropped, droppedValues);
             }
             DeviceBuffer output = scratch.allocate(4 * width);
-            // Values are read where they are, so a chunk's slot is the chunk.
             decode.sparseAttention(
-                    g, 1, query, layers, 0, states, 0, rope, capture.tokens(), select, selected, selected, count, tail,
-                    dropped, droppedValues, Rows.of(output, ElementType.F32), null);
+                    g, 1, query, layers, 0, states, 0, rope, capture.tokens(), select, selected,
+                    slotsOf(scratch, selected, count), count, tail, dropped, droppedValues, Rows.of(output, ElementType.F32), null);
             return new Attended(
                     tokens(integers(selected, heads * select), integers(count, heads), begin, length(step)),
                     floats(output, (int) width));
         }
+    }
+
+    /** The slots of the selected chunks, with their values in them; where values are read in place, the chunks. */
+    private DeviceBuffer slotsOf(DeviceArena scratch, DeviceBuffer selected, DeviceBuffer count) {
+        Geometry g = geometry;
+        if (g.slots() == 0) {
+            return selected;
+        }
+        DeviceBuffer selectedSlot = scratch.allocate(selected.byteSize());
+        DeviceBuffer fetchChunk = scratch.allocate(selected.byteSize());
+        DeviceBuffer fetchSlot = scratch.allocate(selected.byteSize());
+        DeviceBuffer fetchCount = scratch.allocate(count.byteSize());
+        decode.cachePlan(
+                g, 1, layers, 0, states, 0, select, selected, count, selectedSlot, fetchChunk, fetchSlot, fetchCount);
+        decode.valueGather(g, 1, layers, 0, select, fetchChunk, fetchSlot, fetchCount, 0);
+        return selectedSlot;
     }
 
     /** How many of an index's folded chunks stay dense. */

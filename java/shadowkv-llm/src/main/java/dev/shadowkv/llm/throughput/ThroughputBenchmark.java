@@ -310,8 +310,9 @@ public final class ThroughputBenchmark implements AutoCloseable {
         return batch.sessions().getFirst().length();
     }
 
+    /** Of the values of a chunk of a head, as they cross the link. */
     private static long chunkBytes(ShadowKvCache cache) {
-        return (long) cache.geometry().chunk() * cache.geometry().headDim() * cache.geometry().valueType().bytes();
+        return cache.geometry().valueType().bytes((long) cache.geometry().chunk() * cache.geometry().headDim());
     }
 
     /** Looks for the deviation of the noise that leaves the wanted share of chunks where it is. */
