@@ -14,9 +14,10 @@ import dev.shadowkv.kernels.Geometry;
  * @param products how many products the sums behind a logit have: those of a coefficient, of an element of the rebuilt
  *     key, and of the logit itself; each partial sum is rounded
  * @param values relative rounding error of values
+ * @param smallest rounding error of the smallest values, as a share of the largest
  * @param parts how many tokens are added to the sums over the index at once
  */
-record ExpectedError(double storage, double sums, int products, double values, int parts) {
+record ExpectedError(double storage, double sums, int products, double values, double smallest, int parts) {
 
     /** Roundings that change a logit in proportion to its products: two of the query, two of the key, one of the weight. */
     private static final int OF_PRODUCTS = 5;
@@ -29,7 +30,8 @@ record ExpectedError(double storage, double sums, int products, double values, i
         ElementType valueType = geometry.valueType();
         return new ExpectedError(TestDevice.epsilon(storageType), 0x1p-24,
                 geometry.keyValueHeads() * geometry.headDim() + geometry.rank() + geometry.headDim(),
-                Math.max(TestDevice.epsilon(storageType), TestDevice.epsilon(valueType)), options.foldTokens());
+                Math.max(TestDevice.epsilon(storageType), TestDevice.epsilon(valueType)), TestDevice.smallest(valueType),
+                options.foldTokens());
     }
 
     /**
@@ -47,12 +49,14 @@ record ExpectedError(double storage, double sums, int products, double values, i
             total = Oracle.logSumExp(new double[] {total, tail.logWeight()});
         }
         double sum = uniform(storage) * Oracle.dot(out, out);
+        // The largest of all is at least the largest of any chunk.
+        double ofSmall = smallest == 0 ? 0 : d * uniform(smallest * largest(values));
         for (int i = 0; i < logits.length; i++) {
             double logit = logitVariance(query, keys.get(i), OF_DIRECTIONS, rewound);
             double weight = Math.exp(logits[i] - total);
             double distance = Oracle.distance(values.get(i), out);
             sum += weight * weight * (distance * distance * logit
-                    + uniform(this.values) * Oracle.dot(values.get(i), values.get(i)));
+                    + uniform(this.values) * Oracle.dot(values.get(i), values.get(i)) + ofSmall);
         }
         return tail == null ? sum : sum + tailSquares(query, out, total, tail, rewound);
     }
@@ -85,6 +89,16 @@ record ExpectedError(double storage, double sums, int products, double values, i
         double distance = Oracle.distance(tail.value(), out);
         return weight * weight * (distance * distance * logit
                 + moments.variance(query, uniform(storage) * (1 + rewound), uniform(sums), roundings));
+    }
+
+    private static double largest(List<double[]> values) {
+        double largest = 0;
+        for (double[] value : values) {
+            for (double v : value) {
+                largest = Math.max(largest, Math.abs(v));
+            }
+        }
+        return largest;
     }
 
     /** The variance of an error that may be anything up to a bound. */

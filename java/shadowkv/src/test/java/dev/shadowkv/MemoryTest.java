@@ -12,6 +12,7 @@ import java.util.Random;
 import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.CsvSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** What plans say against what is taken, and that decoding takes nothing. */
@@ -44,6 +45,30 @@ class MemoryTest {
             cache.close();
             assertThat(device.allocatedBytes()).isZero();
             assertThat(device.pinnedBytes()).isZero();
+        }
+    }
+
+    /** Values as few bits as they have in host memory; in slots, and those of appended tokens, as they are there. */
+    @ParameterizedTest
+    @CsvSource({"F8_E4M3, 40", "F12_E4M7, 0", "F12_E4M7, 40", "F6_E2M3, 0", "F6_E2M3, 40"})
+    void plansOfValuesOfFewerBitsAreExact(ElementType type, int slots) {
+        try (Device device = TestDevice.open()) {
+            Assumptions.assumeTrue(device.isCpu() || slots > 0, "packed values need slots on a GPU");
+            ShadowKvCache.Builder builder = ((ShadowKvCache.Builder) builder(device, true)).storageType(ElementType.BF16).slots(slots);
+            MemoryPlan whole = builder.plan();
+            MemoryPlan plan = builder.valueType(type).plan();
+            int bits = type == ElementType.F8_E4M3 ? 8 : type == ElementType.F12_E4M7 ? 12 : 6;
+            assertThat(plan.sessionPinnedBytes()).isEqualTo(whole.sessionPinnedBytes() * bits / 16);
+            // A scale a chunk and head.
+            long scales = SlabPool.align(4L * CacheRunner.KEY_VALUE_HEADS * 500);
+            long slotBytes = (long) CacheRunner.KEY_VALUE_HEADS * slots * 8 * CacheRunner.HEAD_DIM;
+            long saved = type == ElementType.F12_E4M7 ? 0 : slotBytes;
+            assertThat(plan.sessionDeviceBytes()).isEqualTo(whole.sessionDeviceBytes() + 4 * (scales - saved));
+            try (ShadowKvCache cache = builder.build()) {
+                cache.batch(List.of(cache.open(4000), cache.open(4000), cache.open(4000)));
+                assertThat(device.allocatedBytes()).isEqualTo(plan.deviceBytes() - plan.workspaceBytes());
+                assertThat(device.pinnedBytes()).isEqualTo(plan.pinnedBytes());
+            }
         }
     }
 

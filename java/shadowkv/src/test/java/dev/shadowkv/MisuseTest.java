@@ -347,6 +347,14 @@ class MisuseTest {
         unsupported("predictDropped", b -> b.tail(true).predictDropped(true));
         unsupported("predictDropped", b -> b.rerank(2).tail(false).predictDropped(true));
         unsupported("valueType", b -> b.valueType(ElementType.I8));
+        for (ElementType packed : new ElementType[] {ElementType.F12_E4M7, ElementType.F6_E2M3}) {
+            unsupported("landmarkType", b -> b.landmarkType(packed));
+            unsupported("storageType", b -> b.storageType(packed));
+            unsupported("inputType", b -> b.inputType(packed));
+            if (!device.isCpu()) {
+                unsupported("slots", b -> b.valueType(packed).slots(0));
+            }
+        }
         unsupported("landmarkType", b -> b.landmarkType(ElementType.F8_E4M3));
         unsupported("storageType", b -> b.storageType(ElementType.I8));
         unsupported("inputType", b -> b.inputType(ElementType.F8_E4M3));

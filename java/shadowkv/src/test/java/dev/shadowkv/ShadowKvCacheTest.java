@@ -222,7 +222,7 @@ class ShadowKvCacheTest extends ShadowTest {
     }
 
     @ParameterizedTest
-    @CsvSource({"F8_E4M3,", ",I8", "F8_E4M3,I8"})
+    @CsvSource({"F8_E4M3,", "F12_E4M7,", "F6_E2M3,", ",I8", "F8_E4M3,I8", "F6_E2M3,I8"})
     void smallerTypesStayClose(ElementType values, ElementType landmarks) {
         Tokens tokens = CacheRunner.tokens(random, 640, 24);
         double[] error = new double[2];
@@ -238,8 +238,100 @@ class ShadowKvCacheTest extends ShadowTest {
                 error[i] = error(session, tokens, 500, 640);
             }
         }
-        // e4m3 rounds each value by up to 1/16 of itself; int8 landmarks only change near ties.
-        assertThat(error[1]).isLessThan(error[0] + 2 * TestDevice.epsilon(ElementType.F8_E4M3));
+        // e4m3 rounds each value by up to 1/16 of itself, six bits by 1/120 of the largest too; int8 landmarks only change near
+        // ties.
+        double rounding = TestDevice.epsilon(ElementType.F8_E4M3);
+        if (values != null) {
+            rounding = TestDevice.epsilon(values) + TestDevice.smallest(values) * largestOverMean(tokens.values);
+        }
+        assertThat(error[1]).isLessThan(error[0] + 2 * rounding);
+    }
+
+    /** The largest magnitude over the root of the mean square. */
+    private static double largestOverMean(float[] numbers) {
+        double largest = 0;
+        double squares = 0;
+        for (float x : numbers) {
+            largest = Math.max(largest, Math.abs(x));
+            squares += (double) x * x;
+        }
+        return largest / Math.sqrt(squares / numbers.length);
+    }
+
+    /** Each value in the index is off by its type's rounding; errors of tokens are independent. */
+    @ParameterizedTest
+    @CsvSource({"F8_E4M3, 0", "F8_E4M3, 24", "F12_E4M7, 0", "F12_E4M7, 24", "F6_E2M3, 0", "F6_E2M3, 24"})
+    void valuesOfFewerBitsAreOffByTheirRounding(ElementType values, int slots) {
+        int prompt = 700;
+        Tokens tokens = CacheRunner.tokens(random, prompt + 150, RANK);
+        try (ShadowKvCache cache = builder(1, 1, 3000).residualLimit(1).slots(slotsOf(slots)).valueType(values).build();
+             KvSession session = cache.open(prompt + 200)) {
+            CacheRunner.append(session, tokens, 0, prompt, random);
+            session.seal();
+            ShadowOracle oracle = new ShadowOracle(dense(), cache.options);
+            for (int t = 0; t < prompt; t++) {
+                oracle.add(tokens, t);
+            }
+            oracle.headScales = headScales(session, 0);
+            oracle.seal(basis(session, 0));
+            oracle.rounding = ExpectedError.of(cache.options);
+            Errors errors = new Errors();
+            double scores = scoreError(tokens);
+            Assumptions.assumeTrue(oracle.outlierMargin > cosineError(), "outliers nearly tie");
+            float[][] outputs = CacheRunner.decode(session, tokens, prompt, prompt + 150);
+            for (int t = 0; t < 150; t++) {
+                double[] expected = oracle.step(tokens, prompt + t);
+                if (oracle.margin > scores) {
+                    errors.add(expected, outputs[t], oracle.expectedSquares, "token " + (prompt + t));
+                }
+            }
+            assertThat(errors.steps).isGreaterThan(storageType == ElementType.F32 ? 120 : 0);
+            errors.assertExpected();
+        }
+    }
+
+    /** A GPU has slots in any case. */
+    private int slotsOf(int slots) {
+        return slots == 0 && !device.isCpu() ? 16 : slots;
+    }
+
+    /** Numbers of BF16 within 2^-14 of the largest are kept as they are: so are answers, and others nearly. */
+    @ParameterizedTest
+    @CsvSource({"0, true", "24, true", "0, false", "24, false"})
+    void twelveBitsAreBfloat16(int slots, boolean exact) {
+        storageType = ElementType.BF16;
+        int prompt = 600;
+        int total = 800;
+        Tokens tokens = CacheRunner.tokens(random, total, 24);
+        double largest = 0;
+        for (int i = 0; i < tokens.values.length; i++) {
+            // Multiples of 1/8 below 64: zero, or at least 2^-9 of the largest.
+            tokens.values[i] = exact ? Math.clamp(Math.round(8 * tokens.values[i]) / 8f, -63f, 63f) : tokens.values[i];
+            largest = Math.max(largest, Math.abs(tokens.values[i]));
+        }
+        float[][][] outputs = new float[2][][];
+        for (int i = 0; i < 2; i++) {
+            try (ShadowKvCache cache = builder(2, 1, total).slots(slotsOf(slots))
+                    .valueType(i == 0 ? ElementType.BF16 : ElementType.F12_E4M7).build(); KvSession session = cache.open(total)) {
+                CacheRunner.append(session, tokens, 0, prompt, null);
+                session.seal();
+                outputs[i] = CacheRunner.decode(session, tokens, prompt, total);
+            }
+        }
+        // Selection and weights are the same. The weights sum to one, so the output is off by no more than a value is; and the
+        // products and partial sums of both, of all that is attended, are rounded each for itself.
+        int attended = 128 + 3 * 8 + 96;
+        double tolerance = largest * (0x1p-22 + 2 * 2 * attended * 0x1p-24 + 2 * TestDevice.epsilon(device.defaultType()));
+        for (int t = 0; t < total - prompt; t++) {
+            if (exact) {
+                Compare.same(outputs[0][t], outputs[1][t], "token " + (prompt + t));
+                continue;
+            }
+            for (int i = 0; i < outputs[0][t].length; i++) {
+                assertThat((double) Math.abs(outputs[0][t][i] - outputs[1][t][i])).as("token %s", prompt + t)
+                        .isLessThanOrEqualTo(tolerance);
+            }
+        }
     }
 
     /** What stays in the slots from step to step is what would be rebuilt. */

@@ -98,7 +98,7 @@ class ShadowSessionTest extends ShadowTest {
         storageType = storage == ElementType.F32 ? storageType : storage;
         int total = 700;
         Tokens tokens = CacheRunner.tokens(random, total, RANK);
-        for (ElementType values : new ElementType[] {null, ElementType.F8_E4M3}) {
+        for (ElementType values : new ElementType[] {null, ElementType.F8_E4M3, ElementType.F12_E4M7, ElementType.F6_E2M3}) {
             ShadowKvCache.Builder options = builder(2, 2, total).budget(64).slots(slots).keepKeys(keepKeys);
             if (values != null) {
                 options.valueType(values);
@@ -150,7 +150,8 @@ class ShadowSessionTest extends ShadowTest {
     }
 
     @ParameterizedTest
-    @CsvSource({"F32, 700, 600", "F32, 700, 505", "F32, 700, 300", "F8_E4M3, 700, 310", "F32, 700, 40", "F32, 700, 0"})
+    @CsvSource({"F32, 700, 600", "F32, 700, 505", "F32, 700, 300", "F8_E4M3, 700, 310", "F12_E4M7, 700, 310",
+        "F6_E2M3, 700, 310", "F32, 700, 40", "F32, 700, 0"})
     void truncateBehindTheWindowKeepsTheContent(ElementType values, int generated, int position) {
         ElementType valueType = values == ElementType.F32 ? storageType : values;
         Tokens tokens = CacheRunner.tokens(random, 900, 24);
@@ -222,7 +223,7 @@ class ShadowSessionTest extends ShadowTest {
     void whatWasTruncatedBeforeSealingLeavesNothing() {
         Tokens tokens = CacheRunner.tokens(random, 2100, RANK);
         Tokens other = CacheRunner.tokens(random, 2100, RANK);
-        for (ElementType values : new ElementType[] {storageType, ElementType.F8_E4M3}) {
+        for (ElementType values : new ElementType[] {storageType, ElementType.F8_E4M3, ElementType.F12_E4M7, ElementType.F6_E2M3}) {
             try (ShadowKvCache cache = builder(2, 2, 2100).valueType(values).build()) {
                 for (int kept : new int[] {0, 45, 803, 1499}) {
                     // The last of them ends short and exact.
@@ -259,7 +260,7 @@ class ShadowSessionTest extends ShadowTest {
     void savedSessionsContinueBitForBit(@TempDir Path folder) throws Exception {
         Tokens tokens = CacheRunner.tokens(random, 900, RANK);
         for (int prompt : new int[] {60, 500}) {
-            for (ElementType values : new ElementType[] {storageType, ElementType.F8_E4M3}) {
+            for (ElementType values : new ElementType[] {storageType, ElementType.F8_E4M3, ElementType.F12_E4M7, ElementType.F6_E2M3}) {
                 try (ShadowKvCache cache = builder(2, 2, 1000).valueType(values).landmarkType(ElementType.I8).build();
                      KvSession session = cache.open(1000)) {
                     CacheRunner.append(session, tokens, 0, prompt, random);

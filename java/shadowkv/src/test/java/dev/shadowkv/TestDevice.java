@@ -62,9 +62,22 @@ public final class TestDevice {
         return switch (type) {
             case F32 -> 0x1p-24;
             case F16 -> 0x1p-11;
-            case BF16 -> 0x1p-8;
-            case F8_E4M3 -> 0x1p-4;
+            case BF16, F12_E4M7 -> 0x1p-8;
+            case F8_E4M3, F6_E2M3 -> 0x1p-4;
             case I8 -> 0.5 / 127;
+        };
+    }
+
+    /**
+     * What rounding may add to that for small numbers: half the distance between the smallest, as a share of the largest
+     * number of a chunk. Of types with a scale; the scale of F12_E4M7 is counted from the largest's power of two.
+     */
+    public static double smallest(ElementType type) {
+        return switch (type) {
+            case F8_E4M3 -> 0x1p-10 / 448;
+            case F12_E4M7 -> 0x1p-14 * 0x1p-8;
+            case F6_E2M3 -> 0x1p-10 / (7.5 / 64);
+            default -> 0;
         };
     }
 }
