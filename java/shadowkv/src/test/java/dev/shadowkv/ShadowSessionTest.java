@@ -98,12 +98,15 @@ class ShadowSessionTest extends ShadowTest {
         storageType = storage == ElementType.F32 ? storageType : storage;
         int total = 700;
         Tokens tokens = CacheRunner.tokens(random, total, RANK);
+        Tokens other = CacheRunner.tokens(random, total, RANK);
         for (ElementType values : new ElementType[] {null, ElementType.F8_E4M3, ElementType.F12_E4M7, ElementType.F6_E2M3}) {
-            ShadowKvCache.Builder options = builder(2, 2, total).budget(64).slots(slots).keepKeys(keepKeys);
+            ShadowKvCache.Builder options = builder(2, 3, total).budget(64).slots(slots).keepKeys(keepKeys);
             if (values != null) {
                 options.valueType(values);
             }
-            try (ShadowKvCache cache = options.build(); KvSession stepped = cache.open(total)) {
+            try (ShadowKvCache cache = options.build(); KvSession stepped = cache.open(total); KvSession mate = cache.open(total)) {
+                CacheRunner.append(mate, other, 0, 400, random);
+                mate.seal();
                 int at = 20 + random.nextInt(60);
                 CacheRunner.append(stepped, tokens, 0, at, random);
                 stepped.seal();
@@ -111,6 +114,11 @@ class ShadowSessionTest extends ShadowTest {
                 while (at < total) {
                     int n = Math.min(total - at, 1 + random.nextInt(150));
                     float[] output = new float[n * tokens.queryWidth];
+                    // Another session's chunks of the same numbers are no longer there.
+                    int last = (int) mate.length();
+                    mate.prefill(1, 9, other.queries(last, last + 9), other.keys(last, last + 9), other.values(last, last + 9),
+                            MemorySegment.ofArray(new float[9 * other.queryWidth]));
+                    mate.truncate(last);
                     for (int layer = 0; layer < 2; layer++) {
                         read.prefill(layer, n, tokens.queries(at, at + n), tokens.keys(at, at + n), tokens.values(at, at + n),
                                 MemorySegment.ofArray(output));
