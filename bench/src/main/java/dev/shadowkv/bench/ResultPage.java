@@ -290,9 +290,9 @@ public final class ResultPage {
     }
 
     /** Of values and landmarks where they are not as everything else is stored: " fp8/i8", " fp12", " landmarks i8". */
-    private static String types(Measured one) {
-        String values = shortName(stored(one, "valueType"));
-        String landmarks = shortName(stored(one, "landmarkType"));
+    static String types(String valueType, String landmarkType) {
+        String values = shortName(valueType);
+        String landmarks = shortName(landmarkType);
         if (landmarks.isEmpty()) {
             return values.isEmpty() ? "" : " " + values;
         }
@@ -301,11 +301,16 @@ public final class ResultPage {
 
     private static String shortName(String type) {
         return switch (type) {
+            case "default" -> "";
             case "F8_E4M3" -> "fp8";
             case "F12_E4M7" -> "fp12";
             case "F6_E2M3" -> "fp6";
             default -> type.toLowerCase(Locale.ROOT);
         };
+    }
+
+    private static String types(Measured one) {
+        return types(one.parameter("valueType"), one.parameter("landmarkType"));
     }
 
     private static String stored(Measured one, String key) {

@@ -48,6 +48,20 @@ class ResultPageTest {
         assertThat(Files.size(folder.resolve("docs/benchmarks/quick-bandwidth.png"))).isGreaterThan(1000);
     }
 
+    /** Lines of one batch are told apart by the types of values and landmarks. */
+    @Test
+    void namesTheTypes() throws Exception {
+        String twelve = result("shadow", 8192, 100).replace("\"valueType\": \"default\"", "\"valueType\": \"F12_E4M7\"");
+        String six = result("shadow", 8192, 90).replace("\"valueType\": \"default\"", "\"valueType\": \"F6_E2M3\"")
+                .replace("\"landmarkType\": \"default\"", "\"landmarkType\": \"I8\"");
+        assertThat(page(twelve + "," + six)).contains("| F12_E4M7 |  |", "| F6_E2M3 | I8 |");
+        assertThat(ResultPage.types("default", "default")).isEmpty();
+        assertThat(ResultPage.types("F12_E4M7", "default")).isEqualTo(" fp12");
+        assertThat(ResultPage.types("F6_E2M3", "I8")).isEqualTo(" fp6/i8");
+        assertThat(ResultPage.types("F8_E4M3", "I8")).isEqualTo(" fp8/i8");
+        assertThat(ResultPage.types("default", "I8")).isEqualTo(" landmarks i8");
+    }
+
     private static String result(String operation, int context, double time) {
         return String.format(java.util.Locale.ROOT, """
                 {"benchmark": "dev.shadowkv.bench.DecodeLayerBenchmark.%s", "params": {"batch": "1", "context": "%d",

@@ -75,13 +75,22 @@ class IndexedLayerTest {
     }
 
     private static CacheOptions options(int rank, int budget, double rerank, boolean tail) {
+        return options(rank, budget, rerank, tail, null);
+    }
+
+    private static CacheOptions options(int rank, int budget, double rerank, boolean tail, ElementType values) {
         return new CacheOptions(
                 CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.of(3), 0.5f, rerank, Optional.of(tail), Optional.empty(), Optional.empty(),
-                Optional.empty(), Optional.empty(), Optional.empty());
+                Optional.ofNullable(values), Optional.empty(), Optional.empty());
     }
 
     private static ShadowKvCache cache(Device device, Rope rope, double rerank, boolean tail) {
+        return cache(device, rope, rerank, tail, null);
+    }
+
+    private static ShadowKvCache cache(Device device, Rope rope, double rerank, boolean tail, ElementType values) {
         return ShadowKvCache.builder(device)
+                .valueType(values)
                 .layers(1)
                 .queryHeads(QUERY_HEADS)
                 .keyValueHeads(HEADS)
@@ -99,15 +108,15 @@ class IndexedLayerTest {
 
     /** What the probe puts together of kernels is what the cache does. */
     @ParameterizedTest
-    @CsvSource({"0, true", "3, true", "0, false", "3, false"})
-    void isWhatTheCacheDoes(double rerank, boolean tail) {
+    @CsvSource({"0, true,", "3, true,", "0, false,", "3, false,", "0, true, F8_E4M3", "0, true, F12_E4M7", "3, true, F6_E2M3"})
+    void isWhatTheCacheDoes(double rerank, boolean tail, ElementType values) {
         LayerCapture capture = capture();
         Rope rope = Rope.standard(DIM, 10000);
         int width = HEADS * DIM;
         int sealed = TOKENS - STEPS;
         try (Device device = device();
-                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail));
-                ShadowKvCache cache = cache(device, rope, rerank, tail);
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail, values));
+                ShadowKvCache cache = cache(device, rope, rerank, tail, values);
                 KvSession session = cache.open(TOKENS)) {
             session.append(
                     0, sealed, MemorySegment.ofArray(Arrays.copyOf(capture.keys(), sealed * width)),
