@@ -226,6 +226,40 @@ class PackedChunkTest {
         }
     }
 
+    /** By what is touched: packed host memory, slots of what it is unpacked to, and scales. */
+    @ParameterizedTest
+    @EnumSource(value = ElementType.class, names = {"F12_E4M7", "F6_E2M3"})
+    void whatIsTooSmallIsRefused(ElementType type) {
+        int elements = 16 * 256;
+        Geometry g = new Geometry(1, 1, 256, 16, 16, ElementType.BF16, type, ElementType.BF16, 16, 1);
+        try (Device device = TestDevice.open(); PinnedArena pinned = device.newPinnedArena();
+             ShadowLayers layers = new ShadowLayers(device, g, 1)) {
+            DeviceBuffer any = device.allocate(2L * 2 * elements);
+            MemorySegment values = pinned.allocate(type.bytes(2 * elements), 64);
+            DeviceBuffer slot = device.allocate(type.unpacked().bytes(elements));
+            layers.set(0, layer(any, values, any, slot));
+            assertThatThrownBy(() -> layers.set(0, layer(any, values.asSlice(1), any, slot)))
+                    .isInstanceOf(IndexOutOfBoundsException.class)
+                    .hasMessage("values has " + (values.byteSize() - 1) + " bytes, but " + values.byteSize() + " will be touched");
+            assertThatThrownBy(() -> layers.set(0, layer(any, values, any, slot.slice(1))))
+                    .isInstanceOf(IndexOutOfBoundsException.class).hasMessageContaining("slotValues has");
+            assertThatThrownBy(() -> layers.set(0, layer(any, values, null, slot))).isInstanceOf(NullPointerException.class)
+                    .hasMessage("valueScales");
+            CacheKernels kernels = new CacheKernels(device);
+            Ring ring = new Ring(any, ElementType.BF16, 2 * 16);
+            assertThatThrownBy(() -> kernels.valueStore(ring, 1, 256, 16, 0, 2, values.asSlice(1), type, any, 2))
+                    .isInstanceOf(IndexOutOfBoundsException.class).hasMessageContaining("values has");
+            assertThatThrownBy(() -> kernels.valueStore(ring, 1, 256, 16, 0, 2, values, type, null, 2))
+                    .isInstanceOf(ShadowKvException.class).hasMessageContaining("value_scales");
+            kernels.valueStore(ring, 1, 256, 16, 0, 2, values, type, any.slice(0, 8), 2);
+        }
+    }
+
+    private static ShadowLayer layer(DeviceBuffer any, MemorySegment values, DeviceBuffer scales, DeviceBuffer slot) {
+        return new ShadowLayer(any, any, any, null, any, null, null, any, any, values, scales, slot, any, any, null, null, null, 2,
+                0);
+    }
+
     private static double nearest(double[] numbers, double magnitude, double scale) {
         double least = Double.POSITIVE_INFINITY;
         for (double number : numbers) {
