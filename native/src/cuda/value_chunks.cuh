@@ -67,7 +67,8 @@ class CopiedChunk {
   uint4 data_[kPieces > 0 ? kPieces : 1];
 };
 
-// Packed chunks, by the elements that share bytes: Format::Piece is what a lane takes of each part of a chunk.
+// Packed chunks, in pieces of a format: some elements of each part of a chunk, whose bits share bytes. What lanes write
+// side by side are whole sectors.
 template <class Format, int kPieces>
 class UnpackedChunk {
  public:
@@ -106,9 +107,13 @@ class UnpackedChunk {
 template <int kWords>
 using WordsOf = std::conditional_t<kWords == 4, uint4, std::conditional_t<kWords == 2, uint2, std::uint32_t>>;
 
-template <int kWords>
-__device__ inline std::uint32_t word_of(const WordsOf<kWords>& words, int i) {
+template <class Words>
+__device__ inline std::uint32_t word_of(const Words& words, int i) {
   return reinterpret_cast<const std::uint32_t*>(&words)[i];
+}
+template <class Words>
+__device__ inline std::uint32_t& word_of(Words& words, int i) {
+  return reinterpret_cast<std::uint32_t*>(&words)[i];
 }
 
 // F12_E4M7: kWords times four elements of each half of the chunk, whose upper bits are the two halves of the same
@@ -131,17 +136,18 @@ class TwelveBitPiece {
     const auto power = __float2bfloat162_rn(kTwelveBitPower), scale = __float2bfloat162_rn(chunk.scale);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      auto* const target =
-          reinterpret_cast<uint2*>(chunk.target + (half * (chunk.elements / 2) + piece * kElements) * 2);
+      WordsOf<2 * kWords> pairs;
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
-        const std::uint32_t low = word_of<kWords>(low_[half], i);
-        const std::uint32_t upper = word_of<kWords>(high_, i) >> (4 * half);
+        const std::uint32_t low = word_of(low_[half], i);
+        const std::uint32_t upper = word_of(high_, i) >> (4 * half);
         // Sign to the highest bit of each byte, upper bits of the exponent to the lowest three.
         const std::uint32_t bytes = (upper & 0x07070707U) | (upper & 0x08080808U) << 4;
-        target[i] = make_uint2(scaled(__byte_perm(low, bytes, 0x5140), power, scale),
-                               scaled(__byte_perm(low, bytes, 0x7362), power, scale));
+        word_of(pairs, 2 * i) = scaled(__byte_perm(low, bytes, 0x5140), power, scale);
+        word_of(pairs, 2 * i + 1) = scaled(__byte_perm(low, bytes, 0x7362), power, scale);
       }
+      const int first = half * (chunk.elements / 2) + piece * kElements;
+      *reinterpret_cast<WordsOf<2 * kWords>*>(chunk.target + 2 * first) = pairs;
     }
   }
 
@@ -174,14 +180,15 @@ class SixBitPiece {
   __device__ void put(const ValueChunk& chunk, int piece) const {
 #pragma unroll
     for (int quarter = 0; quarter < 4; ++quarter) {
-      auto* const target =
-          reinterpret_cast<std::uint32_t*>(chunk.target + quarter * (chunk.elements / 4) + piece * kElements);
+      WordsOf<kWords> bytes;
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
-        const std::uint32_t low = word_of<kWords>(low_[quarter % 2], i) >> (4 * (quarter / 2));
-        const std::uint32_t upper = word_of<kWords>(high_, i) >> (2 * quarter);
-        target[i] = (low & 0x0f0f0f0fU) | (upper & 0x01010101U) << 4 | (upper & 0x02020202U) << 6;
+        const std::uint32_t low = word_of(low_[quarter % 2], i) >> (4 * (quarter / 2));
+        const std::uint32_t upper = word_of(high_, i) >> (2 * quarter);
+        word_of(bytes, i) = (low & 0x0f0f0f0fU) | (upper & 0x01010101U) << 4 | (upper & 0x02020202U) << 6;
       }
+      const int first = quarter * (chunk.elements / 4) + piece * kElements;
+      *reinterpret_cast<WordsOf<kWords>*>(chunk.target + first) = bytes;
     }
   }
 

@@ -118,20 +118,21 @@ void launch_copying(int bytes, Launch&& launch) {
   }
 }
 
-// Wide takes 32 elements a piece, Narrow what chunks of a head dim that is no multiple of four have.
-template <class Wide, class Narrow, int kTogether, class Launch>
+// Format<2> takes eight elements of each part, Format<1> four: chunks of a head dim that is no multiple of four have
+// not always eight. kPieces a lane make 1024 elements.
+template <template <int> class Format, int kPieces, int kTogether, class Launch>
 void launch_unpacking(int elements, Launch&& launch) {
-  constexpr int kPiece = 32;
-  if (elements % kPiece != 0) {
-    return launch(value_gather_kernel<UnpackedChunk<Narrow, 0>, 1>);
+  constexpr int kAligned = 32, kUsual = 1024;
+  if (elements % kAligned != 0) {
+    return launch(value_gather_kernel<UnpackedChunk<Format<1>, 0>, 1>);
   }
-  if (elements <= kPiece * 32) {
-    return launch(value_gather_kernel<UnpackedChunk<Wide, 1>, kTogether>);
+  if (elements <= kUsual) {
+    return launch(value_gather_kernel<UnpackedChunk<Format<2>, kPieces>, kTogether>);
   }
-  if (elements <= kPiece * 64) {
-    return launch(value_gather_kernel<UnpackedChunk<Wide, 2>, kTogether / 2>);
+  if (elements <= 2 * kUsual) {
+    return launch(value_gather_kernel<UnpackedChunk<Format<2>, 2 * kPieces>, kTogether / 2>);
   }
-  launch(value_gather_kernel<UnpackedChunk<Wide, 0>, 1>);
+  launch(value_gather_kernel<UnpackedChunk<Format<2>, 0>, 1>);
 }
 
 }  // namespace
@@ -149,9 +150,9 @@ void launch_value_gather(const skv_value_gather_params& p, PairRange pairs, Fetc
     launch_beside("value gather", Beside{.early = order.early || order.continues}, kernel, grid, block, 0, stream, q);
   };
   if (type == SKV_F12_E4M7) {
-    launch_unpacking<TwelveBitPiece<4>, TwelveBitPiece<1>, 2>(q.elements, launch);
+    launch_unpacking<TwelveBitPiece, 2, 2>(q.elements, launch);
   } else if (type == SKV_F6_E2M3) {
-    launch_unpacking<SixBitPiece<2>, SixBitPiece<1>, 4>(q.elements, launch);
+    launch_unpacking<SixBitPiece, 1, 4>(q.elements, launch);
   } else {
     launch_copying(q.source_bytes, launch);
   }

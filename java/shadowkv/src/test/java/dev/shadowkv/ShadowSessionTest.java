@@ -100,6 +100,9 @@ class ShadowSessionTest extends ShadowTest {
         Tokens tokens = CacheRunner.tokens(random, total, RANK);
         Tokens other = CacheRunner.tokens(random, total, RANK);
         for (ElementType values : new ElementType[] {null, ElementType.F8_E4M3, ElementType.F12_E4M7, ElementType.F6_E2M3}) {
+            if (TestDevice.cuda() && slots == 0 && values != null && values.isPacked()) {
+                continue; // a GPU refuses them, see MisuseTest
+            }
             ShadowKvCache.Builder options = builder(2, 3, total).budget(64).slots(slots).keepKeys(keepKeys);
             if (values != null) {
                 options.valueType(values);
