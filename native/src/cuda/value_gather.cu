@@ -28,11 +28,12 @@ struct GatherParams {
 // Brings the chunks of fetch lists from pinned host memory into slots.
 //
 // values [K][chunk_capacity][C][D] host -> slot_values [K][slots][C][D], unpacked. Floor: the missing bytes over the
-// link (C * D elements of 16, 12, 8 or 6 bits a chunk); bound by the link. The lists are taken head by head, ascending,
-// by all warps side by side, so that neighbouring requests are neighbours in host memory; a warp has kTogether chunks
-// in flight. Reached: 50.0 GB/s at 2 KB a chunk, 48.4 at 1 KB, where copies run at 55.4 (H200, 2026-11-24,
-// bench_cuda_decode). A fetch that continues another asks while the other's last chunks are under way, so that the link
-// never runs empty.
+// link (C * D elements of 16, 12, 8 or 6 bits a chunk); bound by the link, and with six bits by the translation of
+// addresses. The lists are taken head by head, ascending, by all warps side by side, kTogether neighbours a warp: what
+// an SM asks for at a time lies within a few pages (docs/decisions.md). A warp has kTogether chunks in flight.
+// Reached for 33 sessions by 16 blocks: 50.7 GB/s with 16 and 12 bits, 49.4 with 8, 39.5 with 6, where copies run
+// at 55.4 (H200, 2026-11-29, bench_cuda_decode). A fetch that continues another asks while the other's last chunks are
+// under way, so that the link never runs empty.
 template <class Moved, int kTogether>
 __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __grid_constant__ GatherParams q) {
   if (!q.order.continues) {
@@ -44,21 +45,22 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
   const skv_value_gather_params& p = q.p;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int warps = static_cast<int>(gridDim.x) * kGatherWarps;
-  // Neighbouring entries go to different blocks.
-  const int me = warp * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int me = static_cast<int>(blockIdx.x) * kGatherWarps + warp;
   const int heads = p.geometry.key_value_heads;
-  int done = 0;  // entries of earlier batches of pairs, modulo the number of warps
+  int done = 0;  // runs of earlier batches of pairs, modulo the number of warps
   for (int batch = 0; batch < q.pairs; batch += 32) {
     const int mine = batch + lane;
     const int count = mine < q.pairs ? min(p.fetch_count[q.first_pair + mine], p.select) : 0;
     const int through = warp_prefix(count, lane);
     const int total = __shfl_sync(0xffffffffU, through, 31);
-    for (int entry = (me - done + warps) % warps; entry < total; entry += kTogether * warps) {
+    const int runs = (total + kTogether - 1) / kTogether;
+    for (int run = (me - done + warps) % warps; run < runs; run += warps) {
+      const int entry = run * kTogether;
       ValueChunk chunks[kTogether];
       int entries = 0;
 #pragma unroll
       for (int i = 0; i < kTogether; ++i) {
-        const int e = entry + i * warps;
+        const int e = entry + i;
         const bool present = e < total;
         const int which = __popc(__ballot_sync(0xffffffffU, through <= (present ? e : entry)));
         const int before = __shfl_sync(0xffffffffU, through - count, which);
@@ -85,7 +87,7 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
           moved[i].ask(chunks[i], lane);
         }
       }
-      if (q.order.holds_next && entry + kTogether * warps >= total) {
+      if (q.order.holds_next && run + warps >= runs) {
         let_next_begin();
       }
 #pragma unroll
@@ -95,7 +97,7 @@ __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __gr
         }
       }
     }
-    done = (done + total) % warps;
+    done = (done + runs) % warps;
   }
 }
 
