@@ -22,7 +22,14 @@ Pack pack_function(std::int32_t type);
 namespace {
 
 template <class Function>
-Function checked(Function function, std::int32_t type) {
+using Functions = Function (*)(std::int32_t type);
+
+// The function of a type in the version of an instruction set.
+template <class Function>
+Function chosen(std::int32_t type, InstructionSet set, Functions<Function> portable, Functions<Function> avx2,
+                Functions<Function> avx512) {
+  const bool wide = set == InstructionSet::kAvx512 || set == InstructionSet::kAvx512Bf16;
+  Function const function = (wide ? avx512 : set == InstructionSet::kAvx2 ? avx2 : portable)(type);
   if (!function) {
     throw Error(SKV_UNSUPPORTED, "rows of type " + std::to_string(type) + " cannot be converted");
   }
@@ -32,51 +39,19 @@ Function checked(Function function, std::int32_t type) {
 }  // namespace
 
 Widen widen_function(std::int32_t type, InstructionSet set) {
-  switch (set) {
-    case InstructionSet::kAvx512:
-    case InstructionSet::kAvx512Bf16:
-      return checked(avx512::widen_function(type), type);
-    case InstructionSet::kAvx2:
-      return checked(avx2::widen_function(type), type);
-    default:
-      return checked(widen_here(type), type);
-  }
+  return chosen<Widen>(type, set, widen_here, avx2::widen_function, avx512::widen_function);
 }
 
 Narrow narrow_function(std::int32_t type, InstructionSet set) {
-  switch (set) {
-    case InstructionSet::kAvx512:
-    case InstructionSet::kAvx512Bf16:
-      return checked(avx512::narrow_function(type), type);
-    case InstructionSet::kAvx2:
-      return checked(avx2::narrow_function(type), type);
-    default:
-      return checked(narrow_here(type), type);
-  }
+  return chosen<Narrow>(type, set, narrow_here, avx2::narrow_function, avx512::narrow_function);
 }
 
 Unpack unpack_function(std::int32_t type, InstructionSet set) {
-  switch (set) {
-    case InstructionSet::kAvx512:
-    case InstructionSet::kAvx512Bf16:
-      return checked(avx512::unpack_function(type), type);
-    case InstructionSet::kAvx2:
-      return checked(avx2::unpack_function(type), type);
-    default:
-      return checked(unpack_here(type), type);
-  }
+  return chosen<Unpack>(type, set, unpack_here, avx2::unpack_function, avx512::unpack_function);
 }
 
 Pack pack_function(std::int32_t type, InstructionSet set) {
-  switch (set) {
-    case InstructionSet::kAvx512:
-    case InstructionSet::kAvx512Bf16:
-      return checked(avx512::pack_function(type), type);
-    case InstructionSet::kAvx2:
-      return checked(avx2::pack_function(type), type);
-    default:
-      return checked(pack_here(type), type);
-  }
+  return chosen<Pack>(type, set, pack_here, avx2::pack_function, avx512::pack_function);
 }
 
 RowConversion::RowConversion(std::int32_t from, std::int32_t to, InstructionSet set)
