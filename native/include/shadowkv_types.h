@@ -169,7 +169,7 @@ typedef struct skv_shadow_layer {
   void *outlier_values;    /* [K][outlier_capacity][C][D] storage_type */
   void *recent_keys;       /* [K][window][D] storage_type, rotated; position p is row p % window */
   void *recent_values;     /* [K][window][D] storage_type */
-  void *values;            /* pinned host memory: [K][chunk_capacity][C][D] value_type; on CUDA aligned to 16 bytes where it is packed */
+  void *values;            /* pinned host memory: [K][chunk_capacity][C][D] value_type; CUDA: aligned to 16 bytes */
   float *value_scales;     /* [K][chunk_capacity], types with a scale only */
   void *slot_values;       /* [K][slots][C][D] value_type, unpacked; not used, and may be null, with slots = 0 or slot_keys */
   int32_t *slot_chunk;     /* [K][slots]: which chunk a slot holds, -1 none */
@@ -335,7 +335,7 @@ typedef struct skv_value_store_params {
   const void *source;        /* [K][capacity][D], row = position % capacity */
   int64_t capacity;
   int64_t first_chunk, chunks;
-  void *values;              /* pinned host: [K][chunk_capacity][C][D] value_type */
+  void *values;              /* pinned host: [K][chunk_capacity][C][D] value_type; CUDA: aligned to 16 bytes for types with a scale */
   float *value_scales;       /* [K][chunk_capacity], types with a scale only: written */
   int64_t chunk_capacity;
 } skv_value_store_params;

@@ -227,6 +227,9 @@ void store(const Several<skv_value_store_params>& all, int together, const Launc
   for (int i = 0; i < together; ++i) {
     const skv_value_store_params& one = all.of[i];
     wide &= aligned_16({one.source, one.values}, {});
+    if (is_scaled(p.value_type) && !aligned_16({one.values}, {})) {
+      throw Error(SKV_INVALID_ARGUMENT, "value_store on CUDA: values must be aligned to 16 bytes");
+    }
     whole_words &=
         (reinterpret_cast<std::uintptr_t>(one.source) | reinterpret_cast<std::uintptr_t>(one.values)) % 4 == 0;
   }

@@ -226,21 +226,25 @@ class PackedChunkTest {
         }
     }
 
-    /** By what is touched: packed host memory, slots of what it is unpacked to, and scales. */
+    /** By what is touched: packed host memory, which has to be aligned, slots of what it is unpacked to, and scales. */
     @ParameterizedTest
     @EnumSource(value = ElementType.class, names = {"F12_E4M7", "F6_E2M3"})
-    void whatIsTooSmallIsRefused(ElementType type) {
+    void whatIsTooSmallOrNotAlignedIsRefused(ElementType type) {
         int elements = 16 * 256;
         Geometry g = new Geometry(1, 1, 256, 16, 16, ElementType.BF16, type, ElementType.BF16, 16, 1);
         try (Device device = TestDevice.open(); PinnedArena pinned = device.newPinnedArena();
              ShadowLayers layers = new ShadowLayers(device, g, 1)) {
             DeviceBuffer any = device.allocate(2L * 2 * elements);
-            MemorySegment values = pinned.allocate(type.bytes(2 * elements), 64);
+            MemorySegment memory = pinned.allocate(type.bytes(2 * elements) + 16, 64);
+            MemorySegment values = memory.asSlice(0, memory.byteSize() - 16);
+            MemorySegment misaligned = memory.asSlice(8, values.byteSize());
             DeviceBuffer slot = device.allocate(type.unpacked().bytes(elements));
             layers.set(0, layer(any, values, any, slot));
             assertThatThrownBy(() -> layers.set(0, layer(any, values.asSlice(1), any, slot)))
                     .isInstanceOf(IndexOutOfBoundsException.class)
                     .hasMessage("values has " + (values.byteSize() - 1) + " bytes, but " + values.byteSize() + " will be touched");
+            assertThatThrownBy(() -> layers.set(0, layer(any, misaligned, any, slot)))
+                    .isInstanceOf(IllegalArgumentException.class).hasMessage("values must be aligned to 16 bytes");
             assertThatThrownBy(() -> layers.set(0, layer(any, values, any, slot.slice(1))))
                     .isInstanceOf(IndexOutOfBoundsException.class).hasMessageContaining("slotValues has");
             assertThatThrownBy(() -> layers.set(0, layer(any, values, null, slot))).isInstanceOf(NullPointerException.class)
@@ -249,6 +253,8 @@ class PackedChunkTest {
             Ring ring = new Ring(any, ElementType.BF16, 2 * 16);
             assertThatThrownBy(() -> kernels.valueStore(ring, 1, 256, 16, 0, 2, values.asSlice(1), type, any, 2))
                     .isInstanceOf(IndexOutOfBoundsException.class).hasMessageContaining("values has");
+            assertThatThrownBy(() -> kernels.valueStore(ring, 1, 256, 16, 0, 2, misaligned, type, any, 2))
+                    .isInstanceOf(IllegalArgumentException.class).hasMessage("values must be aligned to 16 bytes");
             assertThatThrownBy(() -> kernels.valueStore(ring, 1, 256, 16, 0, 2, values, type, null, 2))
                     .isInstanceOf(ShadowKvException.class).hasMessageContaining("value_scales");
             kernels.valueStore(ring, 1, 256, 16, 0, 2, values, type, any.slice(0, 8), 2);

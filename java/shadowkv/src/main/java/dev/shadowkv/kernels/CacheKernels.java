@@ -310,7 +310,8 @@ public final class CacheKernels {
     /**
      * Moves values of whole chunks to pinned host memory.
      *
-     * @param values {@code [K][chunkCapacity][C][D]} in memory of a {@link dev.shadowkv.PinnedArena} of the device
+     * @param values {@code [K][chunkCapacity][C][D]} in memory of a {@link dev.shadowkv.PinnedArena} of the device, aligned to 16
+     *     bytes
      * @param valueType the source's type, F8_E4M3, F12_E4M7 or F6_E2M3
      * @param valueScales {@code [K][chunkCapacity]} floats in device memory, for the types with a scale; else null
      */

@@ -19,6 +19,7 @@ import dev.shadowkv.internal.ffi.skv_rope;
  */
 final class Params {
 
+    private static final int HOST_ALIGNMENT = 16;
     private static final long LARGEST = 1024;
 
     final Device device;
@@ -123,6 +124,7 @@ final class Params {
                         count) - 1) * (stride == 0 ? width : stride) + width);
     }
 
+    /** Host memory that a device reads or writes by itself, 16 bytes at a time. */
     static MemorySegment host(String name, MemorySegment segment, long bytes) {
         if (!segment.isNative()) {
             throw new IllegalArgumentException(name + " must be pinned memory, not on the heap");
@@ -130,6 +132,9 @@ final class Params {
         if (segment.byteSize() < bytes) {
             throw new IndexOutOfBoundsException(
                     name + " has " + segment.byteSize() + " bytes, but " + bytes + " will be touched");
+        }
+        if (segment.address() % HOST_ALIGNMENT != 0) {
+            throw new IllegalArgumentException(name + " must be aligned to " + HOST_ALIGNMENT + " bytes");
         }
         return segment;
     }

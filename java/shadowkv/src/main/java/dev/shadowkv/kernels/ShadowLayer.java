@@ -18,8 +18,7 @@ import dev.shadowkv.DeviceBuffer;
  * @param outlierValues {@code [K][outlierCapacity][C][D]} storage type; null with capacity 0
  * @param recentKeys {@code [K][window][D]} storage type, rotated; position p in row {@code p % window}
  * @param recentValues {@code [K][window][D]} storage type
- * @param values {@code [K][chunkCapacity][C][D]} value type, pinned host memory; on a GPU aligned to 16 bytes where it is
- *     packed
+ * @param values {@code [K][chunkCapacity][C][D]} value type, pinned host memory aligned to 16 bytes
  * @param valueScales {@code [K][chunkCapacity]} floats for value types with a scale, else null
  * @param slotValues {@code [K][slots][C][D]} value type, unpacked; null with no slots, or with slotKeys: values are then read
  *     where they are
