@@ -3,17 +3,13 @@
 
 #include <cmath>
 
-#ifdef __CUDACC__
-#define SKV_BOTH __host__ __device__
-#else
-#define SKV_BOTH
-#endif
+#include "host_device.h"
 
 namespace skv {
 
 // The power of two that brings a head with that sum of squares closest to the mean of the heads. Powers of two change
 // no digit of a basis; the limit keeps a basis of F16 from vanishing.
-SKV_BOTH inline float head_scale(float sum_of_squares, float mean) {
+SKV_BOTH float head_scale(float sum_of_squares, float mean) {
   constexpr float kMostBits = 6;
   if (!(sum_of_squares > 0)) {
     return 1.0F;
@@ -23,5 +19,3 @@ SKV_BOTH inline float head_scale(float sum_of_squares, float mean) {
 }
 
 }  // namespace skv
-
-#undef SKV_BOTH

@@ -1,15 +1,10 @@
-// What the types of values have in common: SKV_ numbers of skv_geometry.value_type, for the host and for kernels.
+// What the types of elements have in common, those of values above all, for the host and for kernels.
 #pragma once
 
 #include <cstdint>
 
+#include "host_device.h"
 #include "shadowkv_types.h"
-
-#ifdef __CUDACC__
-#define SKV_BOTH __host__ __device__
-#else
-#define SKV_BOTH
-#endif
 
 namespace skv {
 
@@ -45,13 +40,18 @@ SKV_BOTH constexpr std::int64_t value_bytes(std::int32_t type, std::int64_t elem
   }
 }
 
+// Bytes of one element of a type that is not packed.
+SKV_BOTH constexpr std::int64_t element_bytes(std::int32_t type) {
+  return value_bytes(type, 1);
+}
+
 // The largest number of a type, which the largest of a chunk becomes; F12_E4M7 counts exponents instead.
 SKV_BOTH constexpr float largest_number(std::int32_t type) {
   return type == SKV_F6_E2M3 ? 7.5F / 64 : 448.0F;
 }
 
-// F12_E4M7 as BF16 sees it: numbers of the lowest sixteen exponents, the biased ones 0 to 15, and a power of two more.
-inline constexpr std::int32_t kTwelveBitExponents = 15;
+// F12_E4M7 as BF16 sees it: numbers of its lowest exponents, and a power of two more.
+inline constexpr std::uint32_t kTwelveBitExponent = 15;    // the highest of them, biased
 inline constexpr std::uint32_t kTwelveBitLargest = 0x7ff;  // exponent and mantissa
 inline constexpr float kTwelveBitPower = 0x1p120F;         // from there to exponents of bias 7
 
@@ -60,11 +60,9 @@ inline constexpr float kTwelveBitPower = 0x1p120F;         // from there to expo
 SKV_BOTH constexpr std::uint32_t twelve_bit_scale(std::uint32_t largest) {
   constexpr std::uint32_t kInfinite = 255, kMantissaBits = 7, kFloatMantissaBits = 23;
   std::uint32_t exponent = largest >> kMantissaBits;
-  exponent = exponent < kTwelveBitExponents ? kTwelveBitExponents : exponent;
+  exponent = exponent < kTwelveBitExponent ? kTwelveBitExponent : exponent;
   // The largest number has the exponent 8.
   return (exponent == kInfinite ? kInfinite : exponent - 8) << kFloatMantissaBits;
 }
 
 }  // namespace skv
-
-#undef SKV_BOTH

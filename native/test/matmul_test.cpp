@@ -127,7 +127,7 @@ void measure(Bench& bench, const Shape& s, std::int32_t weight_type, std::mt1993
   Array input(SKV_F32, s.rows * s.inner), weight(weight_type, s.columns * s.inner), out(SKV_F32, s.rows * s.columns);
   input.fill(random);
   std::memset(weight.data(), 0x3c,
-              static_cast<std::size_t>(s.columns * s.inner * skv::cpu::element_bytes(weight_type)));
+              static_cast<std::size_t>(s.columns * s.inner * skv::element_bytes(weight_type)));
   const skv_matmul_params p = params_of(s, input, weight, nullptr, out, false);
   auto execution = bench.with(skv::cpu::matmul_workspace(p, bench.traits()));
   double best = 1e9, best_processor = 1e9;
@@ -142,7 +142,7 @@ void measure(Bench& bench, const Shape& s, std::int32_t weight_type, std::mt1993
         best_processor, static_cast<double>(std::clock() - processor_begin) / static_cast<double>(CLOCKS_PER_SEC));
   }
   const double products = static_cast<double>(s.rows) * static_cast<double>(s.columns) * static_cast<double>(s.inner);
-  const double bytes = static_cast<double>(s.columns * s.inner * skv::cpu::element_bytes(weight_type));
+  const double bytes = static_cast<double>(s.columns * s.inner * skv::element_bytes(weight_type));
   std::printf(
       "rows %lld, weights %lld x %lld type %d: %.3f ms, %.1f GFLOP/s, weights at %.1f GB/s; %.1f GFLOP a processor "
       "second\n",

@@ -10,6 +10,7 @@
 #include "cpu/execution.h"
 #include "error.h"
 #include "shadowkv_types.h"
+#include "value_types.h"
 
 namespace skv::cpu {
 
@@ -143,22 +144,6 @@ SKV_INLINE Float8 from_float<Float8>(float x) {
   const float shifted = std::bit_cast<float>(magnitude) + 0x1p14F;
   return {static_cast<std::uint8_t>(sign |
                                     (std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(0x1p14F)))};
-}
-
-// Bytes of an element; 0 for a number that is no type.
-SKV_INLINE std::int64_t element_bytes(std::int32_t type) {
-  switch (type) {
-    case SKV_F32:
-      return 4;
-    case SKV_BF16:
-    case SKV_F16:
-      return 2;
-    case SKV_F8_E4M3:
-    case SKV_I8:
-      return 1;
-    default:
-      return 0;
-  }
 }
 
 template <class T>

@@ -10,6 +10,7 @@
 
 #include "cuda/status.h"
 #include "shadowkv_types.h"
+#include "value_types.h"
 
 namespace skv::cuda {
 
@@ -89,10 +90,6 @@ inline void require_bf16(std::int32_t type, const char* operation, const char* w
     throw Error(SKV_UNSUPPORTED,
                 std::string(operation) + " on CUDA: " + what + " must be BF16, not type " + std::to_string(type));
   }
-}
-
-inline std::int64_t element_bytes(std::int32_t type) {
-  return type == SKV_F32 ? 4 : type == SKV_BF16 || type == SKV_F16 ? 2 : 1;
 }
 
 // Whether every address and every distance is a multiple of 16 bytes.

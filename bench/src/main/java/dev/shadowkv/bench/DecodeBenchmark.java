@@ -209,8 +209,8 @@ public class DecodeBenchmark extends DecodeState {
             wanted += i == 0 ? 0 : sum(counts[i]);
         }
         double chunksFetched = (double) fetched / rounds;
-        double read = chunksFetched * hostChunkBytes();
-        double written = chunksFetched * readChunkBytes();
+        double read = chunksFetched * geometry.hostChunkBytes();
+        double written = chunksFetched * geometry.readChunkBytes();
         Work work = open.isCpu() ? Work.memory(read, written) : Work.memory(0, written).link(read);
         double share = 1 - (double) fetched / wanted;
         define(work, () -> Map.of("overlap", overlap, "resident", share), () -> {
@@ -272,7 +272,7 @@ public class DecodeBenchmark extends DecodeState {
     private Work sparseWork(double distinctTokens, double tokens) {
         double exact = heads() * (double) (sessions[0].outliers * chunk + context - sessions[0].recentBegin);
         double bytes = distinctTokens * rank * geometry.storageType().bytes()
-                + tokens / chunk * readChunkBytes() + 2 * exact * headDim * geometry.storageType().bytes();
+                + tokens / chunk * geometry.readChunkBytes() + 2 * exact * headDim * geometry.storageType().bytes();
         int group = queryHeads / keyValueHeads;
         return Work.memory(bytes, (double) batch * queryHeads * headDim * inputType.bytes())
                 .operations(tokens * headDim * (2.0 * rank + 4 * group) + exact * headDim * 4 * group);

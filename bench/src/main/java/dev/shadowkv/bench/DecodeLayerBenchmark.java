@@ -203,10 +203,10 @@ public class DecodeLayerBenchmark extends DecodeState {
         double selected = (double) heads() * Math.min(select, sessions[0].chunks) * chunk;
         double exact = heads() * (double) (sessions[0].outliers * chunk + context - sessions[0].recentBegin);
         // Heads share coefficients; at best all of them select the same chunks.
-        double bytes = landmarks + selected / keyValueHeads * rank * type + selected / chunk * readChunkBytes()
+        double bytes = landmarks + selected / keyValueHeads * rank * type + selected / chunk * geometry.readChunkBytes()
                 + 2 * exact * headDim * type;
         double moments = tail ? 4.0 * batch * geometry.momentFloats() : 0;
-        return Work.memory(bytes + moments, 0).link(fetched * hostChunkBytes())
+        return Work.memory(bytes + moments, 0).link(fetched * geometry.hostChunkBytes())
                 .operations(2.0 * batch * queryHeads * (double) sessions[0].chunks * headDim
                         + selected * headDim * (2.0 * rank + 4 * group) + exact * headDim * 4 * group);
     }

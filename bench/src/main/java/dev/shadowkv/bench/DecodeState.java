@@ -210,17 +210,6 @@ public abstract class DecodeState extends DeviceState {
                 RADIUS_WEIGHT, count, sessions[0].chunks, selected, counts, null, null);
     }
 
-    /** Bytes of a chunk's values where attention reads them: in slots, or in place. */
-    final double readChunkBytes() {
-        ElementType type = geometry.slots() > 0 ? geometry.valueType().unpacked() : geometry.valueType();
-        return type.bytes((long) chunk * headDim);
-    }
-
-    /** Bytes of a chunk's values on the host. */
-    final double hostChunkBytes() {
-        return geometry.valueType().bytes((long) chunk * headDim);
-    }
-
     final long heads() {
         return (long) batch * keyValueHeads;
     }

@@ -35,7 +35,7 @@ final class AppendedTokens {
         rows = rows(cache.memoryPlan(), cache.options);
         geometry = geometry(cache.options);
         boolean slots = geometry.slots() > 0;
-        slotValues = slots ? cache.arena.allocate(rows * valueBytes(geometry)) : null;
+        slotValues = slots ? cache.arena.allocate(rows * geometry.slotValueBytes()) : null;
         slotChunk = slots ? cache.arena.allocate(rows * tableBytes(geometry)) : null;
         slotStamp = slots ? cache.arena.allocate(rows * tableBytes(geometry)) : null;
         layers = new ShadowLayers(cache.device, geometry, rows);
@@ -64,11 +64,7 @@ final class AppendedTokens {
     static long bytes(MemoryPlan plan, ShadowOptions options) {
         Geometry g = geometry(options);
         return rows(plan, options)
-                * (ShadowLayers.entryBytes() + StepBatch.stateBytes(1) + valueBytes(g) + 2 * tableBytes(g));
-    }
-
-    private static long valueBytes(Geometry g) {
-        return g.valueType().unpacked().bytes((long) g.keyValueHeads() * g.slots() * g.chunk() * g.headDim());
+                * (ShadowLayers.entryBytes() + StepBatch.stateBytes(1) + g.slotValueBytes() + 2 * tableBytes(g));
     }
 
     private static long tableBytes(Geometry g) {
@@ -80,7 +76,7 @@ final class AppendedTokens {
         if (slotValues == null) {
             return layer;
         }
-        long values = valueBytes(geometry);
+        long values = geometry.slotValueBytes();
         long table = tableBytes(geometry);
         return new ShadowLayer(layer.coefficients(), layer.basis(), layer.landmarks(), layer.landmarkScales(), layer.radius(),
                 layer.outlierKeys(), layer.outlierValues(), layer.recentKeys(), layer.recentValues(), layer.values(),

@@ -24,7 +24,7 @@ final class OwnLayer {
         keyRing = new Ring(recentKeys, g.storageType(), g.window());
         valueRing = new Ring(recentValues, g.storageType(), g.window());
         slotValues = SharedLayer.part(slab, l.slotValues,
-                options.keepKeys() ? 0 : g.valueType().unpacked().bytes(heads * g.slots() * g.chunk() * g.headDim()));
+                options.keepKeys() ? 0 : g.slotValueBytes());
         slotChunk = SharedLayer.part(slab, l.slotChunk, heads * g.slots() * 4);
         slotStamp = SharedLayer.part(slab, l.slotStamp, heads * g.slots() * 4);
         slotKeys = SharedLayer.part(slab, l.slotKeys,

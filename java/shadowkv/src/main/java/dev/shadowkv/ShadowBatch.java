@@ -115,7 +115,7 @@ final class ShadowBatch extends StepBatch {
         Statistics now = statistics();
         fetch.selectedChunks = now.selectedChunks() - reportedSelected;
         fetch.fetchedChunks = now.fetchedChunks() - reportedFetched;
-        fetch.bytes = fetch.fetchedChunks * cache.chunkValueBytes();
+        fetch.bytes = fetch.fetchedChunks * cache.options.geometry().hostChunkBytes();
         fetch.hitRate = fetch.selectedChunks == 0 ? 1 : 1 - (double) fetch.fetchedChunks / fetch.selectedChunks;
         reportedSelected = now.selectedChunks();
         reportedFetched = now.fetchedChunks();

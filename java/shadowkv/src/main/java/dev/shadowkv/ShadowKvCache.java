@@ -188,12 +188,6 @@ public final class ShadowKvCache extends CacheBase {
         staging.push(memory);
     }
 
-    /** Bytes of the values of one chunk of one head, as they lie in host memory. */
-    long chunkValueBytes() {
-        Geometry g = options.geometry();
-        return g.valueType().bytes((long) g.chunk() * g.headDim());
-    }
-
     @Override
     StepBatch newBatch(SessionBase[] members, long capacity) {
         return new ShadowBatch(this, members, capacity);

@@ -74,7 +74,7 @@ final class ShadowLayout {
         end = 0;
         recentKeys = place(heads * g.window() * d * e);
         recentValues = place(heads * g.window() * d * e);
-        slotValues = place(options.keepKeys() ? 0 : g.valueType().unpacked().bytes(heads * g.slots() * c * d));
+        slotValues = place(options.keepKeys() ? 0 : g.slotValueBytes());
         slotChunk = place(heads * g.slots() * 4);
         slotStamp = place(heads * g.slots() * 4);
         slotKeys = place(options.keepKeys() ? heads * g.slots() * c * d * e : 0);

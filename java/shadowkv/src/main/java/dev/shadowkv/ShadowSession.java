@@ -174,7 +174,7 @@ final class ShadowSession extends SessionBase {
             event.exact = state.exact;
             event.energy = state.exact || state.length == 0 ? 1 : Scratch.floats(cache.scratch.energy, 2)[1];
             event.pinnedBytes = state.exact ? 0 : state.recentBegin / cache.options.geometry().chunk()
-                    * cache.shape.keyValueHeads * cache.chunkValueBytes();
+                    * cache.shape.keyValueHeads * cache.options.geometry().hostChunkBytes();
             event.commit();
         }
     }
@@ -272,7 +272,7 @@ final class ShadowSession extends SessionBase {
                 if (s.valueBasis != null) {
                     file.rows(s.valueBasis, 0, s.valueBasis.byteSize(), 1);
                 }
-                long values = cache.chunkValueBytes();
+                long values = cache.options.geometry().hostChunkBytes();
                 file.hostRows(s.values, layout.chunks * values, chunks * values, heads);
             }
             file.rows(own[layer].recentKeys, 0, own[layer].recentKeys.byteSize(), 1);

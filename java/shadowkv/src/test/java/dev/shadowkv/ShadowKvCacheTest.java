@@ -16,6 +16,18 @@ class ShadowKvCacheTest extends ShadowTest {
 
     private static final Random random = TestDevice.random(ShadowKvCacheTest.class);
 
+    /** What knows the first tokens of layer 0 as the session that sealed them does. */
+    private static ShadowOracle sealedOracle(ShadowKvCache cache, KvSession session, Tokens tokens, int count) {
+        ShadowOracle oracle = new ShadowOracle(dense(), cache.options);
+        for (int t = 0; t < count; t++) {
+            oracle.add(tokens, t);
+        }
+        oracle.headScales = headScales(session, 0);
+        oracle.seal(basis(session, 0));
+        oracle.rounding = ExpectedError.of(cache.options);
+        return oracle;
+    }
+
     @ParameterizedTest
     @CsvSource({"600, 8, 0.5, 0, true, 0, false", "603, 8, 0, 0, true, 0, false", "777, 16, 0.5, 0, true, 0, false",
         "601, 8, 0.25, 40, true, 0, false", "600, 8, 0.5, 0, false, 0, false", "1404, 8, 0.5, 0, true, 2.5, false",
@@ -32,14 +44,8 @@ class ShadowKvCacheTest extends ShadowTest {
              KvSession session = cache.open(prompt + 200)) {
             CacheRunner.append(session, tokens, 0, prompt, random);
             session.seal();
-            ShadowOracle oracle = new ShadowOracle(dense(), cache.options);
-            for (int t = 0; t < prompt; t++) {
-                oracle.add(tokens, t);
-            }
-            oracle.headScales = headScales(session, 0);
-            oracle.seal(basis(session, 0));
+            ShadowOracle oracle = sealedOracle(cache, session, tokens, prompt);
             assertThat(oracle.exact).isFalse();
-            oracle.rounding = ExpectedError.of(cache.options);
             Errors errors = new Errors();
             double scores = scoreError(tokens);
             double cosines = cosineError();
@@ -168,13 +174,7 @@ class ShadowKvCacheTest extends ShadowTest {
                 total).residualLimit(1).build(); KvSession session = cache.open(total)) {
             CacheRunner.append(session, tokens, 0, 300, random);
             session.seal();
-            ShadowOracle oracle = new ShadowOracle(dense(), cache.options);
-            for (int t = 0; t < 300; t++) {
-                oracle.add(tokens, t);
-            }
-            oracle.headScales = headScales(session, 0);
-            oracle.seal(basis(session, 0));
-            oracle.rounding = ExpectedError.of(cache.options);
+            ShadowOracle oracle = sealedOracle(cache, session, tokens, 300);
             Errors errors = new Errors();
             double scores = scoreError(tokens);
             double cosines = cosineError();
@@ -268,13 +268,7 @@ class ShadowKvCacheTest extends ShadowTest {
              KvSession session = cache.open(prompt + 200)) {
             CacheRunner.append(session, tokens, 0, prompt, random);
             session.seal();
-            ShadowOracle oracle = new ShadowOracle(dense(), cache.options);
-            for (int t = 0; t < prompt; t++) {
-                oracle.add(tokens, t);
-            }
-            oracle.headScales = headScales(session, 0);
-            oracle.seal(basis(session, 0));
-            oracle.rounding = ExpectedError.of(cache.options);
+            ShadowOracle oracle = sealedOracle(cache, session, tokens, prompt);
             Errors errors = new Errors();
             double scores = scoreError(tokens);
             Assumptions.assumeTrue(oracle.outlierMargin > cosineError(), "outliers nearly tie");

@@ -76,6 +76,22 @@ public record Geometry(int queryHeads, int keyValueHeads, int headDim, int chunk
         return (long) keyValueHeads * (headDim * headDim + 2 * headDim + 4);
     }
 
+    /** Bytes of the values of a chunk of one head as they lie in host memory, and cross the link to a GPU. */
+    public long hostChunkBytes() {
+        return valueType.bytes((long) chunk * headDim);
+    }
+
+    /** Bytes of the values of a chunk of one head where attention reads them: in a slot, or in place without slots. */
+    public long readChunkBytes() {
+        ElementType read = slots > 0 ? valueType.unpacked() : valueType;
+        return read.bytes((long) chunk * headDim);
+    }
+
+    /** Bytes of the value slots of a layer, {@code [K][slots][C][D]}. */
+    public long slotValueBytes() {
+        return keyValueHeads * slots * readChunkBytes();
+    }
+
     private static void require(boolean condition, String limit, Object value) {
         if (!condition) {
             throw new ShadowKvException(Status.UNSUPPORTED, "geometry", limit + ": " + value);

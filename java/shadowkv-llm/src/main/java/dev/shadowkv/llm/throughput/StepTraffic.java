@@ -39,8 +39,7 @@ final class StepTraffic {
                 * (g.headDim() * g.landmarkType().bytes() + 4 + (g.landmarkType() == ElementType.I8 ? 4 : 0));
         double coefficients = heads * rebuilt * g.chunk() * g.rank() * storage;
         double basis = heads * g.rank() * (double) g.headDim() * storage;
-        ElementType read = g.slots() > 0 ? g.valueType().unpacked() : g.valueType();
-        double values = heads * selected * read.bytes((long) g.chunk() * g.headDim());
+        double values = heads * selected * g.readChunkBytes();
         int outliers = options.outliers().orElse(Math.max(1, 24 * cache.budget() / 1024));
         double dense = 2 * heads * (g.window() + outliers * (double) g.chunk()) * g.headDim() * storage;
         return config.layers() * (landmarks + coefficients + basis + values + dense);

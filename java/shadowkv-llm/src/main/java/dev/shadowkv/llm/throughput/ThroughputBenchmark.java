@@ -280,7 +280,7 @@ public final class ThroughputBenchmark implements AutoCloseable {
                 : OptionalDouble.empty();
         long fetched = after.fetchedChunks() - before.fetchedChunks();
         long selected = after.selectedChunks() - before.selectedChunks();
-        double linkBytes = fetches ? (double) fetched / times.length * chunkBytes((ShadowKvCache) cache) : 0;
+        double linkBytes = fetches ? (double) fetched / times.length * ((ShadowKvCache) cache).geometry().hostChunkBytes() : 0;
         double mean = seconds * 1000 / times.length;
         double[] sorted = times.clone();
         Arrays.sort(sorted);
@@ -308,11 +308,6 @@ public final class ThroughputBenchmark implements AutoCloseable {
 
     private static long sessionLength(KvBatch batch) {
         return batch.sessions().getFirst().length();
-    }
-
-    /** Of the values of a chunk of a head, as they cross the link. */
-    private static long chunkBytes(ShadowKvCache cache) {
-        return cache.geometry().valueType().bytes((long) cache.geometry().chunk() * cache.geometry().headDim());
     }
 
     /** Looks for the deviation of the noise that leaves the wanted share of chunks where it is. */
