@@ -17,7 +17,7 @@ final class CacheArguments implements Cloneable {
 
     /** What {@code --value-type} says of itself. */
     static final String VALUE_TYPES = "How values are kept in host memory: f32, bf16, f16, f8, f12 (bf16 with a shorter exponent, "
-            + "almost exact) or f6, or by their full names f8_e4m3, f12_e4m7 and f6_e2m3. Default: the storage type.";
+            + "almost exact) or f6, or by their full names f8_e4m3, f12_e4m7 and f6_e2m3. Default: f12 on a GPU, else the storage type.";
 
     private static final int USUAL_CHUNK = 8;
 

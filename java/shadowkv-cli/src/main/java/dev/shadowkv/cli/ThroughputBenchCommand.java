@@ -1,7 +1,6 @@
 package dev.shadowkv.cli;
 
 import dev.shadowkv.Device;
-import dev.shadowkv.ElementType;
 import dev.shadowkv.llm.AdmissionException;
 import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
@@ -233,14 +232,13 @@ final class ThroughputBenchCommand implements Callable<Integer> {
             report.accept(new ThroughputReport(
                     new PrintWriter(text, true), true, device, shape, cell.settings(), cell.options(CacheKind.SHADOW)));
             CacheOptions shadow = cell.options(CacheKind.SHADOW);
-            ElementType storage = shadow.storageType().orElse(device.defaultType());
             Files.writeString(
                     out.resolve(String.join(
                             "-",
                             shape,
                             cell.context(),
-                            CacheArguments.typeName(shadow.valueType().orElse(storage)),
-                            CacheArguments.typeName(shadow.landmarkType().orElse(storage))) + ".json"),
+                            CacheArguments.typeName(shadow.valueTypeOn(device)),
+                            CacheArguments.typeName(shadow.landmarkTypeOn(device))) + ".json"),
                     text.toString());
         }
     }

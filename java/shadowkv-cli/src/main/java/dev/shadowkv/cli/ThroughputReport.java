@@ -2,7 +2,6 @@ package dev.shadowkv.cli;
 
 import com.fasterxml.jackson.databind.node.ObjectNode;
 import dev.shadowkv.Device;
-import dev.shadowkv.ElementType;
 import dev.shadowkv.eval.TextTable;
 import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
@@ -67,7 +66,6 @@ final class ThroughputReport {
 
     /** The settings of the shadow cache, defaults filled in. */
     private ObjectNode shadow() {
-        ElementType storage = shadow.storageType().orElse(device.defaultType());
         ObjectNode node = Output.object();
         node.put("rank", shadow.rank().orElse(Math.min(160, settings.shape().keyValueWidth())));
         node.put("budget", shadow.budget());
@@ -77,8 +75,8 @@ final class ThroughputReport {
         node.put("tail", shadow.tailTakesPart());
         node.put("predict", shadow.predictsDropped());
         node.put("balance", shadow.balancesHeads());
-        node.put("valueType", CacheArguments.typeName(shadow.valueType().orElse(storage)));
-        node.put("landmarkType", CacheArguments.typeName(shadow.landmarkType().orElse(storage)));
+        node.put("valueType", CacheArguments.typeName(shadow.valueTypeOn(device)));
+        node.put("landmarkType", CacheArguments.typeName(shadow.landmarkTypeOn(device)));
         return node;
     }
 

@@ -196,7 +196,7 @@ final class TuneCommand implements Callable<Integer> {
     }
 
     private static Row row(Model loaded, CacheOptions options, MemoryPlan plan, List<StepByStep.Step> all) {
-        ElementType type = options.valueType().orElse(loaded.device().isCpu() ? ElementType.F32 : ElementType.BF16);
+        ElementType type = options.valueTypeOn(loaded.device());
         double chunkBytes = type.bytes((long) options.chunk() * loaded.config().headDim());
         return new Row(
                 options,

@@ -31,8 +31,9 @@ import java.util.OptionalLong;
  *     default as there are a rerank and a tail
  * @param balance whether the heads' keys are brought to the same length before they are factored; not in the paper's
  *     method
- * @param valueType how values are kept in host memory: as stored, F8_E4M3, F12_E4M7 or F6_E2M3
- * @param landmarkType how landmarks are kept
+ * @param valueType how values are kept in host memory: as stored, F8_E4M3, F12_E4M7 or F6_E2M3; by default
+ *     {@link #valueTypeOn}
+ * @param landmarkType how landmarks are kept; by default as stored
  * @param storageType how everything else is kept
  */
 public record CacheOptions(
@@ -196,16 +197,34 @@ public record CacheOptions(
                         .chunk(chunk)
                         .budget(budget)
                         .radiusWeight(radiusWeight)
-                        .rerank(rerankWithinLimits());
+                        .rerank(rerankWithinLimits())
+                        .valueType(valueTypeOn(device));
                 outliers.ifPresent(shadow::outliers);
                 tail.ifPresent(shadow::tail);
                 predict.ifPresent(wish -> shadow.predictDropped(wish && predictsDropped()));
                 balance.ifPresent(shadow::balanceHeads);
-                valueType.ifPresent(shadow::valueType);
                 landmarkType.ifPresent(shadow::landmarkType);
                 yield shape(shadow, device, config, memory, length);
             }
         };
+    }
+
+    /** How a cache on a device keeps what has no type of its own. */
+    public ElementType storageTypeOn(Device device) {
+        return storageType.orElse(device.defaultType());
+    }
+
+    /**
+     * How a cache on a device keeps values in host memory. By default as stored on a CPU; on a GPU, where they cross the
+     * link, F12_E4M7: three quarters of the bytes of BF16, and almost exact.
+     */
+    public ElementType valueTypeOn(Device device) {
+        return valueType.orElse(device.isCpu() ? storageTypeOn(device) : ElementType.F12_E4M7);
+    }
+
+    /** How a cache on a device keeps landmarks. */
+    public ElementType landmarkTypeOn(Device device) {
+        return landmarkType.orElse(storageTypeOn(device));
     }
 
     /** A budget of as many chunks as a shortlist may have leaves nothing to choose from. */

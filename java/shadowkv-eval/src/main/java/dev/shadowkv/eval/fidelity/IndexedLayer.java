@@ -110,12 +110,12 @@ final class IndexedLayer implements AutoCloseable {
         int heads = capture.keyValueHeads();
         int dim = capture.headDim();
         int recent = capture.tokens() - firstIndexed * chunk;
-        ElementType type = options.storageType().orElse(device.defaultType());
+        ElementType valueType = options.valueTypeOn(device);
         int rank = options.rank().orElse(Math.min(160, heads * dim));
         geometry = new Geometry(
-                capture.queryHeads(), heads, dim, chunk, Math.max(rank, Geometry.MIN_RANK), type, options.valueType().orElse(type),
-                options.landmarkType().orElse(type), Math.ceilDiv(recent, chunk) * chunk,
-                options.valueType().orElse(type).isPacked() ? select : 0);
+                capture.queryHeads(), heads, dim, chunk, Math.max(rank, Geometry.MIN_RANK), options.storageTypeOn(device), valueType,
+                options.landmarkTypeOn(device), Math.ceilDiv(recent, chunk) * chunk,
+                valueType.isPacked() ? select : 0);
         cache = new CacheKernels(device);
         decode = new DecodeKernels(device);
         arena = device.newArena();
