@@ -9,9 +9,9 @@ import dev.shadowkv.kernels.ShadowLayers;
 /**
  * Attention of tokens that are appended to a sealed session, several at a time: each is a row of a decode step whose
  * session is this one, as long as it is with that token. So each gets, bit by bit, what it would as a step of its own, and
- * an answer does not depend on how its question came in. Rows that shared value slots would evict each other's chunks;
- * values are therefore read where they are, and what is in the slots stays. Packed values of a cache with slots are not
- * read where they are: few rows are taken at a time, with slots of their own that are empty at first.
+ * an answer does not depend on how its question came in. Rows that shared value slots would evict each other's chunks: in
+ * a cache with slots a few rows are taken at a time, with slots of their own that are empty at first, and what is in the
+ * session's slots stays. Without slots, or with slots that are there for keys, values are read where they are.
  *
  * <p>One caller at a time.
  */
@@ -57,7 +57,7 @@ final class AppendedTokens {
 
     private static boolean ownSlots(ShadowOptions options) {
         Geometry g = options.geometry();
-        return g.valueType().isPacked() && g.slots() > 0 && !options.keepKeys();
+        return g.slots() > 0 && !options.keepKeys();
     }
 
     /** Device bytes of the tables, and of the slots where rows have them. */
