@@ -197,8 +197,10 @@ public record CacheOptions(
                         .chunk(chunk)
                         .budget(budget)
                         .radiusWeight(radiusWeight)
-                        .rerank(rerankWithinLimits())
-                        .valueType(valueTypeOn(device));
+                        .rerank(rerankWithinLimits());
+                if (valueType.isPresent() || !device.isCpu()) {
+                    shadow.valueType(valueTypeOn(device));
+                }
                 outliers.ifPresent(shadow::outliers);
                 tail.ifPresent(shadow::tail);
                 predict.ifPresent(wish -> shadow.predictDropped(wish && predictsDropped()));
