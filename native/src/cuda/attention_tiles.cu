@@ -70,10 +70,10 @@ __device__ inline int fetch_stored_parts(const TileParams& q, const UnitPair& pa
       copy(kTileKeys, own + layout.keys + place * rows.chunk_stride, outlier ? layer.outlier_keys : layer.recent_keys);
       fetcher.await(kTileValues);
       unsigned char* const values = own + layout.values + place * rows.chunk_stride;
-      if (place < rows.places()) {
-        clear_rows(values, max(0, count), kStoredChunk, kRowBytes);
+      fetcher.expect(kTileValues, kTileTokens * kRowBytes);
+      if (const int present = max(0, count); place < rows.places() && present < kStoredChunk) {
+        fetcher.clear(kTileValues, values + present * kRowBytes, (kStoredChunk - present) * kRowBytes);
       }
-      fetcher.expect(kTileValues, bytes);
       copy(kTileValues, values, outlier ? layer.outlier_values : layer.recent_values);
     }
   }
@@ -115,17 +115,14 @@ __device__ inline void fetch_selected_parts(const TileParams& q, const UnitPair&
     }
     fetcher.await(kTileValues);
     unsigned char* const values = own + layout.values + lane * rows.chunk_stride;
-    if (lane < places) {
-      if (byte_values) {
-        reinterpret_cast<float*>(own + layout.scales)[lane] = scale;
-      }
-      if (lane >= count) {
-        clear_rows(values, 0, g.chunk, width);
-      }
+    if (lane < places && byte_values) {
+      reinterpret_cast<float*>(own + layout.scales)[lane] = scale;
     }
-    fetcher.expect(kTileValues, count * g.chunk * width);
+    fetcher.expect(kTileValues, places * g.chunk * width);
     if (lane < count) {
       fetcher.copy(kTileValues, values, source + static_cast<std::int64_t>(slot) * g.chunk * width, g.chunk * width);
+    } else if (lane < places) {
+      fetcher.clear(kTileValues, values, g.chunk * width);
     }
     chunk = next_chunk;
     slot = next_slot;

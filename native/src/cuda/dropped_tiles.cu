@@ -127,13 +127,12 @@ __global__ void __maxnreg__(kTileRegisters) dropped_tiles_kernel(const __grid_co
         const int chunk = me.lane < rows.places() && place < count ? list[dropped[place]] : -1;
         unsigned char* const to = own + layout.tiles + turn % 2 * layout.tile_bytes + me.lane * rows.chunk_stride;
         fetcher.await(tile_place(turn));
-        if (me.lane < rows.places() && chunk < 0) {
-          clear_rows(to, 0, g.chunk, rows.row_stride);
-        }
-        fetcher.expect(tile_place(turn), min(rows.places(), count - tile * rows.places()) * bytes);
+        fetcher.expect(tile_place(turn), rows.places() * bytes);
         if (chunk >= 0) {
           fetcher.copy(tile_place(turn), to,
                        static_cast<const char*>(layer.coefficients) + static_cast<std::int64_t>(chunk) * bytes, bytes);
+        } else if (me.lane < rows.places()) {
+          fetcher.clear(tile_place(turn), to, bytes);
         }
       }
     }

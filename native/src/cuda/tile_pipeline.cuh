@@ -128,6 +128,9 @@ inline int tile_blocks(int parts, int pairs, int pipelines, const DeviceTraits& 
   return std::clamp(traits.multiprocessors / std::max(1, pairs), 1, std::max(1, most));
 }
 
+// As many as the largest chunk of a tile has, for tokens that are not there.
+[[maybe_unused]] static __device__ const uint4 kZeros[16 * SKV_MAX_RANK * 2 / 16] = {};
+
 #ifdef SKV_WARPGROUPS
 
 // Who a thread is in its block: warpgroups that compute come first, then the warps that fetch.
@@ -178,7 +181,7 @@ class TileFetcher {
     phases_ ^= 1U << part;
   }
 
-  // What the lanes have written there is complete, and copies of so many bytes follow.
+  // What the lanes have written there is complete, and copies of so many bytes follow, those of zeros included.
   __device__ void expect(TilePart part, int bytes) {
     __syncwarp();
     if (lane_ == 0) {
@@ -190,6 +193,9 @@ class TileFetcher {
   __device__ void copy(TilePart part, void* shared, const void* global, int bytes) {
     copy_bulk(shared, global, bytes, barriers_.full[part]);
   }
+
+  // Zeros for tokens that are not there: their weight is 0, and 0 times what was there before might not be.
+  __device__ void clear(TilePart part, void* shared, int bytes) { copy(part, shared, kZeros, bytes); }
 
   __device__ int lane() const { return lane_; }
 
@@ -221,15 +227,6 @@ class TileReader {
   TileBarriers& barriers_;
   unsigned phases_ = 0;
 };
-
-// Zeros for rows `from` to `to` of a chunk, whose tokens are not there: their weight is 0, and 0 times what was there
-// before might not be.
-__device__ inline void clear_rows(unsigned char* chunk, int from, int to, int row_bytes) {
-  for (int at = from * row_bytes; at < to * row_bytes; at += 16) {
-    *reinterpret_cast<uint4*>(chunk + at) = make_uint4(0, 0, 0, 0);
-  }
-  shared_memory_for_products();
-}
 
 // Fetches coefficients and rotations of tiles of chunks. Lane i has the chunk of place i % places, or -1.
 template <int kHeadDim, Turn kTurn>

@@ -62,7 +62,7 @@ class ThroughputBenchmarkTest {
         // Steps select a few thousand chunks; the drift was found from as few.
         assertThat(result.resident().getAsDouble()).isCloseTo(share, within(0.06));
         assertThat(result.drift()).isPositive();
-        long chunkBytes = 8L * SMALL.headDim() * device.defaultType().bytes();
+        long chunkBytes = SHADOW.valueTypeOn(device).bytes(8L * SMALL.headDim());
         double selected = 3.0 * 2 * SMALL.keyValueHeads() * 32;
         assertThat(result.linkBytesPerStep())
                 .isCloseTo((1 - result.resident().getAsDouble()) * selected * chunkBytes, within(1.0));
