@@ -5,6 +5,7 @@ set_property(CACHE SHADOWKV_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(SHADOWKV_CUDA_ARCHITECTURES "80-real;90a-real;90-virtual" CACHE STRING
     "Architectures in CMAKE_CUDA_ARCHITECTURES' form; the virtual one lets newer GPUs compile for themselves")
 string(REPLACE "," ";" SHADOWKV_CUDA_ARCHITECTURES "${SHADOWKV_CUDA_ARCHITECTURES}")
+option(SHADOWKV_RACECHECK "CUDA kernels whose pipelines' barriers compute-sanitizer's racecheck can follow; slower" OFF)
 
 set(SHADOWKV_WITH_CUDA OFF)
 if(NOT SHADOWKV_CUDA STREQUAL "OFF")

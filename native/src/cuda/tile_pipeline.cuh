@@ -36,6 +36,14 @@ static_assert(kTileTokens == kComputeWarps * kWarpTokens);
 // What a tile consists of.
 enum TilePart { kTileKeys, kTileTables, kTileValues, kTileParts };
 
+// Who arrives at a barrier for a warp: one lane, behind __syncwarp. compute-sanitizer's racecheck follows the lane that
+// arrives and not those that it arrives for; in a build for it every lane arrives (SHADOWKV_RACECHECK).
+#ifdef SKV_EVERY_LANE_ARRIVES
+constexpr int kArrivals = 32;
+#else
+constexpr int kArrivals = 1;
+#endif
+
 struct TileBarriers {
   std::uint64_t full[kTileParts], empty[kTileParts];
 };
@@ -165,8 +173,8 @@ struct TileThread {
 __device__ inline void begin_tile_barriers(TileBarriers& barriers) {
 #pragma unroll
   for (int part = 0; part < kTileParts; ++part) {
-    barrier_begin(barriers.full[part], 1);
-    barrier_begin(barriers.empty[part], kComputeWarps);
+    barrier_begin(barriers.full[part], kArrivals);
+    barrier_begin(barriers.empty[part], kComputeWarps * kArrivals);
   }
 }
 
@@ -186,6 +194,8 @@ class TileFetcher {
     __syncwarp();
     if (lane_ == 0) {
       barrier_expect(barriers_.full[part], bytes);
+    } else if constexpr (kArrivals > 1) {
+      barrier_arrive(barriers_.full[part]);
     }
     __syncwarp();
   }
@@ -218,7 +228,7 @@ class TileReader {
   // This warp has read a part for the last time.
   __device__ void release(TilePart part) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) {
+    if (threadIdx.x % 32 < kArrivals) {
       barrier_arrive(barriers_.empty[part]);
     }
   }
