@@ -190,6 +190,8 @@ void lanes(skv::Backend& backend, std::mt19937_64& generator) {
     }
     backend.use_lane(0);
   };
+  // Buffers have been filled by then.
+  backend.meet_lane(1);
   on_lane(0, -1);
   for (int block = 0; block < kBlocks; ++block) {
     backend.meet_lane(1);
