@@ -6,7 +6,9 @@
 #
 # By default every tool with every *_gpu_test of build/native/native/test (of native-tests in a bundle), 240 s each, 8 at
 # once. The tests draw fewer cases then (SHADOWKV_TEST_SMALL=1), but launch every kernel. SHADOWKV_SANITIZER names the
-# program where it is neither on the path nor in /usr/local/cuda/bin. What initcheck sees is workspaces and what the library
+# program where it is neither on the path nor in /usr/local/cuda/bin. racecheck needs the tests of a build with
+# SHADOWKV_RACECHECK (cmake --preset racecheck, -n build/racecheck/native/test). Where the tool itself ends with a signal,
+# as with decode_layer_gpu_test, SHADOWKV_CLUSTERS=0 helps. What initcheck sees is workspaces and what the library
 # keeps: the tests fill their own arrays with NaN beforehand, which their results would show.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
