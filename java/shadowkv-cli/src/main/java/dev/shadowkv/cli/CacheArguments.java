@@ -6,20 +6,14 @@ import dev.shadowkv.llm.CacheOptions;
 import java.util.Arrays;
 import java.util.Locale;
 import java.util.Optional;
-import java.util.OptionalInt;
 import java.util.stream.Collectors;
 import picocli.CommandLine.Option;
 
 /** Settings of the shadow cache. */
 final class CacheArguments implements Cloneable {
-    /** Tokens that a step selects where nothing is said. */
-    static final int USUAL_BUDGET = 2048;
-
     /** What {@code --value-type} says of itself. */
     static final String VALUE_TYPES = "How values are kept in host memory: f32, bf16, f16, f8, f12 (bf16 with a shorter exponent, "
             + "almost exact) or f6, or by their full names f8_e4m3, f12_e4m7 and f6_e2m3. Default: f12 on a GPU, else the storage type.";
-
-    private static final int USUAL_CHUNK = 8;
 
     @Option(
             names = "--rank",
@@ -94,7 +88,7 @@ final class CacheArguments implements Cloneable {
     private String storageType;
 
     CacheOptions options(CacheKind kind) {
-        return options(kind, USUAL_BUDGET, null);
+        return options(kind, CacheOptions.USUAL_BUDGET, null);
     }
 
     /** The same with other types, as {@code bf16/i8} for values and landmarks. */
@@ -121,26 +115,24 @@ final class CacheArguments implements Cloneable {
     }
 
     int chunk() {
-        return chunk == null ? USUAL_CHUNK : chunk;
+        return chunk == null ? CacheOptions.USUAL_CHUNK : chunk;
     }
 
     /** The options, with other defaults. */
     CacheOptions options(CacheKind kind, int usualBudget, Integer usualRank) {
-        Integer chosenRank = rank == null ? usualRank : rank;
-        return new CacheOptions(
-                kind,
-                chosenRank == null ? OptionalInt.empty() : OptionalInt.of(chosenRank),
-                budget == null ? usualBudget : budget,
-                chunk(),
-                outliers == null ? OptionalInt.empty() : OptionalInt.of(outliers),
-                radiusWeight == null ? 0.5f : radiusWeight,
-                rerank == null ? CacheOptions.USUAL_RERANK : rerank,
-                Optional.ofNullable(tail),
-                Optional.ofNullable(predict),
-                Optional.ofNullable(balance),
-                type("--value-type", valueType),
-                type("--landmark-type", landmarkType),
-                type("--storage-type", storageType));
+        CacheOptions.Builder builder =
+                CacheOptions.shadow(budget == null ? usualBudget : budget).toBuilder().kind(kind).chunk(chunk());
+        Optional.ofNullable(rank == null ? usualRank : rank).ifPresent(builder::rank);
+        Optional.ofNullable(outliers).ifPresent(builder::outliers);
+        Optional.ofNullable(radiusWeight).ifPresent(builder::radiusWeight);
+        Optional.ofNullable(rerank).ifPresent(builder::rerank);
+        Optional.ofNullable(tail).ifPresent(builder::tail);
+        Optional.ofNullable(predict).ifPresent(builder::predict);
+        Optional.ofNullable(balance).ifPresent(builder::balance);
+        type("--value-type", valueType).ifPresent(builder::valueType);
+        type("--landmark-type", landmarkType).ifPresent(builder::landmarkType);
+        type("--storage-type", storageType).ifPresent(builder::storageType);
+        return builder.build();
     }
 
     /** The type of a name such as {@code bf16}, {@code f8}, {@code fp8} or {@code f8_e4m3}; empty for none. */

@@ -8,7 +8,6 @@ import dev.shadowkv.MemoryPlan;
 import dev.shadowkv.eval.Statistics;
 import dev.shadowkv.eval.TextTable;
 import dev.shadowkv.eval.fidelity.StepByStep;
-import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
 import dev.shadowkv.llm.Model;
 import dev.shadowkv.llm.checkpoint.Checkpoint;
@@ -22,7 +21,6 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
-import java.util.OptionalInt;
 import java.util.TreeSet;
 import java.util.concurrent.Callable;
 import picocli.CommandLine.Command;
@@ -147,10 +145,12 @@ final class TuneCommand implements Callable<Integer> {
             for (int budget : chosenBudgets) {
                 for (float weight : radiusWeights) {
                     for (double rerank : reranks) {
-                        all.add(new CacheOptions(
-                                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.empty(), weight, rerank,
-                                Optional.ofNullable(tail), predictWhere(rerank), Optional.empty(), type,
-                                Optional.empty(), Optional.empty()));
+                        CacheOptions.Builder builder =
+                                CacheOptions.shadow(budget).toBuilder().rank(rank).radiusWeight(weight).rerank(rerank);
+                        Optional.ofNullable(tail).ifPresent(builder::tail);
+                        predictWhere(rerank).ifPresent(builder::predict);
+                        type.ifPresent(builder::valueType);
+                        all.add(builder.build());
                     }
                 }
             }

@@ -27,7 +27,7 @@ record Variant(String name, CacheKind kind, CacheArguments settings, int budget,
         if (head.length != 2 || head[0].isBlank()) {
             throw new IllegalArgumentException("--variant is " + text + "; it begins with NAME=dense or NAME=shadow");
         }
-        String budget = Integer.toString(CacheArguments.USUAL_BUDGET);
+        String budget = Integer.toString(CacheOptions.USUAL_BUDGET);
         List<String> options = new ArrayList<>();
         for (String part : parts.subList(1, parts.size())) {
             if (part.startsWith(BUDGET)) {
@@ -107,7 +107,7 @@ record Variant(String name, CacheKind kind, CacheArguments settings, int budget,
     EvalCharts.Axis rankAxis(int length) {
         CacheOptions options = options(length);
         return new EvalCharts.Axis(
-                (options.rank().isPresent() ? "" : name) + options.withRank(1), options.rank().orElse(0));
+                (options.rank().isPresent() ? "" : name) + options.toBuilder().rank(1).build(), options.rank().orElse(0));
     }
 
     /** The options for prompts of a length. */

@@ -12,10 +12,10 @@ import dev.shadowkv.llm.checkpoint.ModelConfig;
 import java.util.Objects;
 import java.util.Optional;
 import java.util.OptionalInt;
-import java.util.OptionalLong;
 
 /**
- * Which cache a model gets, and its settings. What is empty is the cache builder's default.
+ * Which cache a model gets, and its settings. What is empty is the cache builder's default. Others than the usual settings
+ * are named one by one: {@code CacheOptions.shadow(2048).toBuilder().rank(96).valueType(ElementType.F8_E4M3).build()}.
  *
  * @param kind dense, shadow, or whichever suits the capacity
  * @param rank rank of the keys; by default 160, or the joint width of the key-value heads where that is less
@@ -53,7 +53,14 @@ public record CacheOptions(
     /** Rerank factor where none is wished. */
     public static final double USUAL_RERANK = 4;
 
-    private static final int RANK = 160;
+    /** Tokens that a step selects where nothing is said. */
+    public static final int USUAL_BUDGET = 2048;
+
+    /** Tokens a chunk where nothing is said. */
+    public static final int USUAL_CHUNK = 8;
+
+    private static final float USUAL_RADIUS_WEIGHT = 0.5f;
+    private static final int USUAL_RANK = 160;
     /** A context of so many budgets is short. */
     private static final int SHORT_BUDGETS = 4;
 
@@ -92,69 +99,22 @@ public record CacheOptions(
 
     /** The exact cache. */
     public static CacheOptions dense() {
-        return of(CacheKind.DENSE, 2048);
+        return new Builder(CacheKind.DENSE).build();
     }
 
     /** The shadow cache with a budget and the defaults. */
     public static CacheOptions shadow(int budget) {
-        return of(CacheKind.SHADOW, budget);
+        return new Builder(CacheKind.SHADOW).budget(budget).build();
     }
 
-    private static CacheOptions of(CacheKind kind, int budget) {
-        return new CacheOptions(
-                kind,
-                OptionalInt.empty(),
-                budget,
-                8,
-                OptionalInt.empty(),
-                0.5f,
-                USUAL_RERANK,
-                Optional.empty(),
-                Optional.empty(),
-                Optional.empty(),
-                Optional.empty(),
-                Optional.empty(),
-                Optional.empty());
+    /** The exact cache for sessions of up to four budgets, else the shadow cache, with the defaults. */
+    public static CacheOptions auto(int budget) {
+        return new Builder(CacheKind.AUTO).budget(budget).build();
     }
 
-    /** The same with another rank. */
-    public CacheOptions withRank(int value) {
-        return new CacheOptions(
-                kind, OptionalInt.of(value), budget, chunk, outliers, radiusWeight, rerank, tail, predict, balance, valueType, landmarkType,
-                storageType);
-    }
-
-    /** The same with another weight of the radius. */
-    public CacheOptions withRadiusWeight(float value) {
-        return new CacheOptions(
-                kind, rank, budget, chunk, outliers, value, rerank, tail, predict, balance, valueType, landmarkType, storageType);
-    }
-
-    /** The same with another rerank factor. */
-    public CacheOptions withRerank(double value) {
-        return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, value, tail, predict, balance, valueType, landmarkType, storageType);
-    }
-
-    /** The same with or without the tokens that a step does not select. */
-    public CacheOptions withTail(boolean value) {
-        return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, rerank, Optional.of(value), predict, balance, valueType, landmarkType,
-                storageType);
-    }
-
-    /** The same with or without predicted values of the tokens that reranking drops. */
-    public CacheOptions withPredict(boolean value) {
-        return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, rerank, tail, Optional.of(value), balance, valueType, landmarkType,
-                storageType);
-    }
-
-    /** The same with or without keys of all heads of the same length. */
-    public CacheOptions withBalance(boolean value) {
-        return new CacheOptions(
-                kind, rank, budget, chunk, outliers, radiusWeight, rerank, tail, predict, Optional.of(value), valueType, landmarkType,
-                storageType);
+    /** A builder that begins with these settings. */
+    public Builder toBuilder() {
+        return new Builder(this);
     }
 
     /** Whether the heads' keys are brought to the same length before they are factored. */
@@ -177,9 +137,7 @@ public record CacheOptions(
         if (kind != CacheKind.AUTO) {
             return this;
         }
-        CacheKind decided = capacity <= (long) SHORT_BUDGETS * budget ? CacheKind.DENSE : CacheKind.SHADOW;
-        return new CacheOptions(
-                decided, rank, budget, chunk, outliers, radiusWeight, rerank, tail, predict, balance, valueType, landmarkType, storageType);
+        return toBuilder().kind(capacity <= (long) SHORT_BUDGETS * budget ? CacheKind.DENSE : CacheKind.SHADOW).build();
     }
 
     /**
@@ -193,7 +151,7 @@ public record CacheOptions(
             case DENSE -> shape(DenseKvCache.builder(device), device, config, memory, length);
             default -> {
                 ShadowKvCache.Builder shadow = ShadowKvCache.builder(device)
-                        .rank(rank.orElse(Math.min(RANK, config.keyValueWidth())))
+                        .rank(rank.orElse(Math.min(USUAL_RANK, config.keyValueWidth())))
                         .chunk(chunk)
                         .budget(budget)
                         .radiusWeight(radiusWeight)
@@ -250,5 +208,117 @@ public record CacheOptions(
                 .memory(memory);
         storageType.ifPresent(builder::storageType);
         return builder;
+    }
+
+    /** Collects settings; the components of the record say what each means. */
+    public static final class Builder {
+        private CacheKind kind;
+        private OptionalInt rank = OptionalInt.empty();
+        private int budget = USUAL_BUDGET;
+        private int chunk = USUAL_CHUNK;
+        private OptionalInt outliers = OptionalInt.empty();
+        private float radiusWeight = USUAL_RADIUS_WEIGHT;
+        private double rerank = USUAL_RERANK;
+        private Optional<Boolean> tail = Optional.empty();
+        private Optional<Boolean> predict = Optional.empty();
+        private Optional<Boolean> balance = Optional.empty();
+        private Optional<ElementType> valueType = Optional.empty();
+        private Optional<ElementType> landmarkType = Optional.empty();
+        private Optional<ElementType> storageType = Optional.empty();
+
+        private Builder(CacheKind kind) {
+            this.kind = kind;
+        }
+
+        private Builder(CacheOptions from) {
+            kind = from.kind;
+            rank = from.rank;
+            budget = from.budget;
+            chunk = from.chunk;
+            outliers = from.outliers;
+            radiusWeight = from.radiusWeight;
+            rerank = from.rerank;
+            tail = from.tail;
+            predict = from.predict;
+            balance = from.balance;
+            valueType = from.valueType;
+            landmarkType = from.landmarkType;
+            storageType = from.storageType;
+        }
+
+        public Builder kind(CacheKind value) {
+            kind = value;
+            return this;
+        }
+
+        public Builder rank(int value) {
+            rank = OptionalInt.of(value);
+            return this;
+        }
+
+        public Builder budget(int value) {
+            budget = value;
+            return this;
+        }
+
+        public Builder chunk(int value) {
+            chunk = value;
+            return this;
+        }
+
+        public Builder outliers(int value) {
+            outliers = OptionalInt.of(value);
+            return this;
+        }
+
+        public Builder radiusWeight(float value) {
+            radiusWeight = value;
+            return this;
+        }
+
+        public Builder rerank(double value) {
+            rerank = value;
+            return this;
+        }
+
+        public Builder tail(boolean value) {
+            tail = Optional.of(value);
+            return this;
+        }
+
+        public Builder predict(boolean value) {
+            predict = Optional.of(value);
+            return this;
+        }
+
+        public Builder balance(boolean value) {
+            balance = Optional.of(value);
+            return this;
+        }
+
+        public Builder valueType(ElementType value) {
+            valueType = Optional.of(value);
+            return this;
+        }
+
+        public Builder landmarkType(ElementType value) {
+            landmarkType = Optional.of(value);
+            return this;
+        }
+
+        public Builder storageType(ElementType value) {
+            storageType = Optional.of(value);
+            return this;
+        }
+
+        /**
+         * The settings.
+         *
+         * @throws IllegalArgumentException if one is outside its range or lacks what it needs
+         */
+        public CacheOptions build() {
+            return new CacheOptions(
+                    kind, rank, budget, chunk, outliers, radiusWeight, rerank, tail, predict, balance, valueType, landmarkType, storageType);
+        }
     }
 }

@@ -9,22 +9,15 @@ import dev.shadowkv.llm.checkpoint.Checkpoint;
 import dev.shadowkv.llm.checkpoint.Golden;
 import dev.shadowkv.llm.checkpoint.ModelConfig;
 import java.io.IOException;
-import java.util.Optional;
-import java.util.OptionalInt;
 import org.junit.jupiter.api.Test;
 
 class CacheOptionsTest {
     private static final int CAPACITY = 1024;
 
-    private static CacheOptions withValues(Optional<ElementType> type) {
-        return new CacheOptions(
-                CacheKind.SHADOW, OptionalInt.of(32), 64, 8, OptionalInt.empty(), 0.5f, 4, Optional.empty(), Optional.empty(),
-                Optional.empty(), type, Optional.empty(), Optional.empty());
-    }
+    private static final CacheOptions USUAL = CacheOptions.shadow(64).toBuilder().rank(32).build();
 
-    private static long pinnedBytes(Device device, ModelConfig config, Optional<ElementType> type) {
-        return withValues(type)
-                .builder(device, config, MemoryPlan.of(1, CAPACITY), CAPACITY)
+    private static long pinnedBytes(Device device, ModelConfig config, CacheOptions options) {
+        return options.builder(device, config, MemoryPlan.of(1, CAPACITY), CAPACITY)
                 .plan()
                 .sessionPinnedBytes();
     }
@@ -35,12 +28,12 @@ class CacheOptionsTest {
                 Checkpoint checkpoint = Checkpoint.open(Golden.folder("llama-3.1"))) {
             ModelConfig config = checkpoint.config();
             ElementType stored = device.defaultType();
-            assertThat(withValues(Optional.empty()).valueTypeOn(device))
-                    .isEqualTo(TestDevice.CUDA ? ElementType.F12_E4M7 : stored);
-            assertThat(withValues(Optional.of(stored)).valueTypeOn(device)).isEqualTo(stored);
+            CacheOptions asStored = USUAL.toBuilder().valueType(stored).build();
+            assertThat(USUAL.valueTypeOn(device)).isEqualTo(TestDevice.CUDA ? ElementType.F12_E4M7 : stored);
+            assertThat(asStored.valueTypeOn(device)).isEqualTo(stored);
 
-            long wished = pinnedBytes(device, config, Optional.of(stored));
-            assertThat(pinnedBytes(device, config, Optional.empty())).isEqualTo(TestDevice.CUDA ? wished / 4 * 3 : wished);
+            long wished = pinnedBytes(device, config, asStored);
+            assertThat(pinnedBytes(device, config, USUAL)).isEqualTo(TestDevice.CUDA ? wished / 4 * 3 : wished);
         }
     }
 }

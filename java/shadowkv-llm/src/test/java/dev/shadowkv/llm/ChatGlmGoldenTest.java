@@ -143,7 +143,7 @@ class ChatGlmGoldenTest {
         try (Checkpoint checkpoint = Checkpoint.open(folder);
                 Model model = Model.load(checkpoint, device);
                 // A shadow that leaves nothing out.
-                KvCache cache = (kind.equals("dense") ? CacheOptions.dense() : CacheOptions.shadow(4096).withRank(32))
+                KvCache cache = (kind.equals("dense") ? CacheOptions.dense() : CacheOptions.shadow(4096).toBuilder().rank(32).build())
                         .build(device, model.config(), MemoryPlan.of(1, length).withStaging(length, 1), length);
                 Transformer transformer = new Transformer(model, 1);
                 KvSession session = cache.open(length)) {

@@ -9,8 +9,6 @@ import dev.shadowkv.llm.checkpoint.Golden;
 import dev.shadowkv.llm.sampling.SamplingOptions;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.Optional;
-import java.util.OptionalInt;
 import java.util.Set;
 import java.util.SplittableRandom;
 import java.util.concurrent.CountDownLatch;
@@ -60,7 +58,7 @@ class EngineTest {
 
     /** Selects from its prompts, folds what it generates. */
     private static CacheOptions cache(String kind) {
-        return kind.equals("dense") ? CacheOptions.dense() : CacheOptions.shadow(64).withRank(32);
+        return kind.equals("dense") ? CacheOptions.dense() : CacheOptions.shadow(64).toBuilder().rank(32).build();
     }
 
     @ParameterizedTest
@@ -115,7 +113,7 @@ class EngineTest {
 
     @Test
     void refusesSessionsThatMemoryCannotHold() {
-        for (CacheOptions options : List.of(CacheOptions.dense(), CacheOptions.shadow(2048).withRank(32))) {
+        for (CacheOptions options : List.of(CacheOptions.dense(), CacheOptions.shadow(2048).toBuilder().rank(32).build())) {
             assertThatThrownBy(() -> engine(options, 1000, 100_000_000))
                     .isInstanceOf(AdmissionException.class)
                     .hasMessageContaining("1000 sessions of 100000000 tokens")
@@ -129,9 +127,7 @@ class EngineTest {
 
     @Test
     void decidesForTheCacheThatSuitsTheCapacity() {
-        CacheOptions auto = new CacheOptions(
-                CacheKind.AUTO, OptionalInt.of(32), 64, 8, OptionalInt.empty(), 0.5f, 0, Optional.of(true), Optional.empty(), Optional.empty(), Optional.empty(),
-                Optional.empty(), Optional.empty());
+        CacheOptions auto = CacheOptions.auto(64).toBuilder().rank(32).rerank(0).tail(true).build();
         try (Engine shorter = engine(auto, 1, 4 * 64); Engine longer = engine(auto, 1, 4 * 64 + 1)) {
             assertThat(shorter.memoryPlan().sessionPinnedBytes()).isZero();
             assertThat(longer.memoryPlan().sessionPinnedBytes()).isPositive();

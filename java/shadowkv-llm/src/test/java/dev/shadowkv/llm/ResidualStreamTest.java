@@ -27,7 +27,7 @@ class ResidualStreamTest {
     @ParameterizedTest
     @ValueSource(strings = {"dense", "shadow"})
     void isTheSameOnTheHost(String kind) {
-        CacheOptions options = kind.equals("dense") ? CacheOptions.dense() : CacheOptions.shadow(128).withRank(32);
+        CacheOptions options = kind.equals("dense") ? CacheOptions.dense() : CacheOptions.shadow(128).toBuilder().rank(32).build();
         SplittableRandom random = new SplittableRandom();
         try (Device device = TestDevice.open();
                 Checkpoint checkpoint = Checkpoint.open(Golden.folder("llama-3.1"));

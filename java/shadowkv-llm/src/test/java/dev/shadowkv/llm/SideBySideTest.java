@@ -43,7 +43,7 @@ class SideBySideTest {
     private static Map<String, CacheOptions> caches() {
         Map<String, CacheOptions> caches = new LinkedHashMap<>();
         caches.put("exact", CacheOptions.dense());
-        caches.put("shadow", CacheOptions.shadow(64).withRank(32));
+        caches.put("shadow", CacheOptions.shadow(64).toBuilder().rank(32).build());
         return caches;
     }
 

@@ -19,8 +19,6 @@ import java.nio.file.Path;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
-import java.util.Optional;
-import java.util.OptionalInt;
 import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
@@ -50,20 +48,12 @@ class TransformerTest {
     private static CacheOptions options(String cache, ModelConfig config, int prompt) {
         return cache.equals("dense")
                 ? CacheOptions.dense()
-                : new CacheOptions(
-                        CacheKind.SHADOW,
-                        OptionalInt.of(Math.min(256, config.keyValueWidth())),
-                        (prompt / 8 - 4 - 2) * 8,
-                        8,
-                        OptionalInt.of(2),
-                        0.5f,
-                        0,
-                        Optional.of(true),
-                        Optional.empty(),
-                        Optional.empty(),
-                        Optional.empty(),
-                        Optional.empty(),
-                        Optional.empty());
+                : CacheOptions.shadow((prompt / 8 - 4 - 2) * 8).toBuilder()
+                        .rank(Math.min(256, config.keyValueWidth()))
+                        .outliers(2)
+                        .rerank(0)
+                        .tail(true)
+                        .build();
     }
 
     private static KvCache cache(

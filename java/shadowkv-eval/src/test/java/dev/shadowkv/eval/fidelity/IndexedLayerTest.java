@@ -11,13 +11,11 @@ import dev.shadowkv.KvSession;
 import dev.shadowkv.MemoryPlan;
 import dev.shadowkv.Rope;
 import dev.shadowkv.ShadowKvCache;
-import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
 import java.lang.foreign.MemorySegment;
 import java.util.Arrays;
 import java.util.List;
 import java.util.Optional;
-import java.util.OptionalInt;
 import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
@@ -79,9 +77,9 @@ class IndexedLayerTest {
     }
 
     private static CacheOptions options(int rank, int budget, double rerank, boolean tail, ElementType values) {
-        return new CacheOptions(
-                CacheKind.SHADOW, OptionalInt.of(rank), budget, 8, OptionalInt.of(3), 0.5f, rerank, Optional.of(tail), Optional.empty(), Optional.empty(),
-                Optional.ofNullable(values), Optional.empty(), Optional.empty());
+        CacheOptions.Builder builder = CacheOptions.shadow(budget).toBuilder().rank(rank).outliers(3).rerank(rerank).tail(tail);
+        Optional.ofNullable(values).ifPresent(builder::valueType);
+        return builder.build();
     }
 
     private static ShadowKvCache cache(Device device, Rope rope, double rerank, boolean tail) {

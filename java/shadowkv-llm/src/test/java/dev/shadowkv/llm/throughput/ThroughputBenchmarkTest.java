@@ -23,7 +23,7 @@ import org.junit.jupiter.params.provider.CsvSource;
 class ThroughputBenchmarkTest {
     private static final ModelConfig SMALL = ModelShapes.withLayers(ModelShapes.of("needle-32k"), 2);
     private static final long MEBI = 1 << 20;
-    private static final CacheOptions SHADOW = CacheOptions.shadow(256).withRank(40).withRerank(0);
+    private static final CacheOptions SHADOW = CacheOptions.shadow(256).toBuilder().rank(40).rerank(0).build();
 
     private static Device device;
 
