@@ -28,12 +28,12 @@ struct GatherParams {
 // Brings the chunks of fetch lists from pinned host memory into slots.
 //
 // values [K][chunk_capacity][C][D] host -> slot_values [K][slots][C][D], unpacked. Floor: the missing bytes over the
-// link (C * D elements of 16, 12, 8 or 6 bits a chunk); bound by the link, and with six bits by the translation of
-// addresses. The lists are taken head by head, ascending, by all warps side by side, kTogether neighbours a warp: what
-// an SM asks for at a time lies within a few pages (docs/decisions.md). A warp has kTogether chunks in flight.
-// Reached for 33 sessions by 16 blocks: 50.7 GB/s with 16 and 12 bits, 49.4 with 8, 39.5 with 6, where copies run
-// at 55.4 (H200, 2026-11-29, bench_cuda_decode). A fetch that continues another asks while the other's last chunks are
-// under way, so that the link never runs empty.
+// link (C * D elements of 16, 12, 8 or 6 bits a chunk); bound by the link, and with six bits by the 52 million places a
+// second that the host gives. The lists are taken head by head, ascending, by all warps side by side, kTogether
+// neighbours a warp: what an SM asks for at a time lies within a few pages (docs/decisions.md). A warp has kTogether
+// chunks in flight. Reached for 33 sessions by 16 blocks: 50.7 GB/s with 16 and 12 bits, 49.4 with 8, 39.5 with 6,
+// where copies run at 55.4 (H200, 2026-11-29, bench_cuda_decode). A fetch that continues another asks while the other's
+// last chunks are under way, so that the link never runs empty.
 template <class Moved, int kTogether>
 __global__ void __launch_bounds__(kGatherThreads) value_gather_kernel(const __grid_constant__ GatherParams q) {
   if (!q.order.continues) {
