@@ -129,6 +129,7 @@ cat >"$stage/bin/shadowkv-tests" <<EOF
 $prologue
 # The JUnit tests but those that draw charts, which need java.desktop; SHADOWKV_TEST_DEVICE=cuda runs those that take
 # either device on the GPU. Arguments go to the JUnit console: --include-classname='.*Rope.*', --details=tree, ...
+echo "tests of either device run on: \${SHADOWKV_TEST_DEVICE:-cpu}"
 folders=''
 for folder in "\$here"/tests/shadowkv*; do folders="\$folders:\$folder"; done
 exec "\$java" \$options -Xmx4g -Dshadowkv.root="\$here" -Dshadowkv.home="\$here" -Dshadowkv.test.device="\${SHADOWKV_TEST_DEVICE:-cpu}" \\
