@@ -4,12 +4,14 @@
 #
 #   bench/gpu-check.sh [-t <seconds>] [-j <at once>] [-o <folder for logs>] [-n <folder of the tests>] [tool...] [test...]
 #
-# By default every tool with every *_gpu_test of build/native/native/test (of native-tests in a bundle), 240 s each, 8 at
-# once. The tests draw fewer cases then (SHADOWKV_TEST_SMALL=1), but launch every kernel. SHADOWKV_SANITIZER names the
-# program where it is neither on the path nor in /usr/local/cuda/bin. racecheck needs the tests of a build with
-# SHADOWKV_RACECHECK (cmake --preset racecheck, -n build/racecheck/native/test). Where the tool itself ends with a signal,
-# as with decode_layer_gpu_test, SHADOWKV_CLUSTERS=0 helps. What initcheck sees is workspaces and what the library
-# keeps: the tests fill their own arrays with NaN beforehand, which their results would show.
+# By default every tool but racecheck with every *_gpu_test of build/native/native/test (of native-tests in a bundle),
+# 240 s each, 8 at once. The tests draw fewer cases then (SHADOWKV_TEST_SMALL=1), but launch every kernel.
+# SHADOWKV_SANITIZER names the program where it is neither on the path nor in /usr/local/cuda/bin.
+#
+# racecheck can follow only the tests of a build for it: cmake --preset racecheck, cmake --build --preset racecheck, then
+# gpu-check.sh -n build/racecheck/native/test racecheck. Where the tool itself ends with a signal, as with
+# decode_layer_gpu_test, SHADOWKV_CLUSTERS=0 helps. What initcheck sees is workspaces and what the library keeps: the
+# tests fill their own arrays with NaN beforehand, which their results would show.
 set -euo pipefail
 here=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 limit=240
@@ -46,7 +48,7 @@ for argument in "$@"; do
     *) names+=("$argument") ;;
   esac
 done
-[ ${#tools[@]} -gt 0 ] || tools=(racecheck initcheck memcheck synccheck)
+[ ${#tools[@]} -gt 0 ] || tools=(initcheck memcheck synccheck)
 if [ ${#names[@]} -eq 0 ]; then
   for test in "$tests"/*_gpu_test; do
     # The test of faults makes one, in memory that is nobody's.

@@ -136,8 +136,8 @@ inline int tile_blocks(int parts, int pairs, int pipelines, const DeviceTraits& 
   return std::clamp(traits.multiprocessors / std::max(1, pairs), 1, std::max(1, most));
 }
 
-// As many as the largest chunk of a tile has, for tokens that are not there.
-[[maybe_unused]] static __device__ const uint4 kZeros[16 * SKV_MAX_RANK * 2 / 16] = {};
+// For tokens that are not there: as many as the largest chunk of a tile, the coefficients of 16 tokens.
+[[maybe_unused]] static __device__ const uint4 kZeros[16 * SKV_MAX_RANK * 2 / sizeof(uint4)] = {};
 
 #ifdef SKV_WARPGROUPS
 

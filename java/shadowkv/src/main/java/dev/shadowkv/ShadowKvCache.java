@@ -93,6 +93,11 @@ public final class ShadowKvCache extends CacheBase {
         return factor > 1 ? (int) Math.clamp(Math.ceil(factor * select), LEAST_SHORTLIST, Geometry.MAX_SELECT) : 0;
     }
 
+    /** Chunks of each key/value head that stay dense where a builder is told no number, for a budget in tokens. */
+    public static int usualOutliers(int budget) {
+        return Math.max(1, 24 * budget / 1024);
+    }
+
     /** Shapes, types and sizes of the layers' memory. */
     public Geometry geometry() {
         return options.geometry();
@@ -444,7 +449,7 @@ public final class ShadowKvCache extends CacheBase {
             Geometry geometry = new Geometry(s.queryHeads, s.keyValueHeads, s.headDim, chunk, rank + reserve,
                     s.storageType, values,
                     landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
-            int dense = outliers >= 0 ? outliers : Math.max(1, 24 * budget / 1024);
+            int dense = outliers >= 0 ? outliers : usualOutliers(budget);
             return new ShadowOptions(geometry, rank, reserve, budget, dense, residualOutliers, residualLimit, local,
                     radiusWeight, shortlist, leftOutTakesPart, predicts, balanceHeads, keepKeys);
         }

@@ -67,7 +67,7 @@ final class ThroughputReport {
     /** The settings of the shadow cache, defaults filled in. */
     private ObjectNode shadow() {
         ObjectNode node = Output.object();
-        node.put("rank", shadow.rank().orElse(Math.min(160, settings.shape().keyValueWidth())));
+        node.put("rank", shadow.rankFor(settings.shape().keyValueWidth()));
         node.put("budget", shadow.budget());
         node.put("chunk", shadow.chunk());
         node.put("radiusWeight", shadow.radiusWeight());

@@ -151,11 +151,12 @@ public record CacheOptions(
             case DENSE -> shape(DenseKvCache.builder(device), device, config, memory, length);
             default -> {
                 ShadowKvCache.Builder shadow = ShadowKvCache.builder(device)
-                        .rank(rank.orElse(Math.min(USUAL_RANK, config.keyValueWidth())))
+                        .rank(rankFor(config.keyValueWidth()))
                         .chunk(chunk)
                         .budget(budget)
                         .radiusWeight(radiusWeight)
                         .rerank(rerankWithinLimits());
+                // On a CPU the builder's own default, which follows a storage type that it is told later.
                 if (valueType.isPresent() || !device.isCpu()) {
                     shadow.valueType(valueTypeOn(device));
                 }
@@ -167,6 +168,16 @@ public record CacheOptions(
                 yield shape(shadow, device, config, memory, length);
             }
         };
+    }
+
+    /** The rank for a model whose key-value heads have so many elements together. */
+    public int rankFor(int keyValueWidth) {
+        return rank.orElse(Math.min(USUAL_RANK, keyValueWidth));
+    }
+
+    /** Chunks a head that stay dense, where there are as many. */
+    public int outlierChunks() {
+        return outliers.orElse(ShadowKvCache.usualOutliers(budget));
     }
 
     /** How a cache on a device keeps what has no type of its own. */

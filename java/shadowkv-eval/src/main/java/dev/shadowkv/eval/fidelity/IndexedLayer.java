@@ -106,12 +106,12 @@ final class IndexedLayer implements AutoCloseable {
         }
         int wish = ShadowKvCache.shortlist(options.rerank(), select);
         shortlist = wish > select ? wish : 0;
-        outliers = Math.min(firstIndexed, options.outliers().orElse(Math.max(1, 24 * options.budget() / 1024)));
+        outliers = Math.min(firstIndexed, options.outlierChunks());
         int heads = capture.keyValueHeads();
         int dim = capture.headDim();
         int recent = capture.tokens() - firstIndexed * chunk;
         ElementType valueType = options.valueTypeOn(device);
-        int rank = options.rank().orElse(Math.min(160, heads * dim));
+        int rank = options.rankFor(heads * dim);
         geometry = new Geometry(
                 capture.queryHeads(), heads, dim, chunk, Math.max(rank, Geometry.MIN_RANK), options.storageTypeOn(device), valueType,
                 options.landmarkTypeOn(device), Math.ceilDiv(recent, chunk) * chunk,

@@ -40,8 +40,7 @@ final class StepTraffic {
         double coefficients = heads * rebuilt * g.chunk() * g.rank() * storage;
         double basis = heads * g.rank() * (double) g.headDim() * storage;
         double values = heads * selected * g.readChunkBytes();
-        int outliers = options.outliers().orElse(Math.max(1, 24 * cache.budget() / 1024));
-        double dense = 2 * heads * (g.window() + outliers * (double) g.chunk()) * g.headDim() * storage;
+        double dense = 2 * heads * (g.window() + options.outlierChunks() * (double) g.chunk()) * g.headDim() * storage;
         return config.layers() * (landmarks + coefficients + basis + values + dense);
     }
 
