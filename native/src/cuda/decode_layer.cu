@@ -157,7 +157,7 @@ std::uint64_t decode_layer_workspace(const skv_decode_layer_params& p, const Dev
 // The first selection begins beside the new tokens, and with one group the fetch and the last step begin early, too.
 // Reached by graph, 8 sessions of 122880 tokens: 0.322 to 0.334 ms at 60 % resident (link 0.243 at the rate of the copy
 // engine, 0.268 at that of reads by kernels), 0.193 to 0.201 at 83 %; values of twelve bits 0.265 to 0.277 and 0.174 to
-// 0.179; fp8 values and int8 landmarks 0.215 and 0.165 to 0.176, of six bits 0.196 and 0.166; one session 0.073, 0.065,
+// 0.179; fp8 values and int8 landmarks 0.217 and 0.167 to 0.176, of six bits 0.193 and 0.166; one session 0.073, 0.065,
 // 0.059 and 0.055 (H200, 2026-11-29, bench_cuda_decode). The first selection ends after 0.036.
 void decode_layer(const skv_decode_layer_params& p, Launch& launch) {
   decode_in_stages(p, launch, [](const char*, int, cudaStream_t) {});
