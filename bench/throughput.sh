@@ -5,8 +5,8 @@
 #   bench/throughput.sh <shadowkv> <folder> [contexts] [shapes]
 #   bench/throughput.sh bin/shadowkv /tmp/results "60k 122k 244k" "llama-3.1-8b glm-4-9b-1m yi-9b-200k"
 #
-# GPU_LIMIT (80g), HOST_LIMIT (what is free), TYPES ("bf16/bf16 f8/i8": values and landmarks) and MORE (further options)
-# come from the environment. Messages of a shape are in <folder>/<shape>.log.
+# GPU_LIMIT (80g), HOST_LIMIT (what is free), TYPES ("bf16/bf16 f8/i8": values and landmarks; f8/i8/i8: coefficients too) and
+# MORE (further options) come from the environment. Messages of a shape are in <folder>/<shape>.log.
 set -u
 shadowkv=$1 folder=$2 contexts=${3:-"60k 122k 244k"} shapes=${4:-"llama-3.1-8b glm-4-9b-1m yi-9b-200k"}
 types=${TYPES:-"bf16/bf16 f8/i8"}

@@ -28,7 +28,7 @@ extern "C" {
 #define SKV_API
 #endif
 
-enum { SKV_ABI_VERSION = 6 };
+enum { SKV_ABI_VERSION = 7 };
 
 typedef struct skv_context skv_context;
 typedef struct skv_graph skv_graph;

@@ -38,8 +38,8 @@ enum { SKV_BACKEND_CPU = 0, SKV_BACKEND_CUDA = 1 };
 enum { SKV_LANES = 3 };
 
 /*
- * Element types. I8 (symmetric, one scale a landmark) is for landmarks only. Those with one scale a chunk and head are
- * for values only:
+ * Element types. I8, symmetric, is for landmarks, with one scale a landmark, and for coefficients, with one scale a
+ * direction. Those with one scale a chunk and head are for values only:
  *   F8_E4M3   eight bits, the scale is the largest magnitude / 448
  *   F12_E4M7  twelve bits: BF16 with four bits of exponent, counted from the largest of the chunk and head; numbers of
  *             BF16 down to 2^-14 of the largest's power of two are kept as they are, smaller ones to within 2^-22 of it. The
@@ -147,9 +147,10 @@ typedef struct skv_geometry {
   int32_t head_dim;         /* D */
   int32_t chunk;            /* C: 8 or 16 */
   int32_t rank;             /* r: columns of the coefficients, basis rows a head */
-  int32_t storage_type;     /* keys, coefficients, basis, outliers, recent window: F32, BF16, F16 (CUDA: BF16) */
+  int32_t storage_type;     /* keys, basis, outliers, recent window: F32, BF16, F16 (CUDA: BF16) */
   int32_t value_type;       /* values in host memory: storage_type, F8_E4M3, F12_E4M7 or F6_E2M3; in slots: the same, unpacked. CUDA: packed ones need slots */
   int32_t landmark_type;    /* storage_type, or I8 */
+  int32_t coefficient_type; /* storage_type, or I8: whole numbers from -127 to 127, times the scale that is in the direction's basis rows */
   int32_t window;           /* tokens that the recent window holds, a multiple of C */
   int32_t slots;            /* slots a key/value head, of values, or of keys where a layer has slot_keys; 0: values are read in place, slot = chunk */
 } skv_geometry;
@@ -160,8 +161,8 @@ typedef struct skv_geometry {
  * absolute: chunk c holds the tokens at positions [c*C, (c+1)*C).
  */
 typedef struct skv_shadow_layer {
-  void *coefficients;      /* [chunk_capacity*C][r] storage_type, row = position */
-  void *basis;             /* [K][r][D] storage_type; rows orthonormal over the joint width K*D, or each head of them divided by its scale */
+  void *coefficients;      /* [chunk_capacity*C][r] coefficient_type, row = position */
+  void *basis;             /* [K][r][D] storage_type; rows orthonormal over the joint width K*D, or each head of them divided by its scale; I8 coefficients: each row times its direction's scale */
   void *landmarks;         /* [K][chunk_capacity][D] landmark_type */
   float *landmark_scales;  /* [K][chunk_capacity], I8 only */
   float *radius;           /* [K][chunk_capacity]; negative: the chunk is not in the index of this head */
@@ -241,10 +242,16 @@ typedef struct skv_store_tokens_params {
  * With head_scales, what is factored are the keys with every head multiplied by its scale, a power of two that brings
  * the heads to the same mean square within a factor of two, and the basis of a head is divided by it: what heads of
  * short keys lose then weighs as much as what heads of long ones lose, as it does in their attention.
+ *
+ * I8 coefficients are whole numbers: a direction's divided by its scale, which is a 127th of the largest of them, and
+ * rounded to the nearest, ties to even. The basis rows of the direction are multiplied by it, so that keys ~
+ * coefficients . basis as ever. A direction of zeros has a scale of 0, and so has one whose energy is at most 2^-24 of
+ * the largest one's (BF16: 2^-20), which is rounding alone: its basis rows and coefficients are zero.
  */
 typedef struct skv_low_rank_factor_params {
   uint32_t struct_size;
-  int32_t type;              /* of keys, coefficients and basis: F32, BF16, F16 */
+  int32_t type;              /* of keys and basis: F32, BF16, F16 */
+  int32_t coefficient_type;  /* type, or I8 */
   const void *keys;          /* [tokens][width] before RoPE, width = K*D */
   int64_t tokens;
   int64_t key_stride;        /* elements between tokens; 0: width */
@@ -258,12 +265,14 @@ typedef struct skv_low_rank_factor_params {
   float *singular_values;    /* [rank], descending, or null; with head_scales, of the scaled keys, and so is energy */
   float *energy;             /* [2]: sum of squares of the keys, and the share of it that the basis captures (0..1), or null */
   float *head_scales;        /* [K] or null: written */
+  float *coefficient_scales; /* [stored_rank], I8 only: written */
 } skv_low_rank_factor_params;
 
-/* Projects new keys onto an existing basis. */
+/* Projects new keys onto an existing basis. I8 coefficients beyond 127 become 127, which the residual tells. */
 typedef struct skv_low_rank_project_params {
   uint32_t struct_size;
-  int32_t type;
+  int32_t type;              /* of keys and basis */
+  int32_t coefficient_type;  /* type, or I8 */
   const void *keys;          /* [count][width] before RoPE */
   int64_t count;
   int64_t key_stride;        /* elements; 0: width */
@@ -273,12 +282,14 @@ typedef struct skv_low_rank_project_params {
   void *coefficients;        /* [count][r] */
   float *residual;           /* [count]: |x - x'|^2 / |x|^2 (0 for x = 0), or null; of the keys as they are */
   const float *head_scales;  /* [K] or null: as skv_low_rank_factor wrote them with the basis */
+  const float *coefficient_scales; /* [r], I8 only: as skv_low_rank_factor wrote them with the basis */
 } skv_low_rank_project_params;
 
 /* Rebuilds rotated keys from coefficients into a ring: rewinding, tests, comparisons. */
 typedef struct skv_rebuild_keys_params {
   uint32_t struct_size;
-  int32_t type;
+  int32_t type;              /* of keys and basis */
+  int32_t coefficient_type;  /* type, or I8 */
   const void *coefficients;  /* [..][r], row = position */
   const void *basis;         /* [K][r][D] */
   int32_t key_value_heads, head_dim, rank;
@@ -365,11 +376,14 @@ typedef struct skv_moment_update_params {
  * a constant: row j of a head is sum(a_j v) / sum(a_j^2). The columns of the coefficients must be orthogonal over
  * those tokens, as skv_low_rank_factor makes them of the tokens that it is given: each row is fitted by itself.
  * A column whose sum(a_j^2) is at most 2^-24 of the largest one's (BF16: 2^-20, since the basis that
- * coefficients are taken with is rounded) is rounding alone and gives a row of zeros, as a column of zeros does. Accumulates in fp32 and rounds once, at the end.
+ * coefficients are taken with is rounded) is rounding alone and gives a row of zeros, as a column of zeros does. I8
+ * columns, which have scales of their own, are not compared: of them only one of zeros gives a row of zeros, and rows
+ * are for the whole numbers, as those of the basis of keys. Accumulates in fp32 and rounds once, at the end.
  */
 typedef struct skv_value_fit_params {
   uint32_t struct_size;
-  int32_t storage_type;      /* of coefficients, values and value_basis */
+  int32_t storage_type;      /* of values and value_basis */
+  int32_t coefficient_type;  /* storage_type, or I8 */
   int32_t key_value_heads, head_dim, rank;
   const void *coefficients;  /* [..][r], row = position */
   const void *values;        /* [K][capacity][D], row = position % capacity */

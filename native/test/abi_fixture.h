@@ -79,7 +79,7 @@ inline skv_rope rope() {
 }
 
 inline skv_geometry geometry() {
-  return {4, 2, 32, 8, 16, SKV_F32, SKV_F32, SKV_F32, 16, 0};
+  return {4, 2, 32, 8, 16, SKV_F32, SKV_F32, SKV_F32, SKV_F32, 16, 0};
 }
 
 inline constexpr skv_status kInvalid = SKV_INVALID_ARGUMENT, kUnsupported = SKV_UNSUPPORTED;

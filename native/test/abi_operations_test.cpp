@@ -89,6 +89,13 @@ void test_building() {
   factor.REFUSES(iterations = -1, kInvalid, "iterations is -1");
   factor.REFUSES(oversampling = -1, kInvalid, "oversampling is -1");
   factor.REFUSES(basis = nullptr, kInvalid, "basis is null");
+  factor.REFUSES(coefficient_type = SKV_BF16, kUnsupported,
+                 "coefficient_type is 1 (BF16), must be type, which is 0 (F32), or 4 (I8)");
+  factor.REFUSES(coefficient_type = 17, kInvalid, "coefficient_type is 17");
+  factor.REFUSES(coefficient_type = SKV_I8, kInvalid, "coefficient_scales is null");
+  f.coefficient_type = SKV_I8;
+  f.coefficient_scales = reinterpret_cast<float*>(memory + 196608);
+  Entry<skv_low_rank_factor_params>{skv_low_rank_factor, "skv_low_rank_factor", f}.accepts();
 
   auto j = sized<skv_low_rank_project_params>();
   j.keys = memory;
@@ -103,6 +110,15 @@ void test_building() {
   project.REFUSES(rank = 15, kUnsupported, "rank is 15, must be 16..256");
   project.REFUSES(count = -8, kInvalid, "count is -8");
   project.REFUSES(keys = nullptr, kInvalid, "keys is null");
+  project.REFUSES(coefficient_type = SKV_F16, kUnsupported, "coefficient_type is 2 (F16), must be type");
+  project.REFUSES(coefficient_type = -1, kInvalid, "coefficient_type is -1");
+  project.REFUSES(coefficient_type = SKV_I8, kInvalid, "coefficient_scales is null");
+  j.coefficient_type = SKV_I8;
+  j.coefficient_scales = reinterpret_cast<float*>(memory + 196608);
+  Entry<skv_low_rank_project_params>{skv_low_rank_project, "skv_low_rank_project", j}.accepts();
+  j.coefficient_scales = nullptr;
+  j.count = 0;
+  Entry<skv_low_rank_project_params>{skv_low_rank_project, "skv_low_rank_project", j}.accepts();
 
   auto r = sized<skv_rebuild_keys_params>();
   r.coefficients = memory;
@@ -119,6 +135,10 @@ void test_building() {
   rebuild.REFUSES(count = 9, kInvalid, "count is 9, must be 0..8");
   rebuild.REFUSES(rank = 1000, kUnsupported, "rank is 1000");
   rebuild.REFUSES(rotated_keys = nullptr, kInvalid, "rotated_keys is null");
+  rebuild.REFUSES(coefficient_type = SKV_F8_E4M3, kUnsupported, "coefficient_type is 3 (F8_E4M3), must be type");
+  rebuild.REFUSES(coefficient_type = 17, kInvalid, "coefficient_type is 17");
+  r.coefficient_type = SKV_I8;
+  Entry<skv_rebuild_keys_params>{skv_rebuild_keys, "skv_rebuild_keys", r}.accepts();
 
   auto l = sized<skv_landmark_build_params>();
   l.key_value_heads = 2;
@@ -239,6 +259,10 @@ void test_building() {
   fits.REFUSES(coefficients = nullptr, kInvalid, "coefficients is null");
   fits.REFUSES(values = nullptr, kInvalid, "values is null");
   fits.REFUSES(value_basis = nullptr, kInvalid, "value_basis is null");
+  fits.REFUSES(coefficient_type = SKV_BF16, kUnsupported, "coefficient_type is 1 (BF16), must be storage_type");
+  fits.REFUSES(coefficient_type = 17, kInvalid, "coefficient_type is 17");
+  w.coefficient_type = SKV_I8;
+  Entry<skv_value_fit_params>{skv_value_fit, "skv_value_fit", w}.accepts();
 }
 
 // Without a session: every refusal comes before the backend is asked.
@@ -275,6 +299,8 @@ void test_decoding() {
   topk.REFUSES(geometry.value_type = SKV_F16, kUnsupported, "value_type is 2 (F16)");
   topk.REFUSES(geometry.landmark_type = SKV_F6_E2M3, kUnsupported, "landmark_type is 6 (F6_E2M3)");
   topk.REFUSES(geometry.landmark_type = 17, kInvalid, "landmark_type is 17");
+  topk.REFUSES(geometry.coefficient_type = SKV_F12_E4M7, kUnsupported, "coefficient_type is 5 (F12_E4M7)");
+  topk.REFUSES(geometry.coefficient_type = 17, kInvalid, "coefficient_type is 17");
   topk.REFUSES(max_chunks = -1, kInvalid, "max_chunks is -1");
   topk.REFUSES(layers = nullptr, kInvalid, "layers is null");
   topk.REFUSES(selected = nullptr, kInvalid, "selected is null");

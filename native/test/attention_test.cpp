@@ -26,7 +26,7 @@ void run(void (*operation)(const Params&, Execution&),
 struct Heads {
   int group, heads, dim, storage, input;
   int query_heads() const { return group * heads; }
-  skv_geometry geometry() const { return {query_heads(), heads, dim, 8, 16, storage, storage, storage, 8, 0}; }
+  skv_geometry geometry() const { return {query_heads(), heads, dim, 8, 16, storage, storage, storage, storage, 8, 0}; }
 };
 
 struct DenseSession {

@@ -12,7 +12,7 @@ using namespace bench;
 constexpr int kRepeats = 12;
 
 double dense(Runner& runner, ThreadPool& pool, const Machine& machine, std::int64_t tokens, std::int32_t batch) {
-  const skv_geometry g = {32, 8, 128, 8, 160, SKV_BF16, SKV_BF16, SKV_BF16, 64, 0};
+  const skv_geometry g = {32, 8, 128, 8, 160, SKV_BF16, SKV_BF16, SKV_BF16, SKV_BF16, 64, 0};
   Buffer<Half> keys(batch * tokens * 8 * 128), values(batch * tokens * 8 * 128);
   fill(pool, keys, 1, 1.0F);
   fill(pool, values, 2, 1.0F);
@@ -41,7 +41,7 @@ double dense(Runner& runner, ThreadPool& pool, const Machine& machine, std::int6
 
 double shadow(Runner& runner, ThreadPool& pool, const Machine& machine, std::int64_t tokens, std::int32_t batch) {
   constexpr int kSelect = 256, kOutliers = 48, kChunk = 8, kRank = 160, kWindow = 64;
-  const skv_geometry g = {32, 8, 128, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, 0};
+  const skv_geometry g = {32, 8, 128, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, 0};
   const std::int64_t chunks = tokens / kChunk, indexed = chunks - 4;
   Buffer<Half> coefficients(batch * tokens * kRank), basis(batch * 8 * kRank * 128),
       landmarks(batch * 8 * chunks * 128), outlier_keys(batch * 8 * kOutliers * kChunk * 128),
@@ -142,7 +142,7 @@ double shadow(Runner& runner, ThreadPool& pool, const Machine& machine, std::int
 }
 
 void prefill(Runner& runner, const Machine& machine, std::int64_t tokens) {
-  const skv_geometry g = {8, 4, 64, 8, 40, SKV_F32, SKV_F32, SKV_F32, 64, 0};
+  const skv_geometry g = {8, 4, 64, 8, 40, SKV_F32, SKV_F32, SKV_F32, SKV_F32, 64, 0};
   Buffer<float> queries(tokens * 8 * 64), keys(tokens * 4 * 64), values(tokens * 4 * 64), output(tokens * 8 * 64);
   fill(queries, 21, 1.0F);
   fill(keys, 22, 1.0F);

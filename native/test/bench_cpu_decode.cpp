@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "bench_cpu.h"
+#include "cpu/elements.h"
 #include "moments.h"
 
 namespace {
@@ -81,7 +82,9 @@ struct Index {
       : chunks(tokens / kChunk),
         indexed(chunks - 4),
         coefficients(tokens * kRank),
+        narrow_coefficients(coefficients.count()),
         basis(kHeads * kRank * kDim),
+        narrow_basis(basis.count()),
         value_basis(basis.count()),
         landmarks(kHeads * chunks * kDim),
         narrow_landmarks(landmarks.count()),
@@ -104,6 +107,14 @@ struct Index {
     fill(pool, recent_values, 17, 1.0F);
     fill(pool, values, 18, 1.0F);
     fill(moments, 20, 1.0F);
+    // One step for all directions, which are alike.
+    constexpr float kStep = 4.0F / 127;
+    for (std::int64_t i = 0; i < coefficients.count(); ++i) {
+      narrow_coefficients[i] = skv::cpu::from_float<std::int8_t>(from_bf16(coefficients[i]) / kStep);
+    }
+    for (std::int64_t i = 0; i < basis.count(); ++i) {
+      narrow_basis[i] = to_bf16(from_bf16(basis[i]) * kStep);
+    }
     std::mt19937_64 random(19);
     for (std::int64_t i = 0; i < radius.count(); ++i) {
       radius[i] = static_cast<float>(random() % 1000) * 1e-3F;
@@ -129,10 +140,11 @@ struct Index {
     }
   }
 
-  skv_shadow_layer layer(std::int32_t landmark_type) {
+  skv_shadow_layer layer(std::int32_t landmark_type, std::int32_t coefficient_type = SKV_BF16) {
     skv_shadow_layer l{};
-    l.coefficients = coefficients.data();
-    l.basis = basis.data();
+    const bool bytes = coefficient_type == SKV_I8;
+    l.coefficients = bytes ? static_cast<void*>(narrow_coefficients.data()) : coefficients.data();
+    l.basis = bytes ? narrow_basis.data() : basis.data();
     l.landmarks = landmark_type == SKV_I8 ? static_cast<void*>(narrow_landmarks.data()) : landmarks.data();
     l.landmark_scales = landmark_type == SKV_I8 ? landmark_scales.data() : nullptr;
     l.radius = radius.data();
@@ -148,7 +160,9 @@ struct Index {
   }
 
   std::int64_t chunks, indexed;
-  Buffer<Half> coefficients, basis, value_basis, landmarks;
+  Buffer<Half> coefficients;
+  Buffer<std::int8_t> narrow_coefficients;
+  Buffer<Half> basis, narrow_basis, value_basis, landmarks;
   Buffer<std::int8_t> narrow_landmarks;
   Buffer<float> landmark_scales;
   Buffer<Half> outlier_keys, outlier_values, recent_keys, recent_values, values;
@@ -183,7 +197,7 @@ struct Kind {
   int slots = 0;
   bool keys = false;  // slots hold keys rather than values
   Rest rest = Rest::kNone;
-  std::int32_t landmark_type = SKV_BF16;
+  std::int32_t landmark_type = SKV_BF16, coefficient_type = SKV_BF16;
 };
 
 // A shadow layer with slots of its own.
@@ -197,7 +211,7 @@ class Shadow {
         new_keys_(kHeads * kDim),
         new_values_(kHeads * kDim),
         output_(kQueryHeads * kDim),
-        layer_(index.layer(kind.landmark_type)),
+        layer_(index.layer(kind.landmark_type, kind.coefficient_type)),
         state_(index.state),
         step_(pool, set, params(index, kind, shortlist), skv::cpu::decode_layer, skv::cpu::decode_layer_workspace) {
     std::fill_n(slot_chunk_.data(), slot_chunk_.count(), -1);
@@ -234,8 +248,8 @@ class Shadow {
   skv_decode_layer_params params(Index& index, const Kind& kind, int shortlist) {
     skv_decode_layer_params p{};
     p.input_type = SKV_F32;
-    p.geometry = {kQueryHeads,        kHeads,  kDim,      kChunk, kRank, SKV_BF16, SKV_BF16,
-                  kind.landmark_type, kWindow, kind.slots};
+    p.geometry = {kQueryHeads,           kHeads,  kDim,      kChunk, kRank, SKV_BF16, SKV_BF16, kind.landmark_type,
+                  kind.coefficient_type, kWindow, kind.slots};
     p.batch = 1;
     p.keys = new_keys_.data();
     p.values = new_values_.data();
@@ -265,7 +279,7 @@ double share_that_stays(ThreadPool& pool, InstructionSet set, Index& index, doub
   skv_shadow_layer layer = index.layer(SKV_BF16);
   skv_landmark_topk_params p{};
   p.query_type = SKV_F32;
-  p.geometry = {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, 0};
+  p.geometry = {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, 0};
   p.batch = 1;
   p.layers = &layer;
   p.states = &index.state;
@@ -331,7 +345,7 @@ int main(int argc, char** argv) {
   dense_state.length = tokens;
   skv_dense_attention_params d{};
   d.query_type = d.output_type = SKV_F32;
-  d.geometry = {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, 0};
+  d.geometry = {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, SKV_BF16, SKV_BF16, SKV_BF16, kWindow, 0};
   d.batch = 1;
   d.layers = &dense_layer;
   d.states = &dense_state;
@@ -350,6 +364,7 @@ int main(int argc, char** argv) {
     };
     add({"no slots"});
     add({"no slots, int8 landmarks", 0, false, Rest::kNone, SKV_I8});
+    add({"no slots, int8 both", 0, false, Rest::kNone, SKV_I8, SKV_I8});
     add({"no slots, tail", 0, false, Rest::kTail});
     add({"values in slots", kSelect});
     add({"keys in slots", places, true});
@@ -358,6 +373,7 @@ int main(int argc, char** argv) {
     if (shortlist > 0) {
       add({"no slots, predicted", 0, false, Rest::kPredicted});
       add({"keys in slots, predicted", places, true, Rest::kPredicted});
+      add({"no slots, int8 predicted", 0, false, Rest::kPredicted, SKV_I8, SKV_I8});
     }
     for (int step = 0; step < steps; ++step) {
       for (const auto& layer : layers) {

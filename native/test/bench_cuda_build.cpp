@@ -284,7 +284,7 @@ int main() {
   Array energy(backend, 8);
   if (has_blas) {
     skv_low_rank_factor_params p = {};
-    p.type = SKV_BF16;
+    p.type = p.coefficient_type = SKV_BF16;
     p.keys = raw;
     p.tokens = kTokens;
     p.key_value_heads = kHeads;
@@ -370,7 +370,7 @@ int main() {
     Array value_basis(backend, kWidth * kRank * 2);
     skv_value_fit_params p = {};
     p.struct_size = sizeof p;
-    p.storage_type = SKV_BF16;
+    p.storage_type = p.coefficient_type = SKV_BF16;
     p.key_value_heads = kHeads;
     p.head_dim = kDim;
     p.rank = kRank;
@@ -387,7 +387,7 @@ int main() {
   }
   {
     skv_low_rank_project_params p = {};
-    p.type = SKV_BF16;
+    p.type = p.coefficient_type = SKV_BF16;
     p.keys = raw;
     p.count = 64;
     p.key_value_heads = kHeads;
@@ -405,7 +405,7 @@ int main() {
   }
   {
     skv_rebuild_keys_params p = {};
-    p.type = SKV_BF16;
+    p.type = p.coefficient_type = SKV_BF16;
     p.coefficients = coefficients;
     p.basis = basis;
     p.key_value_heads = kHeads;

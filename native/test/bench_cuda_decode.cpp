@@ -257,6 +257,11 @@ void bench_sparse_attention(const Machine& machine, const Batch& batch, const Ca
     line(name, machine.cold([&] { backend->sparse_attention(p); }), bytes, machine.memory());
   };
   time("", s.attention_bytes());
+  p.geometry.coefficient_type = SKV_I8;
+  reserve(SKV_OP_SPARSE_ATTENTION, &p);
+  time(coefficient_name(SKV_I8), s.attention_bytes(SKV_I8));
+  p.geometry.coefficient_type = SKV_BF16;
+  reserve(SKV_OP_SPARSE_ATTENTION, &p);
   p.tail = upload(std::vector<float>(batch.query_heads(), 5.0F));
   time(", tail", s.attention_bytes() + s.tail_bytes());
   p.dropped = p.tail;
@@ -280,6 +285,11 @@ void bench_rerank(const Machine& machine, const Batch& batch, const Cache& cache
   };
   reserve(SKV_OP_RERANK, &p);
   time("rerank of 4 times the budget", s.shortlist_bytes(kShortlist));
+  p.geometry.coefficient_type = SKV_I8;
+  reserve(SKV_OP_RERANK, &p);
+  time("rerank of 4 times the budget, i8 coefficients", s.shortlist_bytes(kShortlist, SKV_I8));
+  p.geometry.coefficient_type = SKV_BF16;
+  reserve(SKV_OP_RERANK, &p);
   // Each run adds what the last one left; the time does not depend on the weights.
   backend->fill(lists.tail, 0, batch.query_heads() * sizeof(float));
   p.tail = lists.tail;
@@ -410,7 +420,7 @@ void bench_stages(const Machine& machine, Batch& batch, const Cache& cache) {
 
 // How a whole layer is run.
 struct Variant {
-  int landmark_type, groups, shortlist, tail, predict;
+  int landmark_type, groups, shortlist, tail, predict, coefficient_type = SKV_BF16;
 };
 
 constexpr Variant kVariants[] = {{SKV_BF16, 0, 0, 0, 0},
@@ -426,7 +436,11 @@ constexpr Variant kVariants[] = {{SKV_BF16, 0, 0, 0, 0},
                                  {SKV_I8, 0, 0, 1, 0},
                                  {SKV_I8, 0, kShortlist, 0, 0},
                                  {SKV_I8, 0, kShortlist, 1, 0},
-                                 {SKV_I8, 0, kShortlist, 1, 1}};
+                                 {SKV_I8, 0, kShortlist, 1, 1},
+                                 {SKV_I8, 0, 0, 0, 0, SKV_I8},
+                                 {SKV_I8, 0, 0, 1, 0, SKV_I8},
+                                 {SKV_I8, 0, kShortlist, 0, 0, SKV_I8},
+                                 {SKV_I8, 0, kShortlist, 1, 1, SKV_I8}};
 
 // How long a layer takes with a share of its chunks resident, called directly and in a graph: the mean over all
 // layers, in a step of its own.
@@ -454,14 +468,15 @@ void bench_variant(const Machine& machine, Batch& batch, const Cache& cache, con
   const double replayed = machine.median(prepare, [&] { backend->launch_graph(*graph); }) / layer_count;
 
   const double link_us = static_cast<double>(misses * s.value_bytes()) / layer_count / machine.link();
-  const double memory_bytes = s.landmark_bytes(v.landmark_type) + s.attention_bytes() + s.shortlist_bytes(v.shortlist) +
-                              v.tail * s.tail_bytes() + v.predict * s.value_basis_bytes();
+  const double memory_bytes = s.landmark_bytes(v.landmark_type) + s.attention_bytes(v.coefficient_type) +
+                              s.shortlist_bytes(v.shortlist, v.coefficient_type) + v.tail * s.tail_bytes() +
+                              v.predict * s.value_basis_bytes();
   const double floor = std::max(link_us, memory_bytes / machine.memory());
   std::printf(
-      "decode_layer %-4s %.0f %% resident, %-4s landmarks, groups %2d, shortlist %4d, tail %d, predict %d: "
+      "decode_layer %-4s %.0f %% resident, %-4s landmarks%s, groups %2d, shortlist %4d, tail %d, predict %d: "
       "direct %7.1f us, graph %7.1f us, link %6.1f us, floor %6.1f us, %5.1f %%\n",
-      cache.type_name, 100 * resident, landmark_name(v.landmark_type), v.groups, v.shortlist, v.tail, v.predict, direct,
-      replayed, link_us, floor, 100 * floor / replayed);
+      cache.type_name, 100 * resident, landmark_name(v.landmark_type), coefficient_name(v.coefficient_type), v.groups,
+      v.shortlist, v.tail, v.predict, direct, replayed, link_us, floor, 100 * floor / replayed);
   std::fflush(stdout);
 }
 
@@ -472,6 +487,7 @@ void bench_decode_layer(const Machine& machine, Batch& batch, const Cache& cache
   for (const Variant& v : kVariants) {
     skv_decode_layer_params p = decode_layer_params(batch, cache);
     p.geometry.landmark_type = v.landmark_type;
+    p.geometry.coefficient_type = v.coefficient_type;
     p.groups = v.groups;
     p.shortlist = v.shortlist;
     p.tail = v.tail;

@@ -283,16 +283,31 @@ void test_values(Bench& bench, std::int32_t type, std::int32_t value_type, const
   CHECK(values.guard_intact() && scales.guard_intact());
 }
 
-void test_rebuild(Bench& bench, std::int32_t type, const Shape& s, int rank, std::mt19937_64& random) {
+// Whole numbers up to the largest, as coefficients of eight bits are.
+void fill_bytes(Array& coefficients, std::mt19937_64& random) {
+  std::normal_distribution<double> normal(0, 40);
+  for (std::int64_t i = 0; i < coefficients.count(); ++i) {
+    coefficients.set(i, std::clamp(std::nearbyint(normal(random)), -127.0, 127.0));
+  }
+}
+
+void test_rebuild(Bench& bench, std::int32_t type, std::int32_t coefficient_type, const Shape& s, int rank,
+                  std::mt19937_64& random) {
   const RopeTables tables(s.dim, SKV_INTERLEAVED, 4000, 10000.0, 1.0);
   const std::int64_t first = 117, count = 61, capacity = 64;
-  Array coefficients(type, (first + count) * rank), basis(type, s.heads * rank * s.dim),
+  Array coefficients(coefficient_type, (first + count) * rank), basis(type, s.heads * rank * s.dim),
       keys(type, s.heads * capacity * s.dim);
-  coefficients.fill(random);
-  basis.fill(random, 1 / std::sqrt(static_cast<double>(s.heads * s.dim)));
+  const bool bytes = coefficient_type == SKV_I8;
+  if (bytes) {
+    fill_bytes(coefficients, random);
+  } else {
+    coefficients.fill(random);
+  }
+  basis.fill(random, (bytes ? 1.0 / 40 : 1.0) / std::sqrt(static_cast<double>(s.heads * s.dim)));
   skv_rebuild_keys_params p = {};
   p.struct_size = sizeof(p);
   p.type = type;
+  p.coefficient_type = coefficient_type;
   p.coefficients = coefficients.data();
   p.basis = basis.data();
   p.key_value_heads = s.heads;
@@ -335,11 +350,12 @@ void test_rebuild(Bench& bench, std::int32_t type, const Shape& s, int rank, std
   CHECK(keys.guard_intact());
 }
 
-void test_project(Bench& bench, std::int32_t type, const Shape& s, int rank, std::int64_t count, bool scaled,
-                  std::mt19937_64& random) {
+void test_project(Bench& bench, std::int32_t type, std::int32_t coefficient_type, const Shape& s, int rank,
+                  std::int64_t count, bool scaled, std::mt19937_64& random) {
   const std::int64_t width = static_cast<std::int64_t>(s.heads) * s.dim, stride = width + 3;
-  Array keys(type, count * stride), basis(type, s.heads * rank * s.dim), coefficients(type, count * rank),
-      residual(SKV_F32, count);
+  const bool bytes = coefficient_type == SKV_I8;
+  Array keys(type, count * stride), basis(type, s.heads * rank * s.dim), coefficients(coefficient_type, count * rank),
+      residual(SKV_F32, count), steps(SKV_F32, rank);
   keys.fill(random);
   for (std::int64_t i = 0; i < width; ++i) {
     keys.set(i, 0);  // a key of zeros
@@ -350,9 +366,24 @@ void test_project(Bench& bench, std::int32_t type, const Shape& s, int rank, std
   for (int head = 0; head < s.heads; ++head) {
     scales.push_back(scaled ? std::ldexp(1.0F, static_cast<int>(random() % 5) - 2) : 1.0F);
   }
+  // Steps of which some make coefficients too large, and a direction that is not there.
+  std::uniform_real_distribution<double> share(0.5, 3);
+  for (int j = 0; j < rank && bytes; ++j) {
+    double squares = 0;  // of the products' deviation
+    for (std::int64_t i = 0; i < width; ++i) {
+      const double scale = scales[static_cast<std::size_t>(i / s.dim)];
+      squares += std::pow(basis[(i / s.dim * rank + j) * s.dim + i % s.dim] * scale * scale, 2);
+    }
+    steps.set(j, j == 3 ? 0 : std::sqrt(std::sqrt(squares) / 127 * share(random)));
+    for (std::int64_t i = 0; i < width && j == 3; ++i) {
+      basis.set((i / s.dim * rank + j) * s.dim + i % s.dim, 0);
+    }
+  }
   skv_low_rank_project_params p = {};
   p.struct_size = sizeof(p);
   p.type = type;
+  p.coefficient_type = coefficient_type;
+  p.coefficient_scales = bytes ? steps.as<float>() : nullptr;
   p.head_scales = scaled ? scales.data() : nullptr;
   p.keys = keys.data();
   p.count = count;
@@ -365,7 +396,12 @@ void test_project(Bench& bench, std::int32_t type, const Shape& s, int rank, std
   p.residual = residual.as<float>();
   auto execution = bench.with(skv::cpu::low_rank_project_workspace(p, bench.traits()));
   skv::cpu::low_rank_project(p, execution);
+  double longest = 0;  // element of the basis
+  for (std::int64_t i = 0; i < basis.count(); ++i) {
+    longest = std::max(longest, std::fabs(basis[i]));
+  }
   bool right = true;
+  std::int64_t clamped = 0;
   for (std::int64_t t = 0; t < count; ++t) {
     std::vector<double> off(static_cast<std::size_t>(width));
     double whole = 0, rebuilt_bound = 0;
@@ -383,9 +419,16 @@ void test_project(Bench& bench, std::int32_t type, const Shape& s, int rank, std
         bound += std::fabs(term);
         off[static_cast<std::size_t>(i)] -= coefficients[t * rank + j] * b;  // as stored
       }
-      right &=
-          check::near(coefficients[t * rank + j], sum, check::tolerance(type, sum, static_cast<double>(width), bound));
-      rebuilt_bound += std::fabs(coefficients[t * rank + j]);
+      const double got = coefficients[t * rank + j];
+      if (bytes) {
+        const double unit = steps[j] * steps[j], exact = unit > 0 ? sum / unit : 0;
+        const double roundings = unit > 0 ? static_cast<double>(width + 4) * 0x1p-24 * bound / unit : 0;
+        right &= check::near(got, std::clamp(exact, -127.0, 127.0), unit > 0 ? 0.5 + roundings : 0);
+        clamped += std::fabs(exact) > 130;
+      } else {
+        right &= check::near(got, sum, check::tolerance(type, sum, static_cast<double>(width), bound));
+      }
+      rebuilt_bound += std::fabs(got) * (bytes ? longest : 1);
     }
     double missed = 0;
     for (const double x : off) {
@@ -400,6 +443,7 @@ void test_project(Bench& bench, std::int32_t type, const Shape& s, int rank, std
     right &= check::near(residual[t], expected, tolerance);
   }
   CHECK(right);
+  CHECK(!bytes || count == 1 || clamped > 0);
   CHECK(coefficients.guard_intact() && residual.guard_intact());
   const Array before = coefficients;
   p.residual = nullptr;
@@ -426,14 +470,15 @@ int main() {
         test_values(bench, type, SKV_F12_E4M7, shape, random);
         test_values(bench, type, SKV_F6_E2M3, shape, random);
       }
-      test_rebuild(bench, type, kShapes[0], 160, random);
-      test_rebuild(bench, type, kShapes[3], 17, random);
-      test_project(bench, type, kShapes[0], 160, 8, false, random);
-      test_project(bench, type, kShapes[0], 160, 8, true, random);
-      test_project(bench, type, kShapes[3], 17, 71, false, random);
-      test_project(bench, type, kShapes[3], 17, 71, true, random);
-      test_project(bench, type, kShapes[1], 16, 1, false, random);
-      test_project(bench, type, kShapes[1], 16, 1, true, random);
+      for (const std::int32_t coefficients : {type, std::int32_t{SKV_I8}}) {
+        test_rebuild(bench, type, coefficients, kShapes[0], 160, random);
+        test_rebuild(bench, type, coefficients, kShapes[3], 17, random);
+        for (const bool scaled : {false, true}) {
+          test_project(bench, type, coefficients, kShapes[0], 160, 8, scaled, random);
+          test_project(bench, type, coefficients, kShapes[3], 17, 71, scaled, random);
+          test_project(bench, type, coefficients, kShapes[1], 16, 1, scaled, random);
+        }
+      }
     }
   }
   return check::verdict();

@@ -251,7 +251,7 @@ void refusals(skv::Backend& backend) {
   CHECK(throws(SKV_INVALID_ARGUMENT, [&] { skv::make_cuda_backend(params); }));
   CHECK(throws(SKV_INVALID_ARGUMENT, [&] { backend.workspace_bytes(999, nullptr); }));
   skv_low_rank_factor_params factor = {};
-  factor.type = SKV_BF16;
+  factor.type = factor.coefficient_type = SKV_BF16;
   factor.tokens = 5000;
   factor.key_value_heads = 8;
   factor.head_dim = 128;
@@ -259,7 +259,7 @@ void refusals(skv::Backend& backend) {
   const std::uint64_t needed = backend.workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &factor);
   CHECK(needed > 1024);
   CHECK(throws(SKV_INVALID_ARGUMENT, [&] { backend.low_rank_factor(factor); }));
-  factor.type = SKV_F32;
+  factor.type = factor.coefficient_type = SKV_F32;
   CHECK(throws(SKV_UNSUPPORTED, [&] { backend.low_rank_factor(factor); }));
   skv_add_params sum = {};
   sum.type = SKV_I8;

@@ -17,6 +17,7 @@ class Together {
       : backend_(backend),
         ring_(backend, gpu::normals(generator, kCalls * kRing), SKV_BF16),
         basis_(backend, gpu::normals(generator, kCalls * kHeads * kRank * kDim, 0.1F), SKV_BF16),
+        steps_(backend, steps_of(generator), SKV_F32),
         results_(backend, kCalls * kBytes),
         host_(static_cast<std::uint8_t*>(backend.allocate_host(kCalls * kBytes))) {}
   ~Together() { backend_.free_host(host_); }
@@ -39,10 +40,12 @@ class Together {
     });
   }
 
-  void project() {
+  void project(std::int32_t coefficient_type) {
     compare<skv_low_rank_project_params>("low_rank_project", SKV_OP_LOW_RANK_PROJECT, &skv::Backend::low_rank_project,
                                          [&](skv_low_rank_project_params& p, int call) {
                                            p.type = SKV_BF16;
+                                           p.coefficient_type = coefficient_type;
+                                           p.coefficient_scales = steps_.as<float>() + call * kRank;
                                            p.keys = ring_.as<std::uint16_t>() + call * kRing;
                                            p.count = call % 2 ? 64 : 33;
                                            p.key_value_heads = static_cast<std::int32_t>(kHeads);
@@ -91,6 +94,17 @@ class Together {
 
   std::uint8_t* result(int call) const { return results_.as<std::uint8_t>() + call * kBytes; }
 
+  // Of products of a deviation of two: from coefficients that mostly fit to ones that mostly do not, and some that are
+  // not there.
+  static std::vector<float> steps_of(std::mt19937_64& generator) {
+    std::uniform_real_distribution<float> uniform(0.05F, 0.2F);
+    std::vector<float> steps(at(kCalls * kRank));
+    for (float& step : steps) {
+      step = generator() % 16 ? uniform(generator) : 0.0F;
+    }
+    return steps;
+  }
+
   // Chunks that lie around the end of the ring, for every other call.
   template <class P>
   static void shape(P& p, int call) {
@@ -121,6 +135,7 @@ class Together {
     for (int call = 0; call < kCalls; ++call) {
       calls[at(call)].struct_size = sizeof(P);
       fill(calls[at(call)], call);
+      backend_.reserve_workspace(backend_.workspace_bytes(operation, &calls[at(call)]));
     }
     clear();
     const std::vector<std::uint8_t> untouched = all_results();
@@ -137,7 +152,7 @@ class Together {
   }
 
   skv::Backend& backend_;
-  Array ring_, basis_, results_;
+  Array ring_, basis_, steps_, results_;
   std::uint8_t* host_;
 };
 
@@ -152,7 +167,8 @@ int main() {
   auto generator = check::fresh_generator();
   Together together(*backend, generator);
   together.rope();
-  together.project();
+  together.project(SKV_BF16);
+  together.project(SKV_I8);
   together.landmarks();
   together.values();
   return check::verdict();

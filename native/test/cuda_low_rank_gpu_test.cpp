@@ -54,7 +54,14 @@ std::vector<float> basis_of(std::mt19937_64& generator, std::int64_t heads, std:
   return rounded(basis, SKV_BF16);
 }
 
-void rebuild_keys(skv::Backend& backend, std::mt19937_64& generator) {
+// "... i8": what is made of coefficients of eight bits.
+std::string named(const char* what, std::int32_t coefficient_type) {
+  return std::string(what) + (coefficient_type == SKV_I8 ? " i8" : "");
+}
+
+void rebuild_keys(skv::Backend& backend, std::mt19937_64& generator, std::int32_t coefficient_type) {
+  // Whole numbers of a deviation of 40, of which few are clipped.
+  const float size = coefficient_type == SKV_I8 ? 40 : 1;
   for (const auto& [head_dim, rank, pairing] :
        {std::tuple{128, 160, SKV_HALF_SPLIT}, std::tuple{64, 40, SKV_INTERLEAVED}, std::tuple{96, 64, SKV_HALF_SPLIT},
         std::tuple{256, 256, SKV_HALF_SPLIT}, std::tuple{50, 17, SKV_HALF_SPLIT}, std::tuple{16, 16, SKV_HALF_SPLIT}}) {
@@ -62,12 +69,14 @@ void rebuild_keys(skv::Backend& backend, std::mt19937_64& generator) {
     const std::int32_t rotary_dim = head_dim == 64 ? 32 : head_dim;
     const gpu::Rotation rotation(rotary_dim, pairing, 10000, 1, 512);
     Array coarse = Array::of(backend, rotation.coarse), fine = Array::of(backend, rotation.fine);
-    const auto a = rounded(gpu::normals(generator, (first + count) * rank), SKV_BF16);
-    const auto b = rounded(gpu::normals(generator, heads * rank * head_dim, 0.2F), SKV_BF16);
-    Array coefficients(backend, a, SKV_BF16), basis(backend, b, SKV_BF16),
+    auto a = rounded(gpu::normals(generator, (first + count) * rank, size), coefficient_type);
+    std::transform(a.begin(), a.end(), a.begin(), [](float x) { return std::max(x, -127.0F); });
+    const auto b = rounded(gpu::normals(generator, heads * rank * head_dim, 0.2F / size), SKV_BF16);
+    Array coefficients(backend, a, coefficient_type), basis(backend, b, SKV_BF16),
         keys(backend, heads * capacity * head_dim * 2);
     skv_rebuild_keys_params p = {};
     p.type = SKV_BF16;
+    p.coefficient_type = coefficient_type;
     p.coefficients = coefficients;
     p.basis = basis;
     p.key_value_heads = static_cast<std::int32_t>(heads);
@@ -78,6 +87,7 @@ void rebuild_keys(skv::Backend& backend, std::mt19937_64& generator) {
     p.rotated_keys = keys;
     p.capacity = capacity;
     p.rope = rotation.on(coarse, fine);
+    backend.reserve_workspace(backend.workspace_bytes(SKV_OP_REBUILD_KEYS, &p));
     backend.rebuild_keys(p);
     const auto all = keys.values(SKV_BF16);
     std::vector<float> actual;
@@ -105,12 +115,13 @@ void rebuild_keys(skv::Backend& backend, std::mt19937_64& generator) {
         }
       }
     }
-    check_all(label("rebuild_keys", head_dim, rank, pairing), actual, expected,
+    check_all(label(named("rebuild_keys", coefficient_type).c_str(), head_dim, rank, pairing), actual, expected,
               [&](std::size_t i) { return allowed[i]; });
   }
 }
 
-void low_rank_project(skv::Backend& backend, std::mt19937_64& generator) {
+void low_rank_project(skv::Backend& backend, std::mt19937_64& generator, std::int32_t coefficient_type) {
+  const bool bytes = coefficient_type == SKV_I8;
   for (const auto& [heads, head_dim, rank, count, scaled] :
        {std::tuple{8, 128, 160, 100, true}, std::tuple{8, 128, 160, 100, false}, std::tuple{4, 64, 40, 8, true},
         std::tuple{2, 256, 256, 65, false}, std::tuple{3, 50, 17, 70, true}, std::tuple{3, 50, 17, 70, false},
@@ -118,16 +129,33 @@ void low_rank_project(skv::Backend& backend, std::mt19937_64& generator) {
     const std::int64_t width = heads * head_dim, stride = width + 16;
     auto x = rounded(gpu::normals(generator, count * stride), SKV_BF16);
     std::fill_n(x.begin() + 2 * stride, width, 0.0F);  // a key of zeros
-    const auto b = basis_of(generator, heads, head_dim, rank);
-    Array keys(backend, x, SKV_BF16), basis(backend, b, SKV_BF16), coefficients(backend, count * rank * 2);
-    Array residual(backend, count * 4);
+    auto b = basis_of(generator, heads, head_dim, rank);
     std::vector<float> scales;
     for (int head = 0; head < heads; ++head) {
       scales.push_back(scaled ? std::ldexp(1.0F, static_cast<int>(generator() % 5) - 2) : 1.0F);
     }
-    Array head_scales(backend, scales, SKV_F32);
+    // Steps of which some make coefficients too large, and a direction that is not there.
+    std::uniform_real_distribution<double> share(0.7, 4);
+    std::vector<float> steps(at(rank), 1.0F);
+    for (std::int64_t j = 0; j < rank && bytes; ++j) {
+      double squares = 0;  // of the products' deviation
+      for (std::int64_t i = 0; i < width; ++i) {
+        const double scale = scales[at(i / head_dim)];
+        squares += std::pow(b[at((i / head_dim * rank + j) * head_dim + i % head_dim)] * scale * scale, 2);
+      }
+      steps[at(j)] = j == 3 ? 0.0F : static_cast<float>(std::sqrt(squares) / 127 * share(generator));
+      for (std::int64_t i = 0; i < width; ++i) {
+        b[at((i / head_dim * rank + j) * head_dim + i % head_dim)] *= steps[at(j)];
+      }
+    }
+    b = rounded(b, SKV_BF16);
+    Array keys(backend, x, SKV_BF16), basis(backend, b, SKV_BF16);
+    Array coefficients(backend, count * rank * gpu::size_of(coefficient_type)), residual(backend, count * 4);
+    Array head_scales(backend, scales, SKV_F32), coefficient_scales(backend, steps, SKV_F32);
     skv_low_rank_project_params p = {};
     p.type = SKV_BF16;
+    p.coefficient_type = coefficient_type;
+    p.coefficient_scales = bytes ? coefficient_scales.as<float>() : nullptr;
     p.head_scales = scaled ? head_scales.as<float>() : nullptr;
     p.keys = keys;
     p.count = count;
@@ -138,9 +166,11 @@ void low_rank_project(skv::Backend& backend, std::mt19937_64& generator) {
     p.basis = basis;
     p.coefficients = coefficients;
     p.residual = residual.as<float>();
+    backend.reserve_workspace(backend.workspace_bytes(SKV_OP_LOW_RANK_PROJECT, &p));
     backend.low_rank_project(p);
-    const auto actual = coefficients.values(SKV_BF16);
+    const auto actual = coefficients.values(coefficient_type);
     Doubles expected, allowed, missed;
+    std::int64_t clamped = 0;
     for (std::int64_t token = 0; token < count; ++token) {
       Doubles rest(at(width));
       double whole = 0;
@@ -157,9 +187,16 @@ void low_rank_project(skv::Backend& backend, std::mt19937_64& generator) {
           sum += term;
           absolute += std::fabs(term);
         }
-        expected.push_back(sum);
-        allowed.push_back(kBf16Epsilon / 2 * std::fabs(sum) +
-                          4 * std::sqrt(static_cast<double>(width)) * kF32Epsilon * absolute);
+        const double roundings = 4 * std::sqrt(static_cast<double>(width)) * kF32Epsilon * absolute;
+        const double unit = static_cast<double>(steps[at(j)]) * steps[at(j)];
+        if (bytes) {
+          expected.push_back(unit > 0 ? std::min(std::max(sum / unit, -127.0), 127.0) : 0);
+          allowed.push_back(unit > 0 ? 0.5 + roundings / unit : 0);
+          clamped += unit > 0 && std::fabs(sum / unit) > 130;
+        } else {
+          expected.push_back(sum);
+          allowed.push_back(kBf16Epsilon / 2 * std::fabs(sum) + roundings);
+        }
         // What the stored coefficient gives back.
         for (std::int64_t i = 0; i < width; ++i) {
           rest[at(i)] -= static_cast<double>(actual[at(token * rank + j)]) *
@@ -172,12 +209,13 @@ void low_rank_project(skv::Backend& backend, std::mt19937_64& generator) {
       }
       missed.push_back(whole > 0 ? left / whole : 0);
     }
-    check_all(label("low_rank_project", width, rank, count), actual, expected,
+    CHECK(clamped > 0 || !bytes);
+    check_all(label(named("low_rank_project", coefficient_type).c_str(), width, rank, count), actual, expected,
               [&](std::size_t i) { return allowed[i]; });
-    check_all(label("low_rank_project residual", width, rank, count), residual.values(SKV_F32), missed,
-              [&](std::size_t i) {
-                return 16 * std::sqrt(static_cast<double>(width)) * kF32Epsilon * (missed[i] + std::sqrt(missed[i]));
-              });
+    const std::string residual_name = named("low_rank_project residual", coefficient_type);
+    check_all(label(residual_name.c_str(), width, rank, count), residual.values(SKV_F32), missed, [&](std::size_t i) {
+      return 16 * std::sqrt(static_cast<double>(width)) * kF32Epsilon * (missed[i] + std::sqrt(missed[i]));
+    });
   }
 }
 
@@ -245,7 +283,48 @@ void check_scales(const std::vector<float>& keys, std::int64_t tokens, std::int6
   }
 }
 
-void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
+// Coefficients a [tokens][r] of eight bits against keys and basis b, of which rows hold their steps. They are taken
+// with the directions as they are rounded before their steps come in, which moves a product by two roundings of each
+// term: independent, a root of three smaller than their bound on average.
+void check_bytes(const std::string& what, const std::vector<float>& keys, std::int64_t tokens, std::int64_t stride,
+                 std::int64_t heads, std::int64_t dim, const std::vector<float>& a, const std::vector<float>& b,
+                 const std::vector<float>& steps) {
+  const std::int64_t width = heads * dim, rank = static_cast<std::int64_t>(steps.size());
+  std::vector<float> actual, largest(at(rank));
+  Doubles expected, allowed;
+  for (std::int64_t token = 0; token < tokens; ++token) {
+    for (std::int64_t j = 0; j < rank; ++j) {
+      const float got = a[at(token * rank + j)];
+      largest[at(j)] = std::max(largest[at(j)], std::fabs(got));
+      if (token % 7 != 0) {
+        continue;
+      }
+      double sum = 0, absolute = 0, squares = 0;
+      for (std::int64_t i = 0; i < width; ++i) {
+        const double term = static_cast<double>(keys[at(token * stride + i)]) *
+                            static_cast<double>(b[at((i / dim * rank + j) * dim + i % dim)]);
+        sum += term;
+        absolute += std::fabs(term);
+        squares += term * term;
+      }
+      const double unit = static_cast<double>(steps[at(j)]) * steps[at(j)];
+      const double moved = 6 * kBf16Epsilon / 2 * std::sqrt(2.0 / 3 * squares) +
+                           4 * std::sqrt(static_cast<double>(width)) * kF32Epsilon * absolute;
+      actual.push_back(got);
+      expected.push_back(unit > 0 ? sum / unit : 0);
+      allowed.push_back(unit > 0 ? 0.5 + moved / unit : 0);
+    }
+  }
+  check_all(what + " coefficients", actual, expected, [&](std::size_t i) { return allowed[i]; });
+  bool full = true;
+  for (std::int64_t j = 0; j < rank; ++j) {
+    full &= largest[at(j)] == (steps[at(j)] > 0 ? 127 : 0);
+  }
+  CHECK(full);
+}
+
+void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator, std::int32_t coefficient_type) {
+  const bool bytes = coefficient_type == SKV_I8;
   struct Case {
     std::int32_t heads, head_dim, rank, stored_rank;
     std::int64_t tokens, gap;
@@ -272,11 +351,14 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
         strided[at(token * stride + i)] = c.directions ? x[at(token * width + i)] * length : 0.0F;
       }
     }
-    Array keys(backend, strided, SKV_BF16), coefficients(backend, c.tokens * r * 2), basis(backend, width * r * 2);
+    Array keys(backend, strided, SKV_BF16), basis(backend, width * r * 2);
+    Array coefficients(backend, c.tokens * r * gpu::size_of(coefficient_type)), coefficient_scales(backend, r * 4);
     Array values(backend, c.rank * 4), energy(backend, 8), scales(backend, c.heads * 4);
     skv_low_rank_factor_params p = {};
     p.head_scales = c.scaled ? scales.as<float>() : nullptr;
     p.type = SKV_BF16;
+    p.coefficient_type = coefficient_type;
+    p.coefficient_scales = bytes ? coefficient_scales.as<float>() : nullptr;
     p.keys = keys;
     p.tokens = c.tokens;
     p.key_stride = stride;
@@ -290,7 +372,8 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
     p.energy = energy.as<float>();
     backend.reserve_workspace(backend.workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &p));
     backend.low_rank_factor(p);
-    auto a = coefficients.values(SKV_BF16), b = basis.values(SKV_BF16), singular = values.values(SKV_F32);
+    auto a = coefficients.values(coefficient_type), b = basis.values(SKV_BF16), singular = values.values(SKV_F32);
+    auto steps = bytes ? coefficient_scales.values(SKV_F32) : std::vector<float>(at(r), 1.0F);
     if (c.scaled) {
       // What is factored are the scaled keys, with the basis before its division.
       const auto scale = scales.values(SKV_F32);
@@ -305,9 +388,9 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
       }
     }
     auto captured = energy.values(SKV_F32);
-    const std::string what = label("low_rank_factor", c.tokens, width, c.rank);
+    const std::string what = label(named("low_rank_factor", coefficient_type).c_str(), c.tokens, width, c.rank);
     bool finite = true;
-    for (auto* list : {&a, &b, &singular, &captured}) {
+    for (auto* list : {&a, &b, &singular, &captured, &steps}) {
       for (const float value : *list) {
         finite = finite && std::isfinite(value);
       }
@@ -353,7 +436,13 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
     const double rounding = 2.0 / 3 * kBf16Epsilon * kBf16Epsilon / 4 * whole;
     std::printf("%s: error %.6g, optimum %.6g, rounding %.3g, keys %.6g\n", what.c_str(), std::sqrt(missed),
                 std::sqrt(optimum), std::sqrt(rounding), std::sqrt(whole));
-    CHECK(missed <= 1.01 * 1.01 * optimum + 1.5 * rounding);
+    // Of eight bits, half a step each at most.
+    double halves = 0;
+    for (const float step : steps) {
+      halves += bytes ? static_cast<double>(c.tokens) * step * step / 4 : 0;
+    }
+    CHECK(std::sqrt(missed) <=
+          std::sqrt(1.01 * 1.01 * optimum + 1.5 * rounding) + (1 + kBf16Epsilon) * std::sqrt(halves));
 
     const std::int64_t usable = std::min<std::int64_t>({c.rank, c.tokens, width});
     bool orthonormal = true, zero_behind = true;
@@ -365,8 +454,13 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
                  static_cast<double>(b[at((i / c.head_dim * r + k) * c.head_dim + i % c.head_dim)]);
         }
         if (j >= usable) {
-          zero_behind = zero_behind && dot == 0;
-        } else if (k == j && singular[at(j)] <= 1e-3F * singular[0]) {
+          zero_behind = zero_behind && dot == 0 && (!bytes || steps[at(j)] == 0);
+          continue;
+        }
+        if (steps[at(j)] > 0 && steps[at(k)] > 0) {
+          dot /= static_cast<double>(steps[at(j)]) * steps[at(k)];
+        }
+        if (k == j && singular[at(j)] <= 1e-3F * singular[0]) {
           orthonormal = orthonormal && (std::fabs(dot - 1) <= kBf16Epsilon / 2 || dot == 0);
         } else {
           orthonormal = orthonormal && std::fabs(dot - (j == k ? 1 : 0)) <= kBf16Epsilon / 2;
@@ -394,6 +488,9 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator) {
     }
     CHECK(orthonormal);
     CHECK(zero_behind);
+    if (bytes) {
+      check_bytes(what, strided, c.tokens, stride, c.heads, c.head_dim, a, b, steps);
+    }
     CHECK_NEAR(captured[0], whole, whole * 1e-4);
     CHECK_NEAR(captured[1], whole > 0 ? total / whole : 1.0, 1e-4);
   }
@@ -408,13 +505,15 @@ int main() {
     return check::skip(reason.c_str());
   }
   auto generator = check::fresh_generator();
-  rebuild_keys(*backend, generator);
-  low_rank_project(*backend, generator);
+  for (const std::int32_t coefficient_type : {SKV_BF16, SKV_I8}) {
+    rebuild_keys(*backend, generator, coefficient_type);
+    low_rank_project(*backend, generator, coefficient_type);
+  }
   const std::string blas = backend->describe_blas();
   std::printf("%s\n", blas.c_str());
   if (blas.rfind("cuBLAS was", 0) == 0) {
     skv_low_rank_factor_params p = {};
-    p.type = SKV_BF16;
+    p.type = p.coefficient_type = SKV_BF16;
     p.tokens = 1000;
     p.key_value_heads = 2;
     p.head_dim = 64;
@@ -422,7 +521,8 @@ int main() {
     backend->reserve_workspace(backend->workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &p));
     CHECK(gpu::throws(SKV_NOT_AVAILABLE, [&] { backend->low_rank_factor(p); }));
   } else {
-    low_rank_factor(*backend, generator);
+    low_rank_factor(*backend, generator, SKV_BF16);
+    low_rank_factor(*backend, generator, SKV_I8);
   }
   return check::verdict();
 }

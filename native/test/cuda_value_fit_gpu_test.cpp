@@ -14,11 +14,12 @@ struct Case {
   std::int32_t head_dim, heads, rank;
   std::int64_t tokens, first_position;
   std::int64_t spare;  // rows of the ring that hold none of the tokens
+  std::int32_t coefficient_type = SKV_BF16;
 };
 
 std::string label(const Case& c) {
   return gpu::label("value_fit", c.head_dim, c.heads, c.rank) + ", " + std::to_string(c.tokens) + " tokens from " +
-         std::to_string(c.first_position);
+         std::to_string(c.first_position) + (c.coefficient_type == SKV_I8 ? ", i8" : "");
 }
 
 // Columns of a falling spectrum; of the last four, one is as small as one that counts may be, one smaller than that,
@@ -61,18 +62,35 @@ Doubles orthogonal_columns(std::mt19937_64& generator, std::int64_t tokens, std:
   return rows;
 }
 
-// Coefficients by position and values in a ring. What belongs to no token is NaN.
+// Columns of whole numbers, each as large as they may be.
+Doubles whole_columns(const Doubles& rows, std::int64_t rank) {
+  Doubles largest(at(rank), 0.0), whole(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    double& most = largest[i % at(rank)];
+    most = std::max(most, std::fabs(rows[i]));
+  }
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const double most = largest[i % at(rank)];
+    whole[i] = most > 0 ? std::nearbyint(rows[i] / most * 127) : 0;
+  }
+  return whole;
+}
+
+// Coefficients by position and values in a ring. What belongs to no token is NaN, or what no I8 coefficient is.
 struct Input {
   Input(const Case& c, std::mt19937_64& generator)
       : shape(c),
         capacity(c.tokens + c.spare),
-        coefficients(at((c.first_position + c.tokens + 3) * c.rank), NAN),
+        coefficients(at((c.first_position + c.tokens + 3) * c.rank), c.coefficient_type == SKV_I8 ? -128.0F : NAN),
         values(at(c.heads * capacity * c.head_dim), NAN) {
-    const Doubles rows = orthogonal_columns(generator, c.tokens, c.rank);
+    Doubles rows = orthogonal_columns(generator, c.tokens, c.rank);
+    if (c.coefficient_type == SKV_I8) {
+      rows = whole_columns(rows, c.rank);
+    }
     for (std::size_t i = 0; i < rows.size(); ++i) {
       coefficients[at(c.first_position * c.rank) + i] = static_cast<float>(rows[i]);
     }
-    coefficients = gpu::rounded(coefficients, SKV_BF16);
+    coefficients = gpu::rounded(coefficients, c.coefficient_type);
     // Values that the coefficients explain in part.
     const auto truth = gpu::normals(generator, std::int64_t{c.heads} * c.rank * c.head_dim, 0.02F);
     std::normal_distribution<float> normal;
@@ -121,7 +139,7 @@ Fit fit_of(const Input& in) {
   for (std::int64_t head = 0; head < c.heads; ++head) {
     for (std::int64_t t = 0; t < c.tokens; ++t) {
       for (std::int64_t j = 0; j < c.rank; ++j) {
-        if (squares[at(j)] <= 0x1p-20 * largest) {
+        if (squares[at(j)] <= (c.coefficient_type == SKV_I8 ? 0 : 0x1p-20 * largest)) {
           continue;
         }
         const double factor = in.coefficient(t, j) / squares[at(j)];
@@ -141,7 +159,7 @@ Fit fit_of(const Input& in) {
 void value_fit(skv::Backend& backend, std::mt19937_64& generator, const Case& c) {
   const Input in(c, generator);
   const Fit expected = fit_of(in);
-  Array coefficients(backend, in.coefficients, SKV_BF16), values(backend, in.values, SKV_BF16);
+  Array coefficients(backend, in.coefficients, c.coefficient_type), values(backend, in.values, SKV_BF16);
   // Poison behind the result.
   constexpr std::size_t kGuard = 64;
   const std::size_t count = expected.basis.size();
@@ -149,6 +167,7 @@ void value_fit(skv::Backend& backend, std::mt19937_64& generator, const Case& c)
   skv_value_fit_params p = {};
   p.struct_size = sizeof p;
   p.storage_type = SKV_BF16;
+  p.coefficient_type = c.coefficient_type;
   p.key_value_heads = c.heads;
   p.head_dim = c.head_dim;
   p.rank = c.rank;
@@ -191,7 +210,12 @@ void refusals(skv::Backend& backend) {
   p.head_dim = 64;
   p.rank = 32;
   for (const std::int32_t type : {SKV_F32, SKV_F16}) {
-    p.storage_type = type;
+    p.storage_type = p.coefficient_type = type;
+    CHECK(gpu::throws(SKV_UNSUPPORTED, [&] { backend.value_fit(p); }));
+  }
+  p.storage_type = SKV_BF16;
+  for (const std::int32_t type : {SKV_F32, SKV_F16, SKV_F8_E4M3}) {
+    p.coefficient_type = type;
     CHECK(gpu::throws(SKV_UNSUPPORTED, [&] { backend.value_fit(p); }));
   }
 }
@@ -227,7 +251,12 @@ int main() {
            {2, 1, 16, 100, 9, 0},
        })) {
     value_fit(*backend, generator, c);
+    Case bytes = c;
+    bytes.coefficient_type = SKV_I8;
+    value_fit(*backend, generator, bytes);
   }
-  refusals(*backend);
+  if (!gpu::on_cpu()) {
+    refusals(*backend);
+  }
   return check::verdict();
 }

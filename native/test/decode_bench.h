@@ -73,6 +73,10 @@ inline void random_bf16(void* to, std::uint64_t count, float deviation) {
   backend->random_fill(p);
 }
 
+inline const char* coefficient_name(int coefficient_type) {
+  return coefficient_type == SKV_I8 ? ", i8 coefficients" : "";
+}
+
 inline const char* landmark_name(int landmark_type) {
   return landmark_type == SKV_I8 ? "i8" : "bf16";
 }
@@ -222,9 +226,9 @@ struct Setup {
   std::int64_t tokens;
   int value_type;
 
-  // Landmarks are bf16 unless a benchmark says otherwise.
+  // Landmarks and coefficients are bf16 unless a benchmark says otherwise.
   skv_geometry geometry() const {
-    return {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, value_type, SKV_BF16, kWindow, kSlots};
+    return {kQueryHeads, kHeads, kDim, kChunk, kRank, SKV_BF16, value_type, SKV_BF16, SKV_BF16, kWindow, kSlots};
   }
   std::int64_t chunks() const { return indexed_chunks(tokens); }
   std::int64_t pairs() const { return static_cast<std::int64_t>(sessions) * kHeads; }
@@ -236,11 +240,18 @@ struct Setup {
   double landmark_bytes(int landmark_type) const {
     return static_cast<double>(pairs() * chunks()) * kDim * (landmark_type == SKV_I8 ? 1 : 2);
   }
-  double shortlist_bytes(int shortlist) const { return static_cast<double>(pairs()) * shortlist * kChunk * kRank * 2; }
-  double attention_bytes() const {
+  double shortlist_bytes(int shortlist, int coefficient_type = SKV_BF16) const {
+    return static_cast<double>(pairs()) * shortlist * coefficient_bytes(coefficient_type);
+  }
+  double attention_bytes(int coefficient_type = SKV_BF16) const {
     const double dense_tokens = kOutliers * kChunk + kRecent;
-    return static_cast<double>(pairs()) * (kSelect * (kChunk * kRank * 2.0 + static_cast<double>(slot_bytes())) +
-                                           dense_tokens * kDim * 4 + kRank * kDim * 2.0);
+    return static_cast<double>(pairs()) *
+           (kSelect * (coefficient_bytes(coefficient_type) + static_cast<double>(slot_bytes())) +
+            dense_tokens * kDim * 4 + kRank * kDim * 2.0);
+  }
+  // Of a chunk.
+  static double coefficient_bytes(int coefficient_type) {
+    return kChunk * kRank * (coefficient_type == SKV_I8 ? 1.0 : 2.0);
   }
   double tail_bytes() const { return static_cast<double>(pairs() * skv::MomentLayout(kDim).floats) * 4; }
   double value_basis_bytes() const { return static_cast<double>(pairs()) * kRank * kDim * 2; }
@@ -291,10 +302,11 @@ inline skv_shadow_layer make_row(const Setup& s, std::uint64_t capacity, const s
   };
   const auto value_bytes = static_cast<std::uint64_t>(s.value_bytes());
   skv_shadow_layer row = {};
+  // I8 reads the first half of the bytes, of these and of the landmarks.
   row.coefficients = bf16(capacity * kChunk * kRank, 1.0F);
   row.basis = bf16(static_cast<std::uint64_t>(kHeads) * kRank * kDim, 0.1F);
   row.value_basis = bf16(static_cast<std::uint64_t>(kHeads) * kRank * kDim, 0.1F);
-  row.landmarks = bf16(kHeads * capacity * kDim, 1.0F);  // I8 reads the first half of the bytes
+  row.landmarks = bf16(kHeads * capacity * kDim, 1.0F);
   row.landmark_scales = upload(std::vector<float>(kHeads * capacity, 0.01F));
   row.radius = upload(std::vector<float>(kHeads * capacity, 0.5F));
   row.outlier_keys = bf16(static_cast<std::uint64_t>(kHeads) * kOutliers * kChunk * kDim, 1.0F);

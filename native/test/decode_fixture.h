@@ -21,20 +21,22 @@ constexpr double kUnit = 0x1p-24;  // relative rounding error of fp32
 
 struct Shape {
   int group = 4, heads = 2, dim = 128, chunk = 8, rank = 40;
-  int storage = SKV_BF16, value = SKV_BF16, landmark = SKV_BF16, query = SKV_F32, output = SKV_F32;
+  int storage = SKV_BF16, value = SKV_BF16, landmark = SKV_BF16, coefficient = SKV_BF16;
+  int query = SKV_F32, output = SKV_F32;
   int window = 64, slots = 0, select = 12;
   int pairing = SKV_HALF_SPLIT, rotary = 128;
   double rope_scale = 1;
 
   int query_heads() const { return group * heads; }
   skv_geometry geometry() const {
-    return {query_heads(), heads, dim, chunk, rank, storage, value, landmark, window, slots};
+    return {query_heads(), heads, dim, chunk, rank, storage, value, landmark, coefficient, window, slots};
   }
   std::string name() const {
     char text[160];
-    std::snprintf(text, sizeof(text),
-                  "G%d K%d D%d C%d r%d storage %d values %d landmarks %d queries %d outputs %d slots %d", group, heads,
-                  dim, chunk, rank, storage, value, landmark, query, output, slots);
+    std::snprintf(
+        text, sizeof(text),
+        "G%d K%d D%d C%d r%d storage %d values %d landmarks %d coefficients %d queries %d outputs %d slots %d", group,
+        heads, dim, chunk, rank, storage, value, landmark, coefficient, query, output, slots);
     return text;
   }
 };
@@ -48,7 +50,7 @@ inline Shape shape(int group, int heads, int dim, int chunk, int rank, int stora
   s.rotary = dim;
   s.chunk = chunk;
   s.rank = rank;
-  s.storage = s.value = s.landmark = storage;
+  s.storage = s.value = s.landmark = s.coefficient = storage;
   s.query = query;
   s.output = query;
   s.slots = slots;
@@ -60,7 +62,7 @@ struct Session {
       : shape(s),
         capacity(recent_begin / s.chunk + 3),
         outlier_capacity(outlier_count + 2),
-        coefficients(s.storage, capacity * s.chunk * s.rank),
+        coefficients(s.coefficient, capacity * s.chunk * s.rank),
         basis(s.storage, static_cast<std::int64_t>(s.heads) * s.rank * s.dim),
         landmarks(s.landmark, s.heads * capacity * s.dim),
         outlier_keys(s.storage, s.heads * outlier_capacity * s.chunk * s.dim),
@@ -77,11 +79,19 @@ struct Session {
     std::normal_distribution<double> normal;
     std::uniform_real_distribution<double> uniform;
     // Coefficients of a falling spectrum, as keys have.
+    std::vector<double> amounts(static_cast<std::size_t>(coefficients.count()));
     for (std::int64_t i = 0; i < coefficients.count(); ++i) {
-      coefficients.set(i, normal(random) * 3.0 / std::sqrt(1.0 + static_cast<double>(i % s.rank)));
+      amounts[static_cast<std::size_t>(i)] = normal(random) * 3.0 / std::sqrt(1.0 + static_cast<double>(i % s.rank));
     }
     basis.fill(random, 0.35);
     value_basis.fill(random, 0.2);
+    coefficient_steps.assign(static_cast<std::size_t>(s.rank), 1.0);
+    if (s.coefficient == SKV_I8) {
+      narrow_coefficients(amounts);
+    }
+    for (std::int64_t i = 0; i < coefficients.count(); ++i) {
+      set_coefficient(i, amounts[static_cast<std::size_t>(i)]);
+    }
     if (s.landmark == SKV_I8) {
       for (std::int64_t i = 0; i < landmarks.count(); ++i) {
         landmarks.set(i, std::clamp(std::round(normal(random) * 50), -127.0, 127.0));
@@ -125,6 +135,13 @@ struct Session {
   }
   Session(const Session&) = delete;
 
+  // Coefficient `at` [token][r], in units of the direction: I8 holds it in steps.
+  void set_coefficient(std::int64_t at, double amount) {
+    const double step = coefficient_steps[static_cast<std::size_t>(at % shape.rank)];
+    coefficients.set(at,
+                     shape.coefficient == SKV_I8 ? std::clamp(std::nearbyint(amount / step), -127.0, 127.0) : amount);
+  }
+
   void predict() { layer.value_basis = value_basis.data(); }
 
   bool indexed(int head, std::int64_t chunk) const {
@@ -136,12 +153,27 @@ struct Session {
   int outlier_capacity;
   Array coefficients, basis, landmarks, outlier_keys, outlier_values, recent_keys, recent_values, values, slot_values,
       landmark_scales, radius, value_scales, moments;
-  Array value_basis;  // of no layer before predict() is called
+  Array value_basis;                      // of no layer before predict() is called
+  std::vector<double> coefficient_steps;  // [r]: what one of a direction's I8 coefficients stands for, otherwise 1
   std::vector<std::int32_t> slot_chunk, slot_stamp;
   skv_shadow_layer layer{};
   skv_session_state state{};
 
  private:
+  // The steps of I8 coefficients of so much, and the bases for whole numbers of them.
+  void narrow_coefficients(const std::vector<double>& amounts) {
+    std::fill(coefficient_steps.begin(), coefficient_steps.end(), 0.0);
+    for (std::size_t i = 0; i < amounts.size(); ++i) {
+      double& step = coefficient_steps[i % coefficient_steps.size()];
+      step = std::max(step, std::fabs(amounts[i]) / 127);
+    }
+    for (std::int64_t i = 0; i < basis.count(); ++i) {
+      const double step = coefficient_steps[static_cast<std::size_t>(i / shape.dim % shape.rank)];
+      basis.set(i, basis[i] * step);
+      value_basis.set(i, value_basis[i] * step);
+    }
+  }
+
   // Of some tokens that are not those of the session: keys around a mean, and values that go with them.
   void fill_moments(std::mt19937_64& random) {
     constexpr int kTokens = 24;

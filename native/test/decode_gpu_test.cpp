@@ -314,7 +314,7 @@ void check_rerank(Batch& b) {
 }
 
 void check_shape(const char* name, const Shape& shape, const std::vector<Batch::Row>& rows) {
-  std::printf("%s\n", name);
+  std::printf("%s%s\n", name, shape.coefficient_name());
   Batch b(shape, rows);
   for (std::size_t i = 0; i < b.sessions.size(); ++i) {
     b.sessions[i]->fill_slots(generator, 0.6, std::max(1, b.states[i].indexed_chunks));
@@ -353,6 +353,8 @@ void test_shapes() {
       s.rope_scale = group == 4 ? 1.2 : 1.0;
       const std::string name = "G " + std::to_string(group) + ", D " + std::to_string(dim);
       check_shape(name.c_str(), s, ragged(s));
+      s.coefficient_type = SKV_I8;
+      check_shape(name.c_str(), s, ragged(s));
     }
   }
   Shape s;
@@ -381,6 +383,18 @@ void test_shapes() {
     s.fine_rows = 256;
     s.landmark_type = SKV_I8;
   }
+  // Coefficients of eight bits: directions in sixteens, in eights, in fours, an even and an odd number of them.
+  s.coefficient_type = SKV_I8;
+  for (const int type : {SKV_BF16, SKV_F8_E4M3, SKV_F12_E4M7, SKV_F6_E2M3}) {
+    s.value_type = type;
+    for (const int rank : check::cases({160, 72, 100, 34, 19, 256})) {
+      s.rank = rank;
+      s.pairing = rank == 72 ? SKV_INTERLEAVED : SKV_HALF_SPLIT;
+      s.rotary_dim = rank == 34 ? 24 : rank == 72 ? 64 : 128;
+      s.chunk = rank == 256 ? 16 : 8;
+      check_shape(("rank " + std::to_string(rank)).c_str(), s, ragged(s));
+    }
+  }
   for (const int dim : {12, 80, 256, 2}) {
     Shape any;
     any.key_value_heads = 3;
@@ -392,6 +406,9 @@ void test_shapes() {
     any.value_type = dim == 80 ? SKV_F8_E4M3 : SKV_BF16;
     any.landmark_type = dim == 256 ? SKV_I8 : SKV_BF16;
     any.pairing = dim == 12 ? SKV_INTERLEAVED : SKV_HALF_SPLIT;
+    check_shape(("D " + std::to_string(dim)).c_str(), any, ragged(any));
+    any.coefficient_type = SKV_I8;
+    any.rank = dim == 256 ? 17 : 48;
     check_shape(("D " + std::to_string(dim)).c_str(), any, ragged(any));
   }
   // Packed chunks of every length that the fetching kernels tell apart, and of head dims that are no multiple of four.
@@ -406,6 +423,7 @@ void test_shapes() {
         packed.rank = 40;
         packed.slots = 30;
         packed.value_type = type;
+        packed.coefficient_type = chunk == 16 ? SKV_I8 : SKV_BF16;
         check_shape(("packed, D " + std::to_string(dim) + ", C " + std::to_string(chunk)).c_str(), packed,
                     ragged(packed));
       }
@@ -510,6 +528,8 @@ void test_refusals() {
   refused([](auto& p) { p.geometry.query_heads = 8 * 17; }, SKV_UNSUPPORTED);
   refused([](auto& p) { p.geometry.storage_type = SKV_F16; }, SKV_UNSUPPORTED);
   refused([](auto& p) { p.geometry.landmark_type = SKV_F8_E4M3; }, SKV_UNSUPPORTED);
+  refused([](auto& p) { p.geometry.coefficient_type = SKV_F8_E4M3; }, SKV_UNSUPPORTED);
+  refused([](auto& p) { p.geometry.coefficient_type = SKV_F32; }, SKV_UNSUPPORTED);
   // A CPU reads packed values in place.
   for (const int type : {SKV_F12_E4M7, SKV_F6_E2M3}) {
     const auto in_place = [&](auto& p) {

@@ -8,9 +8,10 @@ using namespace decode_gpu;
 
 // Steps of a generation with every chunk selected, so that the oracle knows what is attended: far beyond the window,
 // which wraps and whose oldest chunks move to the index.
-void test_generation() {
-  std::printf("generation\n");
+void test_generation(int coefficient_type) {
   Shape s;
+  s.coefficient_type = coefficient_type;
+  std::printf("generation%s\n", s.coefficient_name());
   s.key_value_heads = 2;
   s.query_heads = 8;
   s.window = 32;
@@ -100,11 +101,12 @@ void test_generation() {
 enum class Tail { kNone, kMoments, kPredicted };
 
 // Bit for bit the same, whatever is resident, however the batch is cut, whoever else is in it, and from a graph.
-void test_independence(int value_type, int shortlist, int slots, Tail with) {
+void test_independence(int value_type, int shortlist, int slots, Tail with, int coefficient_type = SKV_BF16) {
   const int tail = with == Tail::kNone ? 0 : 1;
-  std::printf("independence, value type %d, shortlist %d, %d slots, tail %d%s\n", value_type, shortlist, slots, tail,
-              with == Tail::kPredicted ? ", predicted values" : "");
   Shape s;
+  s.coefficient_type = coefficient_type;
+  std::printf("independence, value type %d, shortlist %d, %d slots, tail %d%s%s\n", value_type, shortlist, slots, tail,
+              with == Tail::kPredicted ? ", predicted values" : "", s.coefficient_name());
   s.key_value_heads = 4;
   s.query_heads = 16;
   s.value_type = value_type;
@@ -185,7 +187,8 @@ void test_independence(int value_type, int shortlist, int slots, Tail with) {
 
 int main() {
   return run([] {
-    test_generation();
+    test_generation(SKV_BF16);
+    test_generation(SKV_I8);
     test_independence(SKV_BF16, 0, 50, Tail::kNone);
     test_independence(SKV_BF16, 0, 0, Tail::kNone);
     test_independence(SKV_F8_E4M3, 0, 50, Tail::kNone);
@@ -201,5 +204,11 @@ int main() {
     test_independence(SKV_F12_E4M7, 60, 50, Tail::kPredicted);
     test_independence(SKV_F6_E2M3, 0, 50, Tail::kNone);
     test_independence(SKV_F6_E2M3, 60, 40, Tail::kMoments);
+    test_independence(SKV_BF16, 0, 0, Tail::kNone, SKV_I8);
+    test_independence(SKV_BF16, 60, 50, Tail::kPredicted, SKV_I8);
+    test_independence(SKV_F8_E4M3, 60, 50, Tail::kPredicted, SKV_I8);
+    test_independence(SKV_F8_E4M3, 0, 50, Tail::kMoments, SKV_I8);
+    test_independence(SKV_F12_E4M7, 60, 50, Tail::kMoments, SKV_I8);
+    test_independence(SKV_F6_E2M3, 60, 40, Tail::kPredicted, SKV_I8);
   });
 }

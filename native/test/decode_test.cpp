@@ -270,7 +270,7 @@ void check_shape(const Shape& s) {
 // Landmarks that are all alike: the lowest ids win. Pairs alike: the lower id of each.
 void check_ties(int type) {
   Shape s;
-  s.storage = s.value = s.landmark = type;
+  s.storage = s.value = s.landmark = s.coefficient = type;
   s.select = 21;
   Batch b(s, {{150 * 8 + 30, 150 * 8, 0}});
   Session& session = *b.sessions[0];
@@ -401,7 +401,7 @@ void check_one_answer(const Shape& s) {
 void check_nan() {
   for (const int type : {SKV_F32, SKV_BF16, SKV_F16}) {
     Shape s;
-    s.storage = s.value = s.landmark = type;
+    s.storage = s.value = s.landmark = s.coefficient = type;
     Batch b(s, {{10 * 8 + 20, 10 * 8, 1}});
     b.select_at_random();
     b.slots = b.selected;
@@ -475,6 +475,8 @@ void check_refusals() {
   CHECK(with_geometry([](skv_geometry& g) { g.rank = 257; }));
   CHECK(with_geometry([](skv_geometry& g) { g.query_heads = 3; }));
   CHECK(with_geometry([](skv_geometry& g) { g.landmark_type = SKV_F8_E4M3; }));
+  CHECK(with_geometry([](skv_geometry& g) { g.coefficient_type = SKV_F8_E4M3; }));
+  CHECK(with_geometry([](skv_geometry& g) { g.coefficient_type = SKV_F32; }));
   CHECK(with_geometry([](skv_geometry& g) { g.value_type = SKV_I8; }));
   auto too_many = topk;
   too_many.max_chunks = 10;
@@ -520,6 +522,11 @@ int main() {
         shapes.push_back(packed);
       }
     }
+    for (const int like : {0, 1, 2, 3, 4, 5, 7, 9, 10, 20}) {
+      Shape bytes = shapes[static_cast<std::size_t>(like)];
+      bytes.coefficient = SKV_I8;
+      shapes.push_back(bytes);
+    }
     for (const Shape& s : shapes) {
       check_shape(s);
       check_layer(s, 0);
@@ -530,6 +537,9 @@ int main() {
     check_one_answer(shapes[10]);
     check_one_answer(shapes[12]);
     check_one_answer(shapes[19]);
+    for (const std::size_t bytes : {1, 2, 4, 8}) {
+      check_one_answer(shapes[shapes.size() - bytes]);
+    }
     for (const int type : {SKV_F32, SKV_BF16, SKV_F16}) {
       check_ties(type);
     }

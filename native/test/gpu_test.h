@@ -31,10 +31,21 @@ inline std::int64_t size_of(std::int32_t type) {
   return type == SKV_F32 ? 4 : type == SKV_BF16 || type == SKV_F16 ? 2 : 1;
 }
 
+// SHADOWKV_TEST_DEVICE=cpu: the same tests of the CPU backend, where a test is of both. Where there is no GPU, they
+// show whether a test itself is right.
+inline bool on_cpu() {
+  const char* const device = std::getenv("SHADOWKV_TEST_DEVICE");
+  return device && std::strcmp(device, "cpu") == 0;
+}
+
 // The context, or a skip.
 inline std::unique_ptr<skv::Backend> open(std::string& reason, const char* blas = std::getenv("SHADOWKV_CUBLAS")) {
   skv_context_params params = {};
   params.struct_size = sizeof params;
+  if (on_cpu()) {
+    params.backend = SKV_BACKEND_CPU;
+    return skv::make_cpu_backend(params);
+  }
   params.backend = SKV_BACKEND_CUDA;
   params.own_stream = 1;
   params.blas_path = blas;
@@ -109,6 +120,9 @@ inline std::vector<std::uint8_t> encode(const std::vector<float>& values, std::i
   for (std::size_t i = 0; i < values.size(); ++i) {
     if (type == SKV_F32) {
       std::memcpy(&bytes[4 * i], &values[i], 4);
+    } else if (type == SKV_I8) {
+      const float whole = std::nearbyint(std::min(std::max(values[i], -128.0F), 127.0F));
+      bytes[i] = static_cast<std::uint8_t>(static_cast<std::int8_t>(whole));
     } else {
       const std::uint16_t half = type == SKV_BF16 ? bf16_bits(values[i]) : f16_bits(values[i]);
       std::memcpy(&bytes[2 * i], &half, 2);
@@ -124,6 +138,8 @@ inline std::vector<float> decode(const std::vector<std::uint8_t>& bytes, std::in
       std::memcpy(&values[i], &bytes[4 * i], 4);
     } else if (type == SKV_F8_E4M3) {
       values[i] = e4m3_value(bytes[i]);
+    } else if (type == SKV_I8) {
+      values[i] = static_cast<std::int8_t>(bytes[i]);
     } else {
       std::uint16_t half;
       std::memcpy(&half, &bytes[2 * i], 2);

@@ -85,17 +85,63 @@ struct Case {
   int heads, dim, rank, stored_rank;
   std::int64_t true_rank;
   double decay;
+  bool bytes = false;   // coefficients of eight bits
+  bool scaled = false;  // heads of unequal keys, brought to the same length
 };
+
+// What stays below this share of the largest direction's sum of squares is rounding alone.
+double rounding_share(std::int32_t type) {
+  return type == SKV_BF16 ? 0x1p-20 : 0x1p-24;
+}
+
+// The same keys projected on the basis give what the factorization gave, to a step and what moves their products, `off`
+// steps.
+void check_projected(Bench& bench, const skv_low_rank_factor_params& f, const Array& factored,
+                     const std::vector<double>& off) {
+  const std::int32_t stored = f.stored_rank ? f.stored_rank : f.rank;
+  Array coefficients(SKV_I8, factored.count());
+  skv_low_rank_project_params p = {};
+  p.struct_size = sizeof(p);
+  p.type = f.type;
+  p.coefficient_type = f.coefficient_type;
+  p.keys = f.keys;
+  p.count = f.tokens;
+  p.key_stride = f.key_stride;
+  p.key_value_heads = f.key_value_heads;
+  p.head_dim = f.head_dim;
+  p.rank = stored;
+  p.basis = f.basis;
+  p.coefficients = coefficients.data();
+  p.head_scales = f.head_scales;
+  p.coefficient_scales = f.coefficient_scales;
+  auto execution = bench.with(skv::cpu::low_rank_project_workspace(p, bench.traits()));
+  skv::cpu::low_rank_project(p, execution);
+  bool same = true;
+  for (std::int64_t i = 0; i < factored.count(); ++i) {
+    same &= check::near(coefficients[i], factored[i], 1 + off[static_cast<std::size_t>(i)]);
+  }
+  CHECK(same);
+  CHECK(coefficients.guard_intact());
+}
 
 void test(Bench& bench, const Case& c, std::mt19937_64& random) {
   const std::int64_t width = static_cast<std::int64_t>(c.heads) * c.dim, stride = width + 5;
   const std::int64_t stored = c.stored_rank ? c.stored_rank : c.rank;
-  Array keys(c.type, c.tokens * stride), coefficients(c.type, c.tokens * stored),
-      basis(c.type, c.heads * stored * c.dim), values(SKV_F32, c.rank), energy(SKV_F32, 2);
+  const std::int32_t coefficient_type = c.bytes ? SKV_I8 : c.type;
+  Array keys(c.type, c.tokens * stride), coefficients(coefficient_type, c.tokens * stored),
+      basis(c.type, c.heads * stored * c.dim), values(SKV_F32, c.rank), energy(SKV_F32, 2), steps(SKV_F32, stored),
+      head_scales(SKV_F32, c.heads);
   fill_keys(keys, c.tokens, stride, width, c.true_rank, c.decay, random);
+  for (std::int64_t i = 0; i < c.tokens * width && c.scaled; ++i) {
+    const std::int64_t at = i / width * stride + i % width;
+    keys.set(at, std::ldexp(keys[at], -3 * static_cast<int>(i % width / c.dim)));
+  }
   skv_low_rank_factor_params p = {};
   p.struct_size = sizeof(p);
   p.type = c.type;
+  p.coefficient_type = coefficient_type;
+  p.coefficient_scales = c.bytes ? steps.as<float>() : nullptr;
+  p.head_scales = c.scaled ? head_scales.as<float>() : nullptr;
   p.keys = keys.data();
   p.tokens = c.tokens;
   p.key_stride = stride;
@@ -110,11 +156,22 @@ void test(Bench& bench, const Case& c, std::mt19937_64& random) {
   auto execution = bench.with(skv::cpu::low_rank_factor_workspace(p, bench.traits()));
   skv::cpu::low_rank_factor(p, execution);
 
-  std::vector<double> dense;
+  const auto head_scale = [&](std::int64_t i) { return c.scaled ? head_scales[i / c.dim] : 1.0; };
+  const auto step = [&](std::int64_t j) { return c.bytes ? steps[j] : 1.0; };
+  // What is factored are the scaled keys.
+  std::vector<double> dense, head_squares(static_cast<std::size_t>(c.heads));
   double total = 0;
   for (std::int64_t i = 0; i < c.tokens * width; ++i) {
-    dense.push_back(keys[i / width * stride + i % width]);
+    dense.push_back(keys[i / width * stride + i % width] * head_scale(i % width));
     total += dense.back() * dense.back();
+    head_squares[static_cast<std::size_t>(i % width / c.dim)] += dense.back() * dense.back();
+  }
+  for (int head = 0; head < c.heads && c.scaled; ++head) {
+    int exponent = 0;
+    CHECK(std::frexp(head_scales[head], &exponent) == 0.5);
+    // Each scale is the power of two next to what its head lacks of the mean of all.
+    CHECK(head_squares[static_cast<std::size_t>(head)] <= 4.01 * head_squares[0] &&
+          head_squares[0] <= 4.01 * head_squares[static_cast<std::size_t>(head)]);
   }
   const std::vector<double> exact = singular_values(dense, c.tokens, width);
   const std::int64_t directions = std::min<std::int64_t>({c.rank, c.tokens, width});
@@ -122,11 +179,27 @@ void test(Bench& bench, const Case& c, std::mt19937_64& random) {
   for (std::int64_t i = 0; i < width; ++i) {
     (i < directions ? kept : dropped) += exact[static_cast<std::size_t>(i)] * exact[static_cast<std::size_t>(i)];
   }
+  // Rows that the coefficients belong to, of the scaled keys.
   const auto basis_at = [&](std::int64_t j, std::int64_t i) {
-    return basis[(i / c.dim * stored + j) * c.dim + i % c.dim];
+    return basis[(i / c.dim * stored + j) * c.dim + i % c.dim] * head_scale(i);
   };
+  // Directions that are there; of eight bits, not those that are rounding alone.
+  const double largest = exact[0] * exact[0];
+  std::vector<bool> there;
+  double steps_squared = 0;
+  for (std::int64_t j = 0; j < stored; ++j) {
+    there.push_back(j < directions && (!c.bytes || steps[j] != 0));
+    steps_squared += c.bytes ? steps[j] * steps[j] : 0;
+    if (c.bytes) {
+      const double own = j < directions ? exact[static_cast<std::size_t>(j)] * exact[static_cast<std::size_t>(j)] : 0;
+      CHECK(steps[j] >= 0 && std::isfinite(steps[j]));
+      CHECK(!there.back() || own >= 0.5 * rounding_share(c.type) * largest);
+      CHECK(there.back() || own <= 2 * rounding_share(c.type) * largest);
+    }
+  }
 
-  // Within 1 % of the optimum; the stored coefficients and basis each add their type's rounding of the whole.
+  // Within 1 % of the optimum; the stored coefficients and basis each add their type's rounding of the whole, those of
+  // eight bits half a step each.
   double missed = 0;
   for (std::int64_t t = 0; t < c.tokens; ++t) {
     for (std::int64_t i = 0; i < width; ++i) {
@@ -140,7 +213,8 @@ void test(Bench& bench, const Case& c, std::mt19937_64& random) {
   }
   const double u = check::roundoff(c.type);
   const double accumulated = 0x1p-24 * std::sqrt(static_cast<double>(width));
-  if (!CHECK(std::sqrt(missed) <= 1.01 * std::sqrt(dropped) + (3 * u + accumulated) * std::sqrt(total))) {
+  const double halves = 0.5 * std::sqrt(static_cast<double>(c.tokens) * steps_squared) * (1 + u);
+  if (!CHECK(std::sqrt(missed) <= 1.01 * std::sqrt(dropped) + (3 * u + accumulated) * std::sqrt(total) + halves)) {
     std::fprintf(stderr, "type %d, %lld x %lld, rank %d: error %.6g, optimum %.6g of %.6g\n", c.type,
                  static_cast<long long>(c.tokens), static_cast<long long>(width), c.rank, std::sqrt(missed),
                  std::sqrt(dropped), std::sqrt(total));
@@ -153,9 +227,10 @@ void test(Bench& bench, const Case& c, std::mt19937_64& random) {
       for (std::int64_t i = 0; i < width; ++i) {
         product += basis_at(j, i) * basis_at(l, i);
       }
-      orthonormal &= j < directions && l < directions ? check::near(product, j == l, 2 * u + 1e-6)
-                     : j == l                         ? product == 0
-                                                      : true;
+      orthonormal &= there[static_cast<std::size_t>(j)] && there[static_cast<std::size_t>(l)]
+                         ? check::near(product / (step(j) * step(l)), j == l, 2 * u + 1e-6)
+                     : j == l ? product == 0
+                              : true;
     }
     // The element of largest magnitude is positive; rounding may have made others as large.
     double most = 0, least = 0;
@@ -166,19 +241,45 @@ void test(Bench& bench, const Case& c, std::mt19937_64& random) {
     orthonormal &= most >= -least;
   }
   CHECK(orthonormal);
-  // Coefficients belong to the basis as it is stored.
-  for (std::int64_t t = 0; t < c.tokens; t += 17) {
-    for (std::int64_t j = 0; j < stored; ++j) {
-      double sum = 0, bound = 0;
+  // Coefficients belong to the basis as it is stored. Those of eight bits are taken with the directions as they are
+  // rounded before their steps come in, which moves a product by two roundings of each term: independent, a root of
+  // three smaller than their bound on average.
+  std::vector<double> off(static_cast<std::size_t>(c.tokens * stored));  // in steps, what that may come to
+  for (std::int64_t j = 0; j < stored; ++j) {
+    double most = 0, most_off = 0, most_stored = 0;
+    for (std::int64_t t = 0; t < c.tokens; ++t) {
+      double sum = 0, bound = 0, squares = 0;
       for (std::int64_t i = 0; i < width; ++i) {
-        sum += dense[static_cast<std::size_t>(t * width + i)] * basis_at(j, i);
-        bound += std::fabs(dense[static_cast<std::size_t>(t * width + i)] * basis_at(j, i));
+        const double term = dense[static_cast<std::size_t>(t * width + i)] * basis_at(j, i);
+        sum += term;
+        bound += std::fabs(term);
+        squares += term * term;
       }
-      coefficients_right &= check::near(coefficients[t * stored + j], sum,
-                                        check::tolerance(c.type, sum, static_cast<double>(width), bound));
+      const double got = coefficients[t * stored + j];
+      if (!c.bytes) {
+        coefficients_right &= check::near(got, sum, check::tolerance(c.type, sum, static_cast<double>(width), bound));
+        continue;
+      }
+      if (!there[static_cast<std::size_t>(j)]) {
+        coefficients_right &= got == 0;
+        continue;
+      }
+      const double unit = step(j) * step(j), accumulation = static_cast<double>(width + 4) * 0x1p-24 * bound;
+      double& moved = off[static_cast<std::size_t>(t * stored + j)];
+      moved = (6 * u * std::sqrt(2.0 / 3 * squares) + accumulation) / unit;
+      coefficients_right &= check::near(got, sum / unit, 0.5 + moved);
+      most = std::max(most, std::fabs(sum / unit));
+      most_off = std::max(most_off, moved);
+      most_stored = std::max(most_stored, std::fabs(got));
+    }
+    if (c.bytes && there[static_cast<std::size_t>(j)]) {
+      coefficients_right &= most_stored == 127 && check::near(most, 127, most_off);
     }
   }
   CHECK(coefficients_right);
+  if (c.bytes) {
+    check_projected(bench, p, coefficients, off);
+  }
   CHECK_NEAR(energy[0], total, 2e-7 * total * 4);
   CHECK_NEAR(energy[1], kept / total, 0.01 * (dropped / total) + 1e-6);
   bool values_right = true;
@@ -191,6 +292,7 @@ void test(Bench& bench, const Case& c, std::mt19937_64& random) {
   }
   CHECK(values_right);
   CHECK(coefficients.guard_intact() && basis.guard_intact() && values.guard_intact() && energy.guard_intact());
+  CHECK(steps.guard_intact() && head_scales.guard_intact());
 
   // The same again: the same to the bit.
   const Array first_coefficients = coefficients, first_basis = basis;
@@ -208,7 +310,7 @@ void test_not_finite(Bench& bench) {
   keys.set(5, std::nan(""));
   skv_low_rank_factor_params p = {};
   p.struct_size = sizeof(p);
-  p.type = SKV_F32;
+  p.type = p.coefficient_type = SKV_F32;
   p.keys = keys.data();
   p.tokens = 20;
   p.key_value_heads = 1;
@@ -242,7 +344,7 @@ void measure(Bench& bench, std::int64_t tokens, std::mt19937_64& random) {
   }
   skv_low_rank_factor_params p = {};
   p.struct_size = sizeof(p);
-  p.type = SKV_BF16;
+  p.type = p.coefficient_type = SKV_BF16;
   p.keys = keys.data();
   p.tokens = tokens;
   p.key_value_heads = heads;
@@ -301,11 +403,23 @@ int main(int argc, char** argv) {
     measure(bench, argc > 2 ? std::atoll(argv[2]) : 122880, random);
     return 0;
   }
-  const Case cases[] = {{SKV_F32, 300, 3, 32, 24, 0, 96, 0.7},     {SKV_BF16, 300, 2, 64, 40, 48, 128, 1.0},
-                        {SKV_F16, 257, 1, 96, 17, 0, 96, 0.5},     {SKV_F32, 200, 2, 40, 80, 0, 80, 1.2},  // full rank
+  const Case cases[] = {{SKV_F32, 300, 3, 32, 24, 0, 96, 0.7},
+                        {SKV_BF16, 300, 2, 64, 40, 48, 128, 1.0},
+                        {SKV_F16, 257, 1, 96, 17, 0, 96, 0.5},
+                        {SKV_F32, 200, 2, 40, 80, 0, 80, 1.2},  // full rank
                         {SKV_F32, 20, 2, 32, 40, 64, 64, 0.5},  // fewer tokens than directions
                         {SKV_F32, 700, 4, 32, 30, 0, 9, 0.3},   // of lower rank than asked for
-                        {SKV_BF16, 1100, 2, 38, 16, 16, 76, 0.75}, {SKV_F32, 1, 1, 16, 16, 16, 3, 0.1}};
+                        {SKV_BF16, 1100, 2, 38, 16, 16, 76, 0.75},
+                        {SKV_F32, 1, 1, 16, 16, 16, 3, 0.1},
+                        {SKV_F32, 300, 3, 32, 24, 0, 96, 0.7, false, true},
+                        {SKV_F32, 300, 3, 32, 24, 0, 96, 0.7, true},
+                        {SKV_BF16, 300, 2, 64, 40, 48, 128, 1.0, true},
+                        {SKV_F16, 257, 1, 96, 17, 0, 96, 0.5, true},
+                        {SKV_F32, 20, 2, 32, 40, 64, 64, 0.5, true},
+                        {SKV_F32, 700, 4, 32, 30, 0, 9, 0.3, true},
+                        {SKV_BF16, 500, 2, 48, 40, 48, 12, 0.4, true},
+                        {SKV_BF16, 400, 3, 40, 33, 40, 120, 0.6, true, true},
+                        {SKV_F32, 1, 1, 16, 16, 16, 3, 0.1, true}};
   for (int set = 1; set <= best; ++set) {
     Bench bench(set, set);
     bench.blas_path = blas ? blas : "";

@@ -281,7 +281,8 @@ void check_sparse(const Batch& b, bool with_tail) {
 }
 
 void check_shape(Shape s) {
-  std::printf("G %d, D %d, C %d, r %d, value type %d\n", s.group(), s.head_dim, s.chunk, s.rank, s.value_type);
+  std::printf("G %d, D %d, C %d, r %d, value type %d%s\n", s.group(), s.head_dim, s.chunk, s.rank, s.value_type,
+              s.coefficient_name());
   s.slots = 0;
   const Batch b = predicting_batch(s);
   // Some of the sessions drop nothing.
@@ -305,6 +306,8 @@ void test_shapes() {
       s.landmark_type = (group + dim / 32) % 2 ? SKV_BF16 : SKV_I8;
       s.chunk = group == 8 || group == 1 ? 16 : 8;
       check_shape(s);
+      s.coefficient_type = SKV_I8;
+      check_shape(s);
     }
   }
   // Ranks and heads that the tensor cores do not take; an odd rank; the largest.
@@ -316,6 +319,8 @@ void test_shapes() {
     s.rotary_dim = dim == 80 ? 40 : dim;
     s.rank = rank;
     s.value_type = rank == 250 ? SKV_F8_E4M3 : SKV_BF16;
+    check_shape(s);
+    s.coefficient_type = SKV_I8;
     check_shape(s);
   }
 }
@@ -333,6 +338,7 @@ void test_long_shortlists() {
     s.rank = rank;
     s.chunk = chunk;
     s.select = select;
+    s.coefficient_type = group == 4 ? SKV_BF16 : SKV_I8;
     const std::int64_t chunks = 1300, few = 333;
     Batch b(s, {{chunk * chunks + 5, chunk * chunks, 3, 1307},
                 {chunk * few + 5, chunk * few, 0, 340},
@@ -368,8 +374,8 @@ Lists choose_shortlist(Batch& b, int shortlist) {
 }
 
 void check_layer(const Shape& s, int shortlist) {
-  std::printf("layer, G %d, D %d, r %d, value type %d, landmark type %d, shortlist %d\n", s.group(), s.head_dim, s.rank,
-              s.value_type, s.landmark_type, shortlist);
+  std::printf("layer, G %d, D %d, r %d, value type %d, landmark type %d%s, shortlist %d\n", s.group(), s.head_dim,
+              s.rank, s.value_type, s.landmark_type, s.coefficient_name(), shortlist);
   Batch b = predicting_batch(s);
   const Lists listed = choose_shortlist(b, shortlist);
   const LayerStep step = step_layer(b, shortlist);
@@ -403,6 +409,7 @@ void test_layers() {
       s.value_type = group == 4 || group == 7 ? SKV_F8_E4M3 : SKV_BF16;
       s.landmark_type = group == 16 ? SKV_I8 : SKV_BF16;
       s.chunk = group == 7 ? 16 : 8;
+      s.coefficient_type = (group == 1 || group == 4) == (shortlist == 32) ? SKV_I8 : SKV_BF16;
       s.slots = 40;
       check_layer(s, shortlist);
     }

@@ -283,8 +283,9 @@ void check_one_answer(const Shape& s, int places) {
 
 // Values that are what their coefficients say: with all chunks on the shortlist, a few of them selected, the answer is
 // that of attention over everything.
-void check_meaning() {
+void check_meaning(int coefficient) {
   Shape s = shape(4, 2, 64, 8, 24, SKV_F32, SKV_F32);
+  s.coefficient = coefficient;
   s.select = 3;
   const std::int64_t chunks = 60;
   Batch b(s, {{chunks * s.chunk + 20, chunks * s.chunk, 2}});
@@ -358,6 +359,11 @@ int main() {
     shapes[4].landmark = SKV_I8;
     shapes[4].value = SKV_F8_E4M3;
     shapes[7].pairing = SKV_INTERLEAVED;
+    for (const int like : {0, 1, 2, 3, 4, 5, 7}) {
+      Shape bytes = shapes[static_cast<std::size_t>(like)];
+      bytes.coefficient = SKV_I8;
+      shapes.push_back(bytes);
+    }
     for (const Shape& s : shapes) {
       Batch b(s, rows_of(s));
       check_rerank(b, s.select * 3, 1);
@@ -368,7 +374,8 @@ int main() {
       check_composition(s, 3 * s.select);
       check_one_answer(s, 4 * s.select);
     }
-    check_meaning();
+    check_meaning(SKV_F32);
+    check_meaning(SKV_I8);
     std::printf("instruction set %d done\n", instruction_set);
   }
   return check::verdict();

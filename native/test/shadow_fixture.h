@@ -96,13 +96,16 @@ std::unique_ptr<Memory> upload(skv::Backend& backend, const std::vector<T>& from
 
 struct Shape {
   int query_heads = 32, key_value_heads = 8, head_dim = 128, chunk = 8, rank = 160;
-  int value_type = SKV_BF16, landmark_type = SKV_BF16, window = 64, slots = 0, select = 24;
+  int value_type = SKV_BF16, landmark_type = SKV_BF16, coefficient_type = SKV_BF16;
+  int window = 64, slots = 0, select = 24;
   int pairing = SKV_HALF_SPLIT, rotary_dim = 128, fine_rows = 256;
   double rope_scale = 1.0;
 
   int group() const { return query_heads / key_value_heads; }
+  const char* coefficient_name() const { return coefficient_type == SKV_I8 ? ", i8 coefficients" : ""; }
   skv_geometry geometry() const {
-    return {query_heads, key_value_heads, head_dim, chunk, rank, SKV_BF16, value_type, landmark_type, window, slots};
+    return {query_heads, key_value_heads, head_dim,         chunk,  rank, SKV_BF16,
+            value_type,  landmark_type,   coefficient_type, window, slots};
   }
 };
 
@@ -175,12 +178,24 @@ class ShadowSession {
       }
     };
     // A falling spectrum, as keys have.
-    coefficients.resize(static_cast<std::size_t>(chunk_capacity * c * shape.rank));
-    for (std::size_t i = 0; i < coefficients.size(); ++i) {
-      const double column = static_cast<double>(i % static_cast<std::size_t>(shape.rank));
-      coefficients[i] = to_bf16(normal(random) * 8.0 / std::sqrt(1.0 + column));
+    const auto rank = static_cast<std::size_t>(shape.rank);
+    std::vector<double> amounts(static_cast<std::size_t>(chunk_capacity * c) * rank);
+    for (std::size_t i = 0; i < amounts.size(); ++i) {
+      amounts[i] = normal(random) * 8.0 / std::sqrt(1.0 + static_cast<double>(i % rank));
+    }
+    coefficient_steps.assign(rank, 1.0);
+    if (shape.coefficient_type == SKV_I8) {
+      std::fill(coefficient_steps.begin(), coefficient_steps.end(), 0.0);
+      for (std::size_t i = 0; i < amounts.size(); ++i) {
+        coefficient_steps[i % rank] = std::max(coefficient_steps[i % rank], std::fabs(amounts[i]) / 127);
+      }
+    }
+    resize_coefficients(amounts.size());
+    for (std::size_t i = 0; i < amounts.size(); ++i) {
+      set_coefficient(i, amounts[i]);
     }
     fill(basis, k * shape.rank * d, 0.3);
+    scale_by_steps(basis);
     fill(recent_keys, k * shape.window * d, 1.0);
     fill(recent_values, k * shape.window * d, 1.0);
     fill(outlier_keys, k * outlier_capacity * c * d, 1.5);
@@ -217,7 +232,7 @@ class ShadowSession {
     } else {
       fill(values, k * chunk_capacity * c * d, 1.0);
     }
-    layer_.coefficients = keep(backend, coefficients);
+    layer_.coefficients = shape.coefficient_type == SKV_I8 ? keep(backend, coefficients8) : keep(backend, coefficients);
     layer_.basis = keep(backend, basis);
     layer_.landmarks = shape.landmark_type == SKV_I8 ? keep(backend, landmarks8) : keep(backend, landmarks);
     layer_.landmark_scales = static_cast<float*>(keep(backend, landmark_scales));
@@ -307,6 +322,27 @@ class ShadowSession {
     return to;
   }
 
+  // Coefficient `at` [token][r], as it is stored: of I8 the whole number. What is set is in units of the direction.
+  double coefficient(std::size_t at) const {
+    return shape_.coefficient_type == SKV_I8 ? coefficients8[at] : from_bf16(coefficients[at]);
+  }
+  void set_coefficient(std::size_t at, double amount) {
+    if (shape_.coefficient_type == SKV_I8) {
+      const double step = coefficient_steps[at % static_cast<std::size_t>(shape_.rank)];
+      coefficients8[at] = static_cast<std::int8_t>(std::clamp(std::nearbyint(amount / step), -127.0, 127.0));
+    } else {
+      coefficients[at] = to_bf16(amount);
+    }
+  }
+  // Brings changed coefficients to the device.
+  void write_coefficients(skv::Backend& backend) const {
+    if (shape_.coefficient_type == SKV_I8) {
+      backend.copy(layer_.coefficients, coefficients8.data(), coefficients8.size());
+    } else {
+      backend.copy(layer_.coefficients, coefficients.data(), coefficients.size() * 2);
+    }
+  }
+
   double landmark(std::int64_t head, std::int64_t chunk, int d) const {
     const auto at = static_cast<std::size_t>((head * capacity_ + chunk) * shape_.head_dim + d);
     return shape_.landmark_type == SKV_I8
@@ -333,7 +369,7 @@ class ShadowSession {
     const auto d = static_cast<std::size_t>(shape_.head_dim);
     std::vector<double> sums(d, 0.0), sizes(d, 0.0);
     for (int i = 0; i < shape_.rank; ++i) {
-      const double a = from_bf16(coefficients[static_cast<std::size_t>(position * shape_.rank + i)]);
+      const double a = coefficient(static_cast<std::size_t>(position * shape_.rank + i));
       const auto row = (static_cast<std::size_t>(head) * shape_.rank + static_cast<std::size_t>(i)) * d;
       for (std::size_t e = 0; e < d; ++e) {
         const double term = a * from_bf16(of[row + e]);
@@ -359,17 +395,30 @@ class ShadowSession {
     for (auto& x : value_basis) {
       x = to_bf16(normal(random));
     }
+    scale_by_steps(value_basis);
     layer_.value_basis = keep(backend, value_basis);
   }
 
   std::vector<std::uint16_t> coefficients, basis, landmarks, recent_keys, recent_values, outlier_keys, outlier_values,
       values, value_basis;
-  std::vector<std::int8_t> landmarks8;
+  std::vector<std::int8_t> landmarks8, coefficients8;
+  std::vector<double> coefficient_steps;  // [r]: what one of a direction's I8 coefficients stands for, otherwise 1
   std::vector<std::uint8_t> values8;
   std::vector<float> radius, landmark_scales, value_scales, moments;
   std::unique_ptr<Memory> recent_keys_memory, recent_values_memory, host_values, slot_values, slot_chunk, slot_stamp;
 
  private:
+  void resize_coefficients(std::size_t count) {
+    shape_.coefficient_type == SKV_I8 ? coefficients8.resize(count) : coefficients.resize(count);
+  }
+  // Rows of a basis [K][r][D], times the steps of their directions.
+  void scale_by_steps(std::vector<std::uint16_t>& rows) const {
+    const auto rank = static_cast<std::size_t>(shape_.rank), d = static_cast<std::size_t>(shape_.head_dim);
+    for (std::size_t i = 0; i < rows.size() && shape_.coefficient_type == SKV_I8; ++i) {
+      rows[i] = to_bf16(from_bf16(rows[i]) * coefficient_steps[i / d % rank]);
+    }
+  }
+
   // Of tokens that are not the session's own: keys around a mean, and values that follow them in part.
   void fill_moments(std::mt19937_64& random) {
     constexpr int kTokens = 40;

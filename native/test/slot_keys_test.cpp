@@ -112,7 +112,7 @@ struct Motion {
     std::normal_distribution<double> normal;
     const std::int64_t per_chunk = static_cast<std::int64_t>(s.shape.chunk) * s.shape.rank;
     for (std::int64_t i = chunk * per_chunk; i < (chunk + 1) * per_chunk; ++i) {
-      s.coefficients.set(i, normal(generator));
+      s.set_coefficient(i, normal(generator));
     }
     for (int head = 0; head < s.shape.heads; ++head) {
       s.radius.set(head * s.capacity + chunk, 20);
@@ -324,6 +324,11 @@ int main() {
     shapes[3].value = SKV_F8_E4M3;
     shapes[4].value = SKV_F8_E4M3;
     shapes[7].pairing = SKV_INTERLEAVED;
+    for (const int like : {0, 2, 3}) {
+      Shape bytes = shapes[static_cast<std::size_t>(like)];
+      bytes.coefficient = SKV_I8;
+      shapes.push_back(bytes);
+    }
     for (const Shape& s : shapes) {
       test_steps(s, 0, 0);
       test_steps(s, 0, 9);

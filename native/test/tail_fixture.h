@@ -43,12 +43,14 @@ inline void make_alike(Batch& b) {
     for (auto& x : session.basis) {
       x = fixture::to_bf16(0.3 * fixture::from_bf16(x));
     }
-    for (std::size_t at = 0; at < session.coefficients.size(); ++at) {
+    const std::size_t coefficients = static_cast<std::size_t>(session.layer().chunk_capacity * s.chunk) * rank;
+    for (std::size_t at = 0; at < coefficients; ++at) {
       const std::size_t token = at / rank, first = token / static_cast<std::size_t>(s.chunk) * s.chunk;
       const double strength = 8.0 / std::sqrt(1.0 + static_cast<double>(at % rank));
       if (token != first) {
-        session.coefficients[at] = fixture::to_bf16(fixture::from_bf16(session.coefficients[first * rank + at % rank]) +
-                                                    0.3 * strength * normal(generator));
+        const std::size_t column = at % rank;
+        session.set_coefficient(at, session.coefficient(first * rank + column) * session.coefficient_steps[column] +
+                                        0.3 * strength * normal(generator));
       }
     }
     const std::int64_t capacity = session.layer().chunk_capacity;
@@ -80,7 +82,7 @@ inline void make_alike(Batch& b) {
     }
     const skv_shadow_layer& layer = session.layer();
     backend->copy(layer.basis, session.basis.data(), session.basis.size() * 2);
-    backend->copy(layer.coefficients, session.coefficients.data(), session.coefficients.size() * 2);
+    session.write_coefficients(*backend);
     if (s.landmark_type == SKV_I8) {
       backend->copy(layer.landmarks, session.landmarks8.data(), session.landmarks8.size());
       backend->copy(layer.landmark_scales, session.landmark_scales.data(), session.landmark_scales.size() * 4);

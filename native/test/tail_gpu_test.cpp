@@ -95,7 +95,7 @@ void check_sparse(Batch& b) {
 }
 
 void check_shape(const char* name, Shape s) {
-  std::printf("%s\n", name);
+  std::printf("%s%s\n", name, s.coefficient_name());
   s.slots = 0;
   Batch b(s, rows_of(s));
   make_alike(b);
@@ -122,6 +122,8 @@ void test_shapes() {
       s.landmark_type = (group + dim / 32) % 2 ? SKV_BF16 : SKV_I8;
       s.chunk = group == 8 ? 16 : 8;
       check_shape(("G " + std::to_string(group) + ", D " + std::to_string(dim)).c_str(), s);
+      s.coefficient_type = SKV_I8;
+      check_shape(("G " + std::to_string(group) + ", D " + std::to_string(dim)).c_str(), s);
     }
   }
   for (const int dim : check::cases({12, 80, 256, 2})) {
@@ -132,6 +134,9 @@ void test_shapes() {
     s.rotary_dim = dim == 80 ? 40 : dim;
     s.rank = 48;
     s.landmark_type = dim == 256 ? SKV_I8 : SKV_BF16;
+    check_shape(("D " + std::to_string(dim)).c_str(), s);
+    s.coefficient_type = SKV_I8;
+    s.rank = dim == 80 ? 33 : 48;
     check_shape(("D " + std::to_string(dim)).c_str(), s);
   }
 }
@@ -148,6 +153,7 @@ void test_long_indexes() {
     s.rank = 16;
     s.select = select;
     s.landmark_type = landmark_type;
+    s.coefficient_type = chunks == 70000 ? SKV_I8 : SKV_BF16;
     Batch b(s, {{8LL * chunks + 5, 8LL * chunks, 3, chunks + 7}});
     prepare(b);
     Memory tail(*backend, static_cast<std::uint64_t>(s.query_heads) * 4);
@@ -194,8 +200,8 @@ void test_large_radii() {
 // --- Layers -------------------------------------------------------------------------------------
 
 void check_layer(const Shape& s, int shortlist) {
-  std::printf("layer, G %d, D %d, value type %d, landmark type %d, shortlist %d\n", s.group(), s.head_dim, s.value_type,
-              s.landmark_type, shortlist);
+  std::printf("layer, G %d, D %d, value type %d, landmark type %d%s, shortlist %d\n", s.group(), s.head_dim,
+              s.value_type, s.landmark_type, s.coefficient_name(), shortlist);
   Batch b(s, rows_of(s));
   make_alike(b);
   prepare(b);
@@ -222,6 +228,7 @@ void test_layers() {
       s.rank = 48;
       s.value_type = group == 4 ? SKV_F8_E4M3 : SKV_BF16;
       s.landmark_type = group == 16 ? SKV_I8 : SKV_BF16;
+      s.coefficient_type = (group == 4 || group == 8) == (shortlist == 0) ? SKV_I8 : SKV_BF16;
       s.slots = 40;
       check_layer(s, shortlist);
     }

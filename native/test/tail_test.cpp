@@ -291,7 +291,7 @@ void check_meaning() {
   s.heads = 1;
   s.dim = 32;
   s.rotary = 2;
-  s.storage = s.value = s.landmark = SKV_F32;
+  s.storage = s.value = s.landmark = s.coefficient = SKV_F32;
   s.rank = 32;
   s.select = 8;
   const std::int64_t chunks = 4000, tokens = chunks * s.chunk;
@@ -397,6 +397,11 @@ int main() {
     shapes[4].landmark = SKV_I8;
     shapes[4].value = SKV_F8_E4M3;
     shapes[7].pairing = SKV_INTERLEAVED;
+    for (const int like : {0, 1, 2}) {
+      Shape bytes = shapes[static_cast<std::size_t>(like)];
+      bytes.coefficient = SKV_I8;
+      shapes.push_back(bytes);
+    }
     for (const Shape& s : shapes) {
       for (const float radius_weight : {0.0F, 0.5F, -0.3F}) {
         Batch b(s, rows_of(s));

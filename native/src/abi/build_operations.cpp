@@ -84,6 +84,7 @@ void check_store_tokens(const skv_store_tokens_params* p, bool pointers) {
 void check_low_rank_factor(const skv_low_rank_factor_params* p, bool pointers) {
   const Check check = begin("skv_low_rank_factor", p, pointers);
   check.type("type", p->type);
+  check.coefficient_type(p->coefficient_type, p->type, "type");
   check.heads("key_value_heads", p->key_value_heads);
   check.head_dim(p->head_dim);
   const std::int64_t width = static_cast<std::int64_t>(p->key_value_heads) * p->head_dim;
@@ -102,11 +103,15 @@ void check_low_rank_factor(const skv_low_rank_factor_params* p, bool pointers) {
   check.pointer("keys", p->keys);
   check.pointer("coefficients", p->coefficients);
   check.pointer("basis", p->basis);
+  if (p->coefficient_type == SKV_I8) {
+    check.pointer("coefficient_scales", p->coefficient_scales);
+  }
 }
 
 void check_low_rank_project(const skv_low_rank_project_params* p, bool pointers) {
   const Check check = begin("skv_low_rank_project", p, pointers);
   check.type("type", p->type);
+  check.coefficient_type(p->coefficient_type, p->type, "type");
   check.heads("key_value_heads", p->key_value_heads);
   check.head_dim(p->head_dim);
   check.rank("rank", p->rank);
@@ -119,12 +124,16 @@ void check_low_rank_project(const skv_low_rank_project_params* p, bool pointers)
     check.pointer("keys", p->keys);
     check.pointer("basis", p->basis);
     check.pointer("coefficients", p->coefficients);
+    if (p->coefficient_type == SKV_I8) {
+      check.pointer("coefficient_scales", p->coefficient_scales);
+    }
   }
 }
 
 void check_rebuild_keys(const skv_rebuild_keys_params* p, bool pointers) {
   const Check check = begin("skv_rebuild_keys", p, pointers);
   check.type("type", p->type);
+  check.coefficient_type(p->coefficient_type, p->type, "type");
   check.heads("key_value_heads", p->key_value_heads);
   check.head_dim(p->head_dim);
   check.rank("rank", p->rank);
@@ -219,6 +228,7 @@ void check_moment_update(const skv_moment_update_params* p, bool pointers) {
 void check_value_fit(const skv_value_fit_params* p, bool pointers) {
   const Check check = begin("skv_value_fit", p, pointers);
   check.type("storage_type", p->storage_type);
+  check.coefficient_type(p->coefficient_type, p->storage_type);
   check.heads("key_value_heads", p->key_value_heads);
   check.head_dim(p->head_dim);
   check.rank("rank", p->rank);

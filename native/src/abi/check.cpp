@@ -80,9 +80,16 @@ void Check::landmark_type(std::int32_t value, std::int32_t storage) const {
   }
 }
 
-void Check::fail_type(const char* name, std::int32_t value, std::int32_t storage, const std::string& others) const {
+void Check::coefficient_type(std::int32_t value, std::int32_t storage, const char* storage_name) const {
+  if (value != storage && value != SKV_I8) {
+    fail_type("coefficient_type", value, storage, "or " + type_text(SKV_I8), storage_name);
+  }
+}
+
+void Check::fail_type(const char* name, std::int32_t value, std::int32_t storage, const std::string& others,
+                      const char* storage_name) const {
   fail(is_type(value) ? SKV_UNSUPPORTED : SKV_INVALID_ARGUMENT, std::string(name) + " is " + type_text(value) +
-                                                                    ", must be storage_type, which is " +
+                                                                    ", must be " + storage_name + ", which is " +
                                                                     type_text(storage) + ", " + others);
 }
 
@@ -196,6 +203,7 @@ void Check::shadow_geometry(const skv_geometry& geometry) const {
   rank("rank", geometry.rank);
   value_type(geometry.value_type, geometry.storage_type);
   landmark_type(geometry.landmark_type, geometry.storage_type);
+  coefficient_type(geometry.coefficient_type, geometry.storage_type);
   if (geometry.window < geometry.chunk || geometry.window % geometry.chunk != 0) {
     fail(SKV_INVALID_ARGUMENT, "window is " + std::to_string(geometry.window) +
                                    ", must be a multiple of chunk, which is " + std::to_string(geometry.chunk));

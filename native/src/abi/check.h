@@ -47,9 +47,10 @@ class Check {
   void finite(const char* name, float value) const;
   // F32, BF16 or F16.
   void type(const char* name, std::int32_t value) const;
-  // The storage type, or one with scales for values, I8 for landmarks.
+  // The storage type, or one with scales for values, I8 for landmarks and coefficients.
   void value_type(std::int32_t value, std::int32_t storage) const;
   void landmark_type(std::int32_t value, std::int32_t storage) const;
+  void coefficient_type(std::int32_t value, std::int32_t storage, const char* storage_name = "storage_type") const;
   // A stride in elements: 0 for `width`, or at least that.
   void stride(const char* name, std::int64_t value, std::int64_t width) const;
   // The elements of an array, times the largest element, fit into 63 bits.
@@ -75,8 +76,8 @@ class Check {
  private:
   [[noreturn]] void fail_range(skv_status status, const char* name, std::int64_t value, std::int64_t low,
                                std::int64_t high) const;
-  [[noreturn]] void fail_type(const char* name, std::int32_t value, std::int32_t storage,
-                              const std::string& others) const;
+  [[noreturn]] void fail_type(const char* name, std::int32_t value, std::int32_t storage, const std::string& others,
+                              const char* storage_name = "storage_type") const;
 
   const char* function_;
   bool pointers_;

@@ -59,6 +59,9 @@ void check_shadow_geometry(const skv_geometry& g, std::int32_t query_type, const
   if (g.landmark_type != g.storage_type && g.landmark_type != SKV_I8) {
     refuse(operation, "landmarks are of the storage type or I8, not type " + std::to_string(g.landmark_type));
   }
+  if (g.coefficient_type != g.storage_type && g.coefficient_type != SKV_I8) {
+    refuse(operation, "coefficients are of the storage type or I8, not type " + std::to_string(g.coefficient_type));
+  }
   if (g.slots < 0 || g.slots > SKV_MAX_SLOTS) {
     refuse(operation, "there are 0 to " + std::to_string(SKV_MAX_SLOTS) + " slots, not " + std::to_string(g.slots));
   }

@@ -110,12 +110,14 @@ struct AttentionKernels {
 
   // Rebuilt keys: the basis of a head [rank][dim] brought into the order that rebuild() reads, and keys
   // [groups * kRebuiltGroup][padded_dim(dim)] = coefficients . basis. coefficients[group]: [kRebuiltGroup][rank] as
-  // they lie, where plain_coefficients() says so, otherwise packed.
+  // they lie, where plain_coefficients() says so, otherwise packed. type: of the basis, and of the coefficients unless
+  // they are I8.
   std::uint64_t (*packed_basis_bytes)(std::int32_t type, int rank, int dim);
   std::uint64_t (*packed_coefficients_bytes)(std::int32_t type, int rank, std::int64_t tokens);
   void (*pack_basis)(std::int32_t type, const void* basis, int rank, int dim, void* packed);
-  bool (*plain_coefficients)(std::int32_t type, int rank);
-  void (*pack_coefficients)(std::int32_t type, const void* rows, int rank, std::int64_t tokens, void* packed);
+  bool (*plain_coefficients)(std::int32_t type, std::int32_t coefficient_type, int rank);
+  void (*pack_coefficients)(std::int32_t type, std::int32_t coefficient_type, const void* rows, int rank,
+                            std::int64_t tokens, void* packed);
   void (*rebuild)(std::int32_t type, const void* const* coefficients, const void* packed_basis, int rank, int dim,
                   std::int64_t groups, float* keys, const AheadLines& ahead);
   // Rounds floats to bf16 where the processor has an instruction for it, which takes denormal numbers for zero; or

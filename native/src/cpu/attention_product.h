@@ -146,6 +146,24 @@ void pack_coefficient_pairs(const BFloat16* rows, int rank, std::int64_t tokens,
   }
 }
 
+// Whole numbers of eight bits are bf16 as they are. Rows of an even rank lie as one.
+void pack_byte_pairs(const std::int8_t* rows, int rank, std::int64_t tokens, BFloat16* packed) {
+  constexpr std::int64_t kAtOnce = 2 * kLanes;
+  const bool dense = rank % 2 == 0;
+  const std::int64_t lines = dense ? 1 : tokens, count = dense ? rank * tokens : rank, width = (count + 1) / 2 * 2;
+  const auto first = [](std::int64_t elements) {
+    return elements < kAtOnce ? (std::uint32_t{1} << elements) - 1 : ~std::uint32_t{0};
+  };
+  for (std::int64_t line = 0; line < lines; ++line) {
+    for (std::int64_t i = 0; i < width; i += kAtOnce) {
+      const __m256i bytes = _mm256_maskz_loadu_epi8(first(count - i), rows + line * count + i);
+      const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+      const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+      _mm512_mask_storeu_epi16(packed + line * width + i, first(width - i), (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+  }
+}
+
 void rebuild_pairs(const void* const* coefficients, const BFloat16* basis, int rank, int dim, std::int64_t groups,
                    float* keys, const AheadLines& ahead) {
   static_assert(kProductRows == kRebuiltGroup);
@@ -246,6 +264,8 @@ void with_rows(std::int32_t type, const void* rows, Work&& work) {
     work(static_cast<const BFloat16*>(rows));
   } else if (type == SKV_F16) {
     work(static_cast<const Float16*>(rows));
+  } else if (type == SKV_I8) {
+    work(static_cast<const std::int8_t*>(rows));
   } else {
     work(static_cast<const float*>(rows));
   }
@@ -263,19 +283,25 @@ void pack_basis(std::int32_t type, const void* basis, int rank, int dim, void* p
   with_rows(type, basis, [&](const auto* rows) { pack_basis_floats(rows, rank, dim, static_cast<float*>(packed)); });
 }
 
-void pack_coefficients(std::int32_t type, const void* coefficients, int rank, std::int64_t tokens, void* packed) {
+void pack_coefficients(std::int32_t type, std::int32_t coefficient_type, const void* coefficients, int rank,
+                       std::int64_t tokens, void* packed) {
 #if defined(__AVX512BF16__)
   if (in_pairs(type)) {
-    pack_coefficient_pairs(static_cast<const BFloat16*>(coefficients), rank, tokens, static_cast<BFloat16*>(packed));
+    auto* const to = static_cast<BFloat16*>(packed);
+    coefficient_type == SKV_I8 ? pack_byte_pairs(static_cast<const std::int8_t*>(coefficients), rank, tokens, to)
+                               : pack_coefficient_pairs(static_cast<const BFloat16*>(coefficients), rank, tokens, to);
     return;
   }
+#else
+  (void)type;
 #endif
-  with_rows(type, coefficients, [&](const auto* rows) { widen_all(rows, rank * tokens, static_cast<float*>(packed)); });
+  with_rows(coefficient_type, coefficients,
+            [&](const auto* rows) { widen_all(rows, rank * tokens, static_cast<float*>(packed)); });
 }
 
 // Whether coefficients lie as rebuild() reads them.
-bool plain_coefficients(std::int32_t type, int rank) {
-  return in_pairs(type) ? rank % 2 == 0 : type == SKV_F32;
+bool plain_coefficients(std::int32_t type, std::int32_t coefficient_type, int rank) {
+  return coefficient_type == type && (in_pairs(type) ? rank % 2 == 0 : type == SKV_F32);
 }
 
 void rebuild(std::int32_t type, const void* const* coefficients, const void* basis, int rank, int dim,

@@ -19,14 +19,21 @@ inline std::int64_t padded_row(std::int64_t elements) {
 void unpack_basis(const void* basis, std::int32_t type, std::int64_t heads, std::int64_t rank, std::int64_t dim,
                   const float* head_scales, float* rows, float* columns, Execution& execution);
 
+// A direction with no more than this share of the largest one's sum of squares is rounding alone, of the products that
+// the basis was made of or of the basis as it is stored, which brings some of the longest direction into the others.
+constexpr float rounding_share(std::int32_t type) {
+  return type == SKV_BF16 ? 0x1p-20F : 0x1p-24F;
+}
+
 // What project_keys needs for each thread, in floats.
 std::int64_t projection_scratch(std::int64_t width, std::int64_t rank);
 
-// keys [count][width] . rows^T -> coefficients [count][rank] of `type`, and, when both are given, the residual
-// energy of each key with the coefficients as they are stored. Tokens of the key rows lie key_stride elements
-// apart, those of the coefficients coefficient_stride. scratch: [threads][projection_scratch].
+// keys [count][width] of `type` . rows^T -> coefficients [count][rank] of `coefficient_type`, and, when both are given,
+// the residual energy of each key with the coefficients as they are stored. Tokens of the key rows lie key_stride
+// elements apart, those of the coefficients coefficient_stride. With coefficient_scales [rank], each row holds its
+// direction times the scale: products are divided by its square. scratch: [threads][projection_scratch].
 struct Projection {
-  std::int32_t type;
+  std::int32_t type, coefficient_type;
   const void* keys;
   std::int64_t count, key_stride;
   std::int64_t width, rank;
@@ -34,6 +41,7 @@ struct Projection {
   const float* columns;
   void* coefficients;
   std::int64_t coefficient_stride;
+  const float* coefficient_scales;
   float* residual;
 };
 void project_keys(const Projection& p, float* scratch, Execution& execution);

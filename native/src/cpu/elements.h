@@ -30,6 +30,7 @@ struct Float8 {
 };
 
 inline constexpr float kLargestFloat8 = 448.0F;
+inline constexpr float kLargestByte = 127.0F;  // of symmetric whole numbers
 
 // Half the distance between 1 and the next number: what rounding may change, relatively.
 template <class T>
@@ -45,6 +46,10 @@ inline constexpr double kRoundoff<Float8> = 0x1p-4;
 
 SKV_INLINE float to_float(float x) {
   return x;
+}
+
+SKV_INLINE float to_float(std::int8_t x) {
+  return static_cast<float>(x);
 }
 
 SKV_INLINE float to_float(BFloat16 x) {
@@ -146,6 +151,14 @@ SKV_INLINE Float8 from_float<Float8>(float x) {
                                     (std::bit_cast<std::uint32_t>(shifted) - std::bit_cast<std::uint32_t>(0x1p14F)))};
 }
 
+// The nearest whole number, from -127 to 127; 0 of what is no number.
+template <>
+SKV_INLINE std::int8_t from_float<std::int8_t>(float x) {
+  const float level = std::nearbyint(x == x ? x : 0.0F);
+  const float low = level > -kLargestByte ? level : -kLargestByte;
+  return static_cast<std::int8_t>(low < kLargestByte ? low : kLargestByte);
+}
+
 template <class T>
 struct Type {
   using type = T;
@@ -169,8 +182,8 @@ decltype(auto) with_type(std::int32_t type, F&& f) {
 // Whole rows at the speed of memory: [count] elements of `type` to floats and back. Float32 is copied.
 using Widen = void (*)(const void* from, float* to, std::int64_t count);
 using Narrow = void (*)(const float* from, void* to, std::int64_t count);
-Widen widen_function(std::int32_t type, InstructionSet set);    // F32, BF16, F16, F8_E4M3
-Narrow narrow_function(std::int32_t type, InstructionSet set);  // F32, BF16, F16, F8_E4M3
+Widen widen_function(std::int32_t type, InstructionSet set);    // F32, BF16, F16, F8_E4M3, I8
+Narrow narrow_function(std::int32_t type, InstructionSet set);  // F32, BF16, F16, F8_E4M3, I8
 
 // Rows of one type to rows of another, each element rounded once.
 class RowConversion {

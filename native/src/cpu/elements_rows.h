@@ -80,6 +80,8 @@ inline Widen widen_here(std::int32_t type) {
       return widen_row<Float16>;
     case SKV_F8_E4M3:
       return widen_row<Float8>;
+    case SKV_I8:
+      return widen_row<std::int8_t>;
     default:
       return nullptr;
   }
@@ -95,6 +97,8 @@ inline Narrow narrow_here(std::int32_t type) {
       return narrow_row<Float16>;
     case SKV_F8_E4M3:
       return narrow_row<Float8>;
+    case SKV_I8:
+      return narrow_row<std::int8_t>;
     default:
       return nullptr;
   }

@@ -8,7 +8,6 @@ namespace skv::cpu {
 namespace {
 
 constexpr std::int64_t kMaximumChunk = 16;
-constexpr float kLargestByte = 127.0F;
 
 // Stores a landmark as bytes with one scale and puts what they mean in its place.
 float store_bytes(float* mean, std::int64_t dim, std::int8_t* target) {
@@ -18,9 +17,8 @@ float store_bytes(float* mean, std::int64_t dim, std::int8_t* target) {
   }
   const float scale = largest / kLargestByte;
   for (std::int64_t i = 0; i < dim; ++i) {
-    const float level = scale > 0 ? std::nearbyint(mean[i] / scale) : 0.0F;
-    target[i] = static_cast<std::int8_t>(std::clamp(level, -kLargestByte, kLargestByte));
-    mean[i] = static_cast<float>(target[i]) * scale;
+    target[i] = from_float<std::int8_t>(scale > 0 ? mean[i] / scale : 0.0F);
+    mean[i] = to_float(target[i]) * scale;
   }
   return scale;
 }

@@ -15,7 +15,8 @@
 //   T = Q . G . Q^T = U^T . diag . U             Rayleigh-Ritz: the best directions within the subspace
 //   basis = U . Q, coefficients = keys . basis^T with the basis as it is stored
 //
-// Heads are scaled in G, and never in the keys.
+// Heads are scaled in G, and never in the keys. I8 coefficients are rounded once the largest of each direction is
+// known.
 namespace skv::cpu {
 namespace {
 
@@ -112,10 +113,73 @@ void fix_sign(double* direction, std::int64_t width) {
   }
 }
 
+// basis [K][stored_rank][D] from directions [usable][K*D], zero behind them; times the scale of the direction, if
+// given.
+void store_basis(const skv_low_rank_factor_params& p, const Subspace& subspace, std::int64_t usable,
+                 std::int64_t stored_rank, const float* coefficient_scales, const Execution& execution) {
+  const Narrow narrow = narrow_function(p.type, execution.set);
+  const std::int64_t dim = p.head_dim, width = p.key_value_heads * dim;
+  float row[SKV_MAX_HEAD_DIM] = {};
+  for (std::int64_t i = 0; i < p.key_value_heads * stored_rank; ++i) {
+    const std::int64_t head = i / stored_rank, j = i % stored_rank;
+    const float scale = coefficient_scales ? coefficient_scales[j] : 1.0F;
+    const float head_scale = p.head_scales ? p.head_scales[head] : 1.0F;  // a power of two
+    for (std::int64_t d = 0; d < dim; ++d) {
+      const auto at = static_cast<std::size_t>(j * width + head * dim + d);
+      row[d] = j < usable ? static_cast<float>(subspace.directions[at]) * scale / head_scale : 0.0F;
+    }
+    narrow(row, element_at(p.basis, p.type, i * dim), dim);
+  }
+}
+
+// Scales of I8 coefficients, and those [tokens][stored_rank] rounded by them. What is rounding alone becomes zero: with
+// a scale of its own it would be as large as any direction.
+void scale_coefficients(const skv_low_rank_factor_params& p, const std::vector<float>& exact, std::int64_t stored_rank,
+                        Execution& execution) {
+  constexpr std::int64_t kAtOnce = 256;
+  const std::int64_t blocks = (p.tokens + kAtOnce - 1) / kAtOnce;
+  // Of each block, the largest magnitudes and the sums of squares of the directions.
+  std::vector<float> parts(static_cast<std::size_t>(blocks * 2 * stored_rank), 0.0F);
+  execution.pool.parallel_for(blocks, [&](std::int64_t block) {
+    float* const largest = parts.data() + block * 2 * stored_rank;
+    float* const squares = largest + stored_rank;
+    for (std::int64_t t = block * kAtOnce; t < std::min((block + 1) * kAtOnce, p.tokens); ++t) {
+      const float* const row = exact.data() + t * stored_rank;
+      for (std::int64_t j = 0; j < stored_rank; ++j) {
+        largest[j] = std::max(largest[j], std::fabs(row[j]));
+        squares[j] += row[j] * row[j];
+      }
+    }
+  });
+  std::vector<double> squares(static_cast<std::size_t>(stored_rank), 0.0);
+  std::fill_n(p.coefficient_scales, stored_rank, 0.0F);
+  for (std::int64_t block = 0; block < blocks; ++block) {
+    const float* const part = parts.data() + block * 2 * stored_rank;
+    for (std::int64_t j = 0; j < stored_rank; ++j) {
+      p.coefficient_scales[j] = std::max(p.coefficient_scales[j], part[j] / kLargestByte);
+      squares[static_cast<std::size_t>(j)] += static_cast<double>(part[stored_rank + j]);
+    }
+  }
+  const double least = *std::max_element(squares.begin(), squares.end()) * rounding_share(p.type);
+  for (std::int64_t j = 0; j < stored_rank; ++j) {
+    if (squares[static_cast<std::size_t>(j)] <= least) {
+      p.coefficient_scales[j] = 0.0F;
+    }
+  }
+  execution.pool.parallel_ranges(p.tokens, kAtOnce, [&](std::int64_t begin, std::int64_t end) {
+    auto* const to = static_cast<std::int8_t*>(p.coefficients);
+    for (std::int64_t i = begin * stored_rank; i < end * stored_rank; ++i) {
+      const float scale = p.coefficient_scales[i % stored_rank];
+      to[i] = from_float<std::int8_t>(scale > 0 ? exact[static_cast<std::size_t>(i)] / scale : 0.0F);
+    }
+  });
+}
+
 }  // namespace
 
 // keys [tokens][K*D] -> coefficients [tokens][r], basis [K][r][D]. Floor: (width^2 + 2*rank*width) operations a
-// token. Not part of the decode path: allocates (8*width^2 bytes and a few blocks of directions).
+// token. Not part of the decode path: allocates (8*width^2 bytes and a few blocks of directions; of I8 coefficients
+// 4*tokens*r bytes too).
 void low_rank_factor(const skv_low_rank_factor_params& p, Execution& execution) {
   const std::int64_t dim = p.head_dim, width = p.key_value_heads * dim;
   const std::int64_t key_stride = p.key_stride ? p.key_stride : width;
@@ -137,30 +201,23 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Execution& execution) 
                                         execution, library.get());
 
   // The basis as it is stored, then in floats again as the coefficients are taken with.
-  const Narrow narrow = narrow_function(p.type, execution.set);
-  std::vector<float> row(static_cast<std::size_t>(width));
-  for (std::int64_t j = 0; j < stored_rank; ++j) {
-    std::fill(row.begin(), row.end(), 0.0F);
-    if (j < usable) {
-      double* const direction = subspace.directions.data() + j * width;
-      fix_sign(direction, width);
-      std::transform(direction, direction + width, row.begin(), [](double x) { return static_cast<float>(x); });
-    }
-    for (std::int64_t head = 0; head < p.key_value_heads; ++head) {
-      if (p.head_scales) {
-        std::transform(row.begin() + head * dim, row.begin() + (head + 1) * dim, row.begin() + head * dim,
-                       [&](float x) { return x / p.head_scales[head]; });
-      }
-      narrow(row.data() + head * dim, element_at(p.basis, p.type, (head * stored_rank + j) * dim), dim);
-    }
+  for (std::int64_t j = 0; j < usable; ++j) {
+    fix_sign(subspace.directions.data() + j * width, width);
   }
+  store_basis(p, subspace, usable, stored_rank, nullptr, execution);
   std::vector<float> rows(static_cast<std::size_t>(stored_rank * padded_row(width)));
   std::vector<float> scratch(
       static_cast<std::size_t>(execution.pool.threads() * projection_scratch(width, stored_rank)));
   unpack_basis(p.basis, p.type, p.key_value_heads, stored_rank, dim, p.head_scales, rows.data(), nullptr, execution);
-  project_keys({p.type, p.keys, p.tokens, key_stride, width, stored_rank, rows.data(), nullptr, p.coefficients,
-                stored_rank, nullptr},
+  const bool bytes = p.coefficient_type == SKV_I8;
+  std::vector<float> exact(bytes ? static_cast<std::size_t>(p.tokens * stored_rank) : 0);
+  project_keys({p.type, bytes ? SKV_F32 : p.coefficient_type, p.keys, p.tokens, key_stride, width, stored_rank,
+                rows.data(), nullptr, bytes ? exact.data() : p.coefficients, stored_rank, nullptr, nullptr},
                scratch.data(), execution);
+  if (bytes) {
+    scale_coefficients(p, exact, stored_rank, execution);
+    store_basis(p, subspace, usable, stored_rank, p.coefficient_scales, execution);
+  }
 
   double captured = 0;
   for (std::int64_t j = 0; j < p.rank; ++j) {

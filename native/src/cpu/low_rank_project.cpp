@@ -38,7 +38,8 @@ std::int64_t projection_scratch(std::int64_t width, std::int64_t rank) {
 
 void project_keys(const Projection& p, float* scratch, Execution& execution) {
   const Widen widen = widen_function(p.type, execution.set);
-  const Narrow narrow = narrow_function(p.type, execution.set);
+  const Widen widen_coefficients = widen_function(p.coefficient_type, execution.set);
+  const Narrow narrow = narrow_function(p.coefficient_type, execution.set);
   const RowProducts products = row_products_function(SKV_F32, execution.set);
   const std::int64_t width_stride = padded_row(p.width), rank_stride = padded_row(p.rank);
   // A fold has few tokens: every thread gets some. A row's result does not depend on how they are divided.
@@ -55,10 +56,15 @@ void project_keys(const Projection& p, float* scratch, Execution& execution) {
     std::fill_n(coefficients, tokens * rank_stride, 0.0F);
     products(keys, width_stride, tokens, p.rows, width_stride, p.rank, p.width, coefficients, rank_stride);
     for (std::int64_t t = 0; t < tokens; ++t) {
-      void* const target = element_at(p.coefficients, p.type, (begin + t) * p.coefficient_stride);
-      narrow(coefficients + t * rank_stride, target, p.rank);
+      void* const target = element_at(p.coefficients, p.coefficient_type, (begin + t) * p.coefficient_stride);
+      float* const row = coefficients + t * rank_stride;
+      for (std::int64_t j = 0; p.coefficient_scales && j < p.rank; ++j) {
+        const float scale = p.coefficient_scales[j];
+        row[j] = scale > 0 ? row[j] / (scale * scale) : 0.0F;
+      }
+      narrow(row, target, p.rank);
       if (p.residual) {
-        widen(target, coefficients + t * rank_stride, p.rank);
+        widen_coefficients(target, row, p.rank);
       }
     }
     if (p.residual) {
@@ -86,9 +92,10 @@ void low_rank_project(const skv_low_rank_project_params& p, Execution& execution
   float* const scratch = execution.workspace.take<float>(
       static_cast<std::uint64_t>(execution.pool.threads() * projection_scratch(width, p.rank)));
   unpack_basis(p.basis, p.type, p.key_value_heads, p.rank, p.head_dim, p.head_scales, rows, columns, execution);
-  project_keys({p.type, p.keys, p.count, p.key_stride ? p.key_stride : width, width, p.rank, rows, columns,
-                p.coefficients, p.rank, p.residual},
-               scratch, execution);
+  project_keys(
+      {p.type, p.coefficient_type, p.keys, p.count, p.key_stride ? p.key_stride : width, width, p.rank, rows, columns,
+       p.coefficients, p.rank, p.coefficient_type == SKV_I8 ? p.coefficient_scales : nullptr, p.residual},
+      scratch, execution);
 }
 
 // Counted with a residual always: whoever asks without pointers may pass one later.

@@ -25,7 +25,7 @@ void rebuild_keys(const skv_rebuild_keys_params& p, Execution& execution) {
   float* const scratch =
       execution.workspace.take<float>(static_cast<std::uint64_t>(execution.pool.threads() * scratch_elements(p)));
   unpack_basis(p.basis, p.type, p.key_value_heads, p.rank, dim, nullptr, nullptr, columns, execution);
-  const Widen widen = widen_function(p.type, execution.set);
+  const Widen widen = widen_function(p.coefficient_type, execution.set);
   const Narrow narrow = narrow_function(p.type, execution.set);
   const RowProducts products = row_products_function(SKV_F32, execution.set);
   execution.pool.parallel_ranges(p.count, kTokens, [&](std::int64_t begin, std::int64_t end, int thread) {
@@ -33,8 +33,8 @@ void rebuild_keys(const skv_rebuild_keys_params& p, Execution& execution) {
     float* const coefficients = scratch + thread * scratch_elements(p);
     float* const keys = coefficients + kTokens * rank_stride;
     for (std::int64_t t = 0; t < tokens; ++t) {
-      widen(element_at(p.coefficients, p.type, (p.first_position + begin + t) * p.rank), coefficients + t * rank_stride,
-            p.rank);
+      widen(element_at(p.coefficients, p.coefficient_type, (p.first_position + begin + t) * p.rank),
+            coefficients + t * rank_stride, p.rank);
     }
     for (std::int64_t head = 0; head < p.key_value_heads; ++head) {
       std::fill_n(keys, tokens * dim_stride, 0.0F);

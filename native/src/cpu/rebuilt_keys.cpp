@@ -38,17 +38,17 @@ const float* RebuiltKeys::rebuild(const skv_shadow_layer& layer, const skv_rope&
                          g.rank, g.head_dim, basis_);
     packed_pair_ = pair;
   }
-  const bool plain = kernels_->plain_coefficients(g.storage_type, g.rank);
+  const bool plain = kernels_->plain_coefficients(g.storage_type, g.coefficient_type, g.rank);
   const std::uint64_t packed = kernels_->packed_coefficients_bytes(g.storage_type, g.rank, kRebuiltGroup);
   const void* groups[kTokens / kRebuiltGroup];
   std::int64_t group = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     for (std::int64_t t = 0; t < chunk; t += kRebuiltGroup) {
-      const void* const rows =
-          element_at(static_cast<const void*>(layer.coefficients), g.storage_type, (chunks[i] * chunk + t) * g.rank);
+      const void* const rows = element_at(static_cast<const void*>(layer.coefficients), g.coefficient_type,
+                                          (chunks[i] * chunk + t) * g.rank);
       std::byte* const here = coefficients_ + static_cast<std::uint64_t>(group) * packed;
       if (!plain) {
-        kernels_->pack_coefficients(g.storage_type, rows, g.rank, kRebuiltGroup, here);
+        kernels_->pack_coefficients(g.storage_type, g.coefficient_type, rows, g.rank, kRebuiltGroup, here);
       }
       groups[group++] = plain ? rows : here;
     }
@@ -86,8 +86,8 @@ void RebuiltKeys::expect(const void* address, std::int64_t bytes) {
 
 void RebuiltKeys::expect(const skv_shadow_layer& layer, std::int32_t chunk) {
   const std::int64_t elements = static_cast<std::int64_t>(geometry_.chunk) * geometry_.rank;
-  expect(element_at(static_cast<const void*>(layer.coefficients), geometry_.storage_type, chunk * elements),
-         elements * element_bytes(geometry_.storage_type));
+  expect(element_at(static_cast<const void*>(layer.coefficients), geometry_.coefficient_type, chunk * elements),
+         elements * element_bytes(geometry_.coefficient_type));
 }
 
 }  // namespace skv::cpu

@@ -235,16 +235,16 @@ void Rerank::add_dropped(std::int64_t pair, const std::int32_t* places, std::int
     std::memcpy(rows + i * coefficient_bytes(), coefficients(layer, chunks[places[i]]),
                 static_cast<std::size_t>(coefficient_bytes()));
   }
-  kernels_.rows[g.storage_type].accumulate(weights, kDroppedTokens, group_, rows, count * g.chunk, g.rank, sums);
+  kernels_.rows[g.coefficient_type].accumulate(weights, kDroppedTokens, group_, rows, count * g.chunk, g.rank, sums);
 }
 
 const void* Rerank::coefficients(const skv_shadow_layer& layer, std::int64_t chunk) const {
-  return element_at(static_cast<const void*>(layer.coefficients), p_.geometry.storage_type,
+  return element_at(static_cast<const void*>(layer.coefficients), p_.geometry.coefficient_type,
                     chunk * p_.geometry.chunk * p_.geometry.rank);
 }
 
 std::int64_t Rerank::coefficient_bytes() const {
-  return static_cast<std::int64_t>(p_.geometry.chunk) * p_.geometry.rank * element_bytes(p_.geometry.storage_type);
+  return static_cast<std::int64_t>(p_.geometry.chunk) * p_.geometry.rank * element_bytes(p_.geometry.coefficient_type);
 }
 
 // What is dropped joins what landmark_topk left; the masses `rows` of the selected are spent for it.

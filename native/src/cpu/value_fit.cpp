@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cpu/attention_kernels.h"
+#include "cpu/basis.h"
 #include "cpu/elements.h"
 
 namespace skv::cpu {
@@ -12,10 +13,10 @@ constexpr std::int64_t kPieces = 16;
 constexpr std::int64_t kBlockTokens = kProductsAtOnce;
 static_assert(SKV_MAX_RANK <= SKV_MAX_HEAD_DIM);
 
-// Of the largest column's sum of squares: what is not above it is rounding, of the products that the basis was made of
-// or of the basis as it is stored, which brings some of the longest column into the others.
-float negligible(std::int32_t type) {
-  return type == SKV_BF16 ? 0x1p-20F : 0x1p-24F;
+// Of the largest column's sum of squares: what is not above it is rounding. Columns of I8 are as long as one another,
+// whatever they stand for: those that are rounding were made zero.
+float negligible(std::int32_t coefficient_type) {
+  return coefficient_type == SKV_I8 ? 0.0F : rounding_share(coefficient_type);
 }
 
 // Rows as the kernels want them; squares of the coefficients lie behind the products.
@@ -75,6 +76,7 @@ void value_fit(const skv_value_fit_params& p, Execution& execution) {
   execution.workspace.require(value_fit_workspace(p, execution.traits()), "skv_value_fit");
   const AttentionKernels& kernels = attention_kernels(execution.set);
   const Widen widen = widen_function(p.storage_type, execution.set);
+  const Widen widen_coefficients = widen_function(p.coefficient_type, execution.set);
   const Narrow narrow = narrow_function(p.storage_type, execution.set);
   const Layout layout(p);
   float* const products =
@@ -99,8 +101,8 @@ void value_fit(const skv_value_fit_params& p, Execution& execution) {
       const std::int64_t count = std::min(kBlockTokens, end - block);
       for (std::int64_t t = 0; t < count; ++t) {
         const std::int64_t position = p.first_position + block + t;
-        widen(element_at(p.coefficients, p.storage_type, position * p.rank), coefficients + t * layout.rank_width,
-              p.rank);
+        widen_coefficients(element_at(p.coefficients, p.coefficient_type, position * p.rank),
+                           coefficients + t * layout.rank_width, p.rank);
         widen(element_at(p.values, p.storage_type, (head * p.capacity + position % p.capacity) * p.head_dim),
               values + t * layout.width, p.head_dim);
       }
@@ -110,7 +112,7 @@ void value_fit(const skv_value_fit_params& p, Execution& execution) {
       }
     }
   });
-  row_factors(squares, layout, negligible(p.storage_type), factors);
+  row_factors(squares, layout, negligible(p.coefficient_type), factors);
   execution.pool.parallel_for(static_cast<std::int64_t>(p.key_value_heads) * p.rank, [&](std::int64_t i) {
     const std::int64_t head = i / p.rank, j = i % p.rank;
     float row[SKV_MAX_HEAD_DIM] = {};

@@ -51,7 +51,7 @@ __device__ inline void selected_rows(const skv_sparse_attention_params& p, const
   if (selected.chunk >= 0) {
     const std::int64_t chunk = selected.chunk, slot = selected.slot;
     position = chunk * g.chunk + in_chunk;
-    key = static_cast<const __nv_bfloat16*>(layer.coefficients) + position * g.rank;
+    key = coefficient_row(layer, g, position);
     const bool byte_values = slot_type(g.value_type) == SKV_F8_E4M3;
     const std::int64_t width = static_cast<std::int64_t>(g.head_dim) * (byte_values ? 1 : 2);
     const char* const values = static_cast<const char*>(g.slots ? layer.slot_values : layer.values);

@@ -158,9 +158,9 @@ __device__ inline void attend_parts(const TileParams& q, int pair_index, const P
                                     TileReader& reader, int part, int step) {
   const skv_geometry& g = q.p.geometry;
   const float scale = rsqrtf(static_cast<float>(kHeadDim)) * kLog2E;
-  TilePartSum<kHeadDim, false> sum(me, q.group, kHeadDim, reinterpret_cast<std::uint16_t*>(own + layout.weights),
-                                   *reinterpret_cast<TileExchange*>(own + layout.exchange),
-                                   reinterpret_cast<const float*>(own + layout.scales));
+  TilePartSum<kHeadDim, TileSumOf::kValues> sum(
+      me, q.group, kHeadDim, reinterpret_cast<std::uint16_t*>(own + layout.weights),
+      *reinterpret_cast<TileExchange*>(own + layout.exchange), reinterpret_cast<const float*>(own + layout.scales));
   TileLogits x;
   for (; part < q.parts.stored; part += step) {
     const int split = q.parts.selected + part;
@@ -213,7 +213,7 @@ __global__ void __maxnreg__(kTileRegisters) attention_tiles_kernel(const __grid_
   extern __shared__ __align__(16) unsigned char shared[];
   const skv_geometry& g = q.p.geometry;
   const TileThread me;
-  const TileLayout layout = tile_layout(kHeadDim, g.rank, g.chunk, kTurn, true);
+  const TileLayout layout = tile_layout(kHeadDim, g, kTurn, true);
   unsigned char* const own = shared + layout.pipelines + me.pipeline * layout.pipeline_bytes;
   auto& barriers = *reinterpret_cast<TileBarriers*>(own + layout.barriers);
   let_next_begin();
@@ -290,7 +290,7 @@ void launch_attention_tiles(const skv_sparse_attention_params& p, const Attentio
   const int blocks = tile_blocks(parts.selected + parts.stored, pairs.count, pipelines, traits, last ? 1 : kInARow);
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(pairs.count));
   with_unit_kernel(p.geometry, p.rope, [&](auto dim, auto turn) {
-    const int bytes = tile_layout(dim.value, p.geometry.rank, p.geometry.chunk, turn.value, true).end(pipelines);
+    const int bytes = tile_layout(dim.value, p.geometry, turn.value, true).end(pipelines);
     launch_beside("attention of tiles", Beside{.early = beside_fetch}, attention_tiles_kernel<dim.value, turn.value>,
                   grid, dim3(static_cast<unsigned>(tile_threads(pipelines))), static_cast<std::size_t>(bytes), stream,
                   q);

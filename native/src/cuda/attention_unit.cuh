@@ -186,8 +186,10 @@ __device__ inline void dense_scores(const UnitRows& rows, int group, const __nv_
 }
 
 // Scores without tensor cores, for every shape. queries [G][D] f32, key: a row of SKV_MAX_HEAD_DIM floats a warp.
-__device__ inline void any_scores(const UnitRows& rows, bool rebuilt, const __nv_bfloat16* basis, int dim, int rank,
-                                  const skv_rope& rope, int group, const float* queries, float* keys, float* scores) {
+// coefficient_type: of keys that are to be rebuilt.
+__device__ inline void any_scores(const UnitRows& rows, bool rebuilt, int coefficient_type, const __nv_bfloat16* basis,
+                                  int dim, int rank, const skv_rope& rope, int group, const float* queries, float* keys,
+                                  float* scores) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   float* const key = keys + warp * SKV_MAX_HEAD_DIM;
   const float scale = rsqrtf(static_cast<float>(dim)) * kLog2E;
@@ -198,7 +200,10 @@ __device__ inline void any_scores(const UnitRows& rows, bool rebuilt, const __nv
         float x = 0;
         if (rebuilt) {
           for (int i = 0; i < rank; ++i) {
-            x += __bfloat162float(row[i]) * __bfloat162float(basis[static_cast<std::int64_t>(i) * dim + d]);
+            const float coefficient = coefficient_type == SKV_I8
+                                          ? static_cast<float>(reinterpret_cast<const signed char*>(row)[i])
+                                          : __bfloat162float(row[i]);
+            x += coefficient * __bfloat162float(basis[static_cast<std::int64_t>(i) * dim + d]);
           }
         } else {
           x = __bfloat162float(row[d]);

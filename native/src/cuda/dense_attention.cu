@@ -290,7 +290,7 @@ __global__ void __launch_bounds__(kUnitThreads) dense_attention_any_kernel(const
       rows.value[thread] = token < end ? static_cast<const __nv_bfloat16*>(layer.values) + at : nullptr;
     }
     __syncthreads();
-    any_scores(rows, false, nullptr, dim, 0, skv_rope{}, q.group, queries,
+    any_scores(rows, false, SKV_BF16, nullptr, dim, 0, skv_rope{}, q.group, queries,
                reinterpret_cast<float*>(shared + layout.base), scores);
     __syncthreads();
     softmax_step(scores, q.group, statistics,

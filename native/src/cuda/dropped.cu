@@ -24,17 +24,23 @@ __device__ const void* value_basis_of(const DroppedParams& p, int session) {
   return p.states[session].length <= 0 ? nullptr : p.layers[session].value_basis;
 }
 
-// Two neighbouring coefficients as they are stored, at a column below `rank`; else zeros. kEven: ranks are even, so
-// that pairs are aligned.
-template <bool kEven>
-__device__ std::uint32_t load_pair(const __nv_bfloat16* row, int column, int rank) {
+// Two neighbouring coefficients as bf16, at a column below `rank`; else zeros. Bits: an element as it is stored, bf16
+// or I8. kEven: ranks are even, so that pairs are aligned.
+template <class Bits, bool kEven>
+__device__ std::uint32_t load_pair(const void* row, int column, int rank) {
+  const auto* const bits = static_cast<const Bits*>(row);
+  constexpr int kBits = 8 * static_cast<int>(sizeof(Bits));
+  std::uint32_t pair = 0;
   if constexpr (kEven) {
-    return column < rank ? *reinterpret_cast<const std::uint32_t*>(row + column) : 0U;
+    if (column < rank) {
+      const auto both = *reinterpret_cast<const Vector<Bits, 2>*>(bits + column);
+      pair = both.at[0] | static_cast<std::uint32_t>(both.at[1]) << kBits;
+    }
   } else {
-    const auto* const bits = reinterpret_cast<const std::uint16_t*>(row);
     const std::uint32_t first = column < rank ? bits[column] : 0U, second = column + 1 < rank ? bits[column + 1] : 0U;
-    return first | second << 16;
+    pair = first | second << kBits;
   }
+  return sizeof(Bits) == 1 ? bf16_of_i8<0>(pair) : pair;
 }
 
 // Weighted sums of the coefficients of dropped tokens, 256 tokens of a shortlist a block, 32 of them a warp.
@@ -42,7 +48,7 @@ __device__ std::uint32_t load_pair(const __nv_bfloat16* row, int column, int ran
 //
 // coefficients [..][r], scores [B*K][G][shortlist*C] -> statistics [B*K][units][G], sums [B*K][units][G][r].
 // Floor: the coefficients of the dropped tokens read once; bound by memory.
-template <int kPairs, bool kEven>
+template <class Bits, int kPairs, bool kEven>
 __global__ void __launch_bounds__(kDroppedThreads, 2)
     dropped_sums_kernel(const __grid_constant__ DroppedKernelParams q) {
   extern __shared__ __align__(16) unsigned char shared[];
@@ -70,7 +76,7 @@ __global__ void __launch_bounds__(kDroppedThreads, 2)
   }
   const unsigned whole = __ballot_sync(0xffffffffU, dropped);
   const std::int64_t score_stride = static_cast<std::int64_t>(p.listed_stride) * chunk_tokens;
-  const auto* const coefficients = static_cast<const __nv_bfloat16*>(p.layers[session].coefficients);
+  const auto* const coefficients = static_cast<const Bits*>(p.layers[session].coefficients);
   for (int first_head = 0; first_head < q.group; first_head += kHeadsTogether) {
     float weight[kHeadsTogether];
     float2 sums[kHeadsTogether][kPairs] = {};
@@ -100,7 +106,7 @@ __global__ void __launch_bounds__(kDroppedThreads, 2)
         const auto* const row = coefficients + __shfl_sync(0xffffffffU, position, base + t) * rank;
 #pragma unroll
         for (int i = 0; i < kPairs; ++i) {
-          x[t][i] = load_pair<kEven>(row, 2 * lane + 64 * i, rank);
+          x[t][i] = load_pair<Bits, kEven>(row, 2 * lane + 64 * i, rank);
         }
       }
 #pragma unroll
@@ -166,18 +172,23 @@ __global__ void __launch_bounds__(kDroppedThreads, 2)
   }
 }
 
-template <bool kEven>
+template <class Bits, bool kEven>
 auto dropped_sums(int rank) {
   switch ((rank + 63) / 64) {
     case 1:
-      return dropped_sums_kernel<1, kEven>;
+      return dropped_sums_kernel<Bits, 1, kEven>;
     case 2:
-      return dropped_sums_kernel<2, kEven>;
+      return dropped_sums_kernel<Bits, 2, kEven>;
     case 3:
-      return dropped_sums_kernel<3, kEven>;
+      return dropped_sums_kernel<Bits, 3, kEven>;
     default:
-      return dropped_sums_kernel<4, kEven>;
+      return dropped_sums_kernel<Bits, 4, kEven>;
   }
+}
+
+template <class Bits>
+auto dropped_sums(int rank) {
+  return rank % 2 == 0 ? dropped_sums<Bits, true>(rank) : dropped_sums<Bits, false>(rank);
 }
 static_assert(SKV_MAX_RANK <= 256 && SKV_MAX_RANK <= kDroppedThreads);
 
@@ -394,7 +405,8 @@ void launch_dropped(const DroppedParams& p, const DeviceTraits& traits, PairRang
         sizeof(float) * kDroppedWarps * kHeadsTogether * static_cast<std::size_t>(p.geometry.rank) +
         sizeof(float2) * kDroppedWarps * kHeadsTogether;
     launch_beside("dropped tokens",
-                  p.geometry.rank % 2 == 0 ? dropped_sums<true>(p.geometry.rank) : dropped_sums<false>(p.geometry.rank),
+                  p.geometry.coefficient_type == SKV_I8 ? dropped_sums<std::uint8_t>(p.geometry.rank)
+                                                        : dropped_sums<std::uint16_t>(p.geometry.rank),
                   dim3(static_cast<unsigned>(p.scratch.units), static_cast<unsigned>(pairs.count)),
                   dim3(kDroppedThreads), bytes, stream, q);
   }

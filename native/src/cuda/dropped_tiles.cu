@@ -25,7 +25,7 @@ __host__ __device__ inline DroppedLayout dropped_layout(const skv_geometry& g, i
   l.dropped = take(listed * 2);
   l.pipelines = take.end;
   take.end = 0;
-  l.tile_bytes = align_16(TileRows(g.chunk, g.rank * 2).bytes());
+  l.tile_bytes = align_16(TileRows(g.chunk, coefficient_row_bytes(g)).bytes());
   l.tiles = take(2 * l.tile_bytes);
   l.weights = take(2 * SKV_MAX_GROUP * kTileWeightStride * 2);
   l.exchange = take(static_cast<int>(sizeof(TileExchange)));
@@ -43,7 +43,8 @@ __device__ inline TilePart tile_place(int turn) {
 
 // Log2 scores of a tile's tokens, for the threads that compute.
 template <int kMostColumns>
-__device__ inline void load_scores(const DroppedTileParams& q, const TilePartSum<kMostColumns, true>& sum, int pair,
+__device__ inline void load_scores(const DroppedTileParams& q,
+                                   const TilePartSum<kMostColumns, TileSumOf::kCoefficients>& sum, int pair,
                                    const TileRows& rows, const std::uint16_t* dropped, int count, int tile,
                                    TileLogits& x) {
   const int chunk = q.p.geometry.chunk;
@@ -108,7 +109,8 @@ __global__ void __maxnreg__(kTileRegisters) dropped_tiles_kernel(const __grid_co
     dropped[i] = static_cast<std::uint16_t>(i + before);
   }
   __syncthreads();
-  const TileRows rows(g.chunk, g.rank * 2);
+  const TileRows rows(g.chunk, coefficient_row_bytes(g));
+  const bool byte_coefficients = g.coefficient_type == SKV_I8;
   const int tiles = (count + rows.places() - 1) / rows.places();
   const int units = (listed * g.chunk + kDroppedTokens - 1) / kDroppedTokens;
   const int first_unit = static_cast<int>(blockIdx.x) * me.pipelines + me.pipeline;
@@ -142,8 +144,9 @@ __global__ void __maxnreg__(kTileRegisters) dropped_tiles_kernel(const __grid_co
     sums.statistics = p.scratch.statistics;
     sums.sums = p.scratch.sums;
     sums.splits = p.scratch.units;
-    TilePartSum<kMostColumns, true> sum(me, q.group, g.rank, reinterpret_cast<std::uint16_t*>(own + layout.weights),
-                                        *reinterpret_cast<TileExchange*>(own + layout.exchange), nullptr);
+    TilePartSum<kMostColumns, TileSumOf::kCoefficients> sum(
+        me, q.group, g.rank, reinterpret_cast<std::uint16_t*>(own + layout.weights),
+        *reinterpret_cast<TileExchange*>(own + layout.exchange), nullptr);
     for (int unit = first_unit; unit < units; unit += step) {
       if (unit >= tiles) {
         sum.write_empty(sums, pair, unit);
@@ -155,13 +158,14 @@ __global__ void __maxnreg__(kTileRegisters) dropped_tiles_kernel(const __grid_co
       for (int tile = unit; tile < tiles; tile += units, ++turn) {
         TileLogits next;
         load_scores(q, sum, pair, rows, dropped, count, tile + units, next);
-        sum.add(x, rows, own + layout.tiles + turn % 2 * layout.tile_bytes, false, tile_place(turn), reader);
+        sum.add(x, rows, own + layout.tiles + turn % 2 * layout.tile_bytes, byte_coefficients, tile_place(turn),
+                reader);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
           x[i / 4][i / 2 % 2][i % 2] = next[i / 4][i / 2 % 2][i % 2];
         }
       }
-      sum.write(sums, pair, unit, false);
+      sum.write(sums, pair, unit, byte_coefficients);
     }
   }
 #endif
@@ -171,7 +175,7 @@ __global__ void __maxnreg__(kTileRegisters) dropped_tiles_kernel(const __grid_co
 
 bool launch_dropped_tiles(const DroppedParams& p, const DeviceTraits& traits, PairRange pairs, cudaStream_t stream) {
   const int bytes = dropped_layout(p.geometry, p.select, p.listed_stride).end();
-  if (!traits.warpgroups || p.geometry.rank % 8 != 0 || bytes > traits.shared_memory_per_block) {
+  if (!traits.warpgroups || coefficient_row_bytes(p.geometry) % 16 != 0 || bytes > traits.shared_memory_per_block) {
     return false;
   }
   const DroppedTileParams q = {p, pairs.first, group_size(p.geometry)};

@@ -14,7 +14,8 @@
 //   T = Q^T . G . Q = U . diag . U^T             Rayleigh-Ritz: the best directions within the subspace
 //   basis = (Q . U)^T, coefficients = keys . basis^T with the basis as it is stored
 //
-// Heads are scaled in G, and never in the keys.
+// Heads are scaled in G, and never in the keys. I8 coefficients are rounded once the largest of each direction is
+// known.
 //
 // Four iterations and 32 directions too many leave the error 0.41 % above the optimum where singular values fall as
 // k^-0.3, 0.22 % for k^-0.5, 0.04 % for k^-1.5 and 0.19 % for exp(-k/200) (simulated in double precision, width
@@ -32,10 +33,15 @@ constexpr int kCommonBlock = 192;  // rank 160: kernels for blocks up to this ho
 constexpr std::uint64_t kSeed = 0x5eed0fba51c5ULL;
 // A direction with less than this share of what it had before those ahead of it were taken out is rounding.
 constexpr double kDependent = 1e-13;
+// Tokens whose coefficients are held in fp32 before they are rounded to I8.
+constexpr std::int64_t kRoundedTokens = 16384;
 // Between directions that hold less than this share of the largest one's energy, the projected Gram matrix is rounding:
 // sums of tensor cores are cut off, 1e-7 of the largest eigenvalue at 1500 tokens, and what is cut off makes it
 // indefinite. Nothing is lost with it: bf16 coefficients of the largest direction miss five times as much.
 constexpr double kCoupled = 1e-6;
+// A direction with no more than this share of the largest one's energy is rounding, as in value_fit.
+constexpr float kRounding = 0x1p-20F;
+constexpr float kLargestI8 = 127.0F;
 
 struct Plan {
   std::int64_t width, key_stride;
@@ -82,6 +88,8 @@ struct Scratch {
   float* values;          // [rank]
   float* basis;           // [rank][width]
   __nv_bfloat16* packed;  // [stored_rank][width]
+  float* exact;           // [kRoundedTokens][stored_rank]: I8 coefficients before rounding, where the slices were
+  unsigned* largest;      // [stored_rank]: bits of their largest magnitudes
 };
 
 // Lays the scratch out; with no memory it only counts.
@@ -95,7 +103,10 @@ Scratch lay_out(const skv_low_rank_factor_params& p, const Plan& plan, std::byte
   const std::int64_t block = plan.block;
   Scratch s = {};
   take(s.gram, square);
-  take(s.slices, plan.slices > 1 ? (plan.slices + 1) * square : 0);
+  const bool rounded = p.coefficient_type == SKV_I8;
+  const std::int64_t exact = rounded ? std::min(p.tokens, kRoundedTokens) * plan.stored_rank : 0;
+  take(s.slices, std::max(plan.slices > 1 ? (plan.slices + 1) * square : 0, exact));
+  s.exact = s.slices;
   take(s.q, plan.width * block);
   take(s.y, plan.width * block);
   take(s.products, block * block);
@@ -107,6 +118,7 @@ Scratch lay_out(const skv_low_rank_factor_params& p, const Plan& plan, std::byte
   take(s.values, p.rank);
   take(s.basis, p.rank * plan.width);
   take(s.packed, plan.stored_rank * plan.width);
+  take(s.largest, rounded ? plan.stored_rank : 0);
   bytes = used;
   return s;
 }
@@ -176,16 +188,58 @@ __global__ void __launch_bounds__(kThreads) start_kernel(std::int64_t width, int
 }
 
 // basis [K][stored_rank][D] and packed [stored_rank][K*D], which keys are projected on, bf16, from fp32 [rank][K*D];
-// zero from `usable` on. With scales [K], the basis is divided by them and packed multiplied.
+// zero from `usable` on. With scales [K] of heads, the basis is divided by them and packed multiplied; with scales
+// [stored_rank] of coefficients, the basis is multiplied by those.
 __global__ void __launch_bounds__(kThreads)
     store_basis_kernel(const float* from, int usable, int stored_rank, std::int64_t width, int head_dim,
-                       const float* scales, __nv_bfloat16* basis, __nv_bfloat16* packed) {
+                       const float* scales, const float* coefficient_scales, __nv_bfloat16* basis,
+                       __nv_bfloat16* packed) {
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < stored_rank * width;
        i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
     const std::int64_t j = i / width, column = i % width;
     const float value = j < usable ? from[i] : 0.0F, scale = scales ? scales[column / head_dim] : 1.0F;
     packed[i] = __float2bfloat16_rn(value * scale);
-    basis[(column / head_dim * stored_rank + j) * head_dim + column % head_dim] = __float2bfloat16_rn(value / scale);
+    const float coefficient_scale = coefficient_scales ? coefficient_scales[j] : 1.0F;
+    basis[(column / head_dim * stored_rank + j) * head_dim + column % head_dim] =
+        __float2bfloat16_rn(value * coefficient_scale / scale);
+  }
+}
+
+// largest [r] = bits of the largest magnitude so far of each column of coefficients [tokens][r].
+__global__ void __launch_bounds__(kThreads)
+    largest_kernel(const float* coefficients, std::int64_t tokens, int rank, unsigned* largest) {
+  const int thread = static_cast<int>(threadIdx.x), column = thread % rank;
+  const int rows_at_once = kThreads / rank, row = thread / rank;
+  float most = 0;
+  if (row < rows_at_once) {
+    const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * rows_at_once;
+#pragma unroll 4
+    for (std::int64_t t = static_cast<std::int64_t>(blockIdx.x) * rows_at_once + row; t < tokens; t += step) {
+      most = fmaxf(most, fabsf(coefficients[t * rank + column]));
+    }
+    // Magnitudes are in the order of their bits.
+    atomicMax(largest + column, __float_as_uint(most));
+  }
+}
+
+// scales [r] = a 127th of the largest of each direction; 0 of those that are rounding alone, by their energies
+// [usable].
+__global__ void __launch_bounds__(kThreads)
+    coefficient_scales_kernel(const unsigned* largest, const float* energies, int usable, int rank, float* scales) {
+  const int j = static_cast<int>(threadIdx.x);
+  if (j < rank) {
+    const bool there = j < usable && energies[j] > kRounding * energies[0];
+    scales[j] = there ? __uint_as_float(largest[j]) / kLargestI8 : 0.0F;
+  }
+}
+
+// coefficients [tokens][r] f32 -> I8, by the scales [r] of the directions.
+__global__ void __launch_bounds__(kThreads)
+    round_coefficients_kernel(const float* from, std::int64_t count, int rank, const float* scales, std::int8_t* to) {
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
+       i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
+    const float scale = scales[i % rank];
+    to[i] = scale > 0 ? round_to_i8(from[i] / scale) : static_cast<std::int8_t>(0);
   }
 }
 
@@ -267,6 +321,51 @@ void orthonormalize(const float* from, float* to, const Plan& plan, const Scratc
                 launch.stream, from, s.transposed, s.inverses, static_cast<int>(plan.width), plan.block, to);
 }
 
+void store_basis(const skv_low_rank_factor_params& p, const Plan& plan, const Scratch& s, int usable,
+                 const float* coefficient_scales, const Launch& launch) {
+  launch_kernel("low_rank_factor", store_basis_kernel,
+                dim3(striding_blocks(plan.stored_rank * plan.width, kThreads, launch.traits.multiprocessors)),
+                dim3(kThreads), 0, launch.stream, s.basis, usable, plan.stored_rank, plan.width, p.head_dim,
+                p.head_scales, coefficient_scales, static_cast<__nv_bfloat16*>(p.basis), s.packed);
+}
+
+// Coefficients of `tokens` tokens from `first` on.
+void multiply_keys(const skv_low_rank_factor_params& p, const Plan& plan, const Scratch& s, std::int64_t first,
+                   std::int64_t tokens, void* to, std::int32_t type, Launch& launch) {
+  launch.cublas.multiply(
+      launch.stream, tokens, plan.stored_rank, plan.width, 1.0F,
+      {static_cast<const __nv_bfloat16*>(p.keys) + first * plan.key_stride, SKV_BF16, plan.key_stride},
+      {s.packed, SKV_BF16, plan.width, true}, 0.0F, to, type, plan.stored_rank);
+}
+
+// I8 coefficients, their scales and the basis that has them. Where there are many tokens, their products are made twice
+// and not kept in between.
+void store_bytes(const skv_low_rank_factor_params& p, const Plan& plan, const Scratch& s, int usable, Launch& launch) {
+  const int rank = plan.stored_rank, multiprocessors = launch.traits.multiprocessors;
+  const std::int64_t most = std::min(p.tokens, kRoundedTokens);
+  check(cudaMemsetAsync(s.largest, 0, static_cast<std::size_t>(rank) * sizeof(unsigned), launch.stream),
+        "low_rank_factor");
+  for (std::int64_t first = 0; first < p.tokens; first += most) {
+    const std::int64_t tokens = std::min(most, p.tokens - first);
+    multiply_keys(p, plan, s, first, tokens, s.exact, SKV_F32, launch);
+    launch_kernel("low_rank_factor", largest_kernel, dim3(striding_blocks(tokens * rank, kThreads, multiprocessors)),
+                  dim3(kThreads), 0, launch.stream, s.exact, tokens, rank, s.largest);
+  }
+  launch_kernel("low_rank_factor", coefficient_scales_kernel, dim3(1), dim3(kThreads), 0, launch.stream, s.largest,
+                s.values, usable, rank, p.coefficient_scales);
+  for (std::int64_t first = 0; first < p.tokens; first += most) {
+    const std::int64_t tokens = std::min(most, p.tokens - first);
+    if (p.tokens > most) {
+      multiply_keys(p, plan, s, first, tokens, s.exact, SKV_F32, launch);
+    }
+    launch_kernel("low_rank_factor", round_coefficients_kernel,
+                  dim3(striding_blocks(tokens * rank, kThreads, multiprocessors)), dim3(kThreads), 0, launch.stream,
+                  s.exact, tokens * rank, rank, p.coefficient_scales,
+                  static_cast<std::int8_t*>(p.coefficients) + first * rank);
+  }
+  store_basis(p, plan, s, usable, p.coefficient_scales, launch);
+}
+
 void jacobi(const skv_low_rank_factor_params& p, const Plan& plan, const Scratch& s, const Launch& launch) {
   check(cudaMemsetAsync(s.progress, 0, kJacobiWords * sizeof(unsigned), launch.stream), "low_rank_factor");
   const auto kernel = plan.block <= kCommonBlock ? jacobi_kernel<kCommonBlock / 32> : jacobi_kernel<kMaximumBlock / 32>;
@@ -285,6 +384,7 @@ std::uint64_t low_rank_factor_workspace(const skv_low_rank_factor_params& p, con
 
 void low_rank_factor(const skv_low_rank_factor_params& p, Launch& launch) {
   require_bf16(p.type, "low_rank_factor", "the type");
+  require_coefficients(p.coefficient_type, "low_rank_factor");
   const Plan plan = plan_of(p, launch.traits);
   std::uint64_t bytes = 0;
   lay_out(p, plan, nullptr, bytes);
@@ -326,15 +426,14 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Launch& launch) {
   launch.cublas.multiply(launch.stream, found, plan.width, plan.block, 1.0F, {s.vectors, SKV_F32, plan.block},
                          {s.q, SKV_F32, plan.block, true}, 0.0F, s.basis, SKV_F32, plan.width);
   const int usable = std::min(plan.usable, found);
-  launch_kernel("low_rank_factor", store_basis_kernel,
-                dim3(striding_blocks(plan.stored_rank * plan.width, kThreads, multiprocessors)), dim3(kThreads), 0,
-                launch.stream, s.basis, usable, plan.stored_rank, plan.width, p.head_dim, p.head_scales,
-                static_cast<__nv_bfloat16*>(p.basis), s.packed);
+  store_basis(p, plan, s, usable, nullptr, launch);
   launch_kernel("low_rank_factor", report_kernel, dim3(1), dim3(kThreads), 0, launch.stream, s.gram, plan.width,
                 s.values, p.rank, usable, p.singular_values, p.energy);
-  launch.cublas.multiply(launch.stream, p.tokens, plan.stored_rank, plan.width, 1.0F,
-                         {p.keys, SKV_BF16, plan.key_stride}, {s.packed, SKV_BF16, plan.width, true}, 0.0F,
-                         p.coefficients, SKV_BF16, plan.stored_rank);
+  if (p.coefficient_type == SKV_I8) {
+    store_bytes(p, plan, s, usable, launch);
+  } else {
+    multiply_keys(p, plan, s, 0, p.tokens, p.coefficients, SKV_BF16, launch);
+  }
 }
 
 }  // namespace skv::cuda

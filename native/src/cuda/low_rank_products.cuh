@@ -36,13 +36,34 @@ __device__ inline void load_pairs(std::uint32_t (&to)[kCount / 2], const __nv_bf
   }
 }
 
+// Four consecutive coefficients from `begin` of a row of `rank`, zero behind its end, as bf16, two to a word.
+template <bool kWide>
+__device__ inline void load_coefficients(std::uint32_t (&to)[2], const __nv_bfloat16* row, int begin, int rank) {
+  load_pairs<4, kWide>(to, row, begin, rank);
+}
+
+template <bool kWide>
+__device__ inline void load_coefficients(std::uint32_t (&to)[2], const std::int8_t* row, int begin, int rank) {
+  std::uint32_t four = 0;
+  if constexpr (kWide) {
+    four = begin < rank ? *reinterpret_cast<const std::uint32_t*>(row + begin) : 0U;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      four |= begin + i < rank ? static_cast<std::uint32_t>(static_cast<std::uint8_t>(row[begin + i])) << 8 * i : 0U;
+    }
+  }
+  to[0] = bf16_of_i8<0>(four);
+  to[1] = bf16_of_i8<2>(four);
+}
+
 constexpr int kKeyTile = 16;  // elements of a head that a warp makes at a time
 
 // keys = coefficients . basis for 16 * kRows tokens and 16 elements of one head from `begin`; zero behind its end.
 // With g = lane / 4 and t = lane % 4, keys[m][i] is element begin + 4t + i of token 16m + g, keys[m][4 + i] that of
-// token 16m + g + 8. coefficients [..][rank], of which `tokens` are read; basis [rank][dim].
-template <int kRows, bool kWide>
-__device__ inline void make_keys(float (&keys)[kRows][8], const __nv_bfloat16* coefficients, int tokens,
+// token 16m + g + 8. coefficients [..][rank], bf16 or I8, of which `tokens` are read; basis [rank][dim].
+template <int kRows, bool kWide, class Coefficient>
+__device__ inline void make_keys(float (&keys)[kRows][8], const Coefficient* coefficients, int tokens,
                                  const __nv_bfloat16* basis, int rank, int dim, int begin) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   float even[kRows][4] = {}, odd[kRows][4] = {};  // elements 2n and 2n + 1 of the tile
@@ -65,10 +86,10 @@ __device__ inline void make_keys(float (&keys)[kRows][8], const __nv_bfloat16* c
       std::uint32_t low[2] = {0, 0}, high[2] = {0, 0};
       const int token = 16 * m + g;
       if (token < tokens) {
-        load_pairs<4, kWide>(low, coefficients + static_cast<std::int64_t>(token) * rank, j, rank);
+        load_coefficients<kWide>(low, coefficients + static_cast<std::int64_t>(token) * rank, j, rank);
       }
       if (token + 8 < tokens) {
-        load_pairs<4, kWide>(high, coefficients + static_cast<std::int64_t>(token + 8) * rank, j, rank);
+        load_coefficients<kWide>(high, coefficients + static_cast<std::int64_t>(token + 8) * rank, j, rank);
       }
       mma_bf16(even[m], low[0], high[0], low[1], high[1], even0, even1);
       mma_bf16(odd[m], low[0], high[0], low[1], high[1], odd0, odd1);

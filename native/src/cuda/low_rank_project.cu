@@ -20,8 +20,8 @@ __device__ std::uint32_t scaled(std::uint32_t pair, __nv_bfloat162 scale) {
 
 // Coefficients of keys: 16 of them for 32 tokens a block, whose warps share the sum over the width.
 //
-// keys [count][K*D], basis [K][r][D] -> coefficients [count][r]. Floor: keys and basis read once, 2*count*r*K*D
-// operations. A fold has 64 tokens: bound by the latency of one block.
+// keys [count][K*D], basis [K][r][D], scales [r] of I8 -> coefficients [count][r]. Floor: keys and basis read once,
+// 2*count*r*K*D operations. A fold has 64 tokens: bound by the latency of one block.
 template <bool kWide>
 __global__ void __launch_bounds__(kProjectThreads)
     low_rank_project_kernel(const __grid_constant__ Several<skv_low_rank_project_params> all) {
@@ -76,7 +76,6 @@ __global__ void __launch_bounds__(kProjectThreads)
     }
   }
   __syncthreads();
-  S* const to = static_cast<S*>(p.coefficients) + first * p.rank;
   for (int i = static_cast<int>(threadIdx.x); i < tokens * kProjectRanks; i += kProjectThreads) {
     const int token = i / kProjectRanks, rank = i % kProjectRanks;
     float sum = 0;
@@ -85,7 +84,15 @@ __global__ void __launch_bounds__(kProjectThreads)
       sum += parts[part][token][rank];
     }
     if (first_rank + rank < p.rank) {
-      to[static_cast<std::int64_t>(token) * p.rank + first_rank + rank] = from_float<S>(sum);
+      const std::int64_t at = (first + token) * p.rank + first_rank + rank;
+      if (p.coefficient_type == SKV_I8) {
+        // The scale is in the basis, so in the sum, and the coefficient is to be divided by it.
+        const float scale = p.coefficient_scales[first_rank + rank];
+        static_cast<std::int8_t*>(p.coefficients)[at] =
+            scale > 0 ? round_to_i8(sum / (scale * scale)) : static_cast<std::int8_t>(0);
+      } else {
+        static_cast<S*>(p.coefficients)[at] = from_float<S>(sum);
+      }
     }
   }
 }
@@ -99,7 +106,7 @@ constexpr int kResidualTokens = 16 * kResidualRows;
 //
 // keys [count][K*D], basis [K][r][D], coefficients [count][r] -> residual [count]. Floor: all read once,
 // 2*count*r*K*D operations. A fold has 64 tokens: bound by the latency of one block.
-template <bool kWide>
+template <class Coefficient, bool kWide>
 __global__ void __launch_bounds__(kResidualThreads)
     residual_kernel(const __grid_constant__ Several<skv_low_rank_project_params> all) {
   using S = __nv_bfloat16;
@@ -110,7 +117,7 @@ __global__ void __launch_bounds__(kResidualThreads)
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kResidualTokens;
   const int tokens = static_cast<int>(min(static_cast<std::int64_t>(kResidualTokens), p.count - first));
   const S* const keys = static_cast<const S*>(p.keys) + first * p.key_stride;
-  const S* const coefficients = static_cast<const S*>(p.coefficients) + first * p.rank;
+  const auto* const coefficients = static_cast<const Coefficient*>(p.coefficients) + first * p.rank;
   const int pieces = (p.head_dim + kKeyTile - 1) / kKeyTile;
   float whole[2 * kResidualRows] = {}, missed[2 * kResidualRows] = {};
   for (int unit = warp; unit < pieces * p.key_value_heads; unit += kResidualWarps) {
@@ -161,10 +168,17 @@ __global__ void __launch_bounds__(kResidualThreads)
   }
 }
 
+template <class Coefficient>
+auto residual(bool wide) {
+  return wide ? residual_kernel<Coefficient, true> : residual_kernel<Coefficient, false>;
+}
+
 // Calls that differ in addresses alone.
 void project(Several<skv_low_rank_project_params> all, int together, Launch& launch) {
   const skv_low_rank_project_params whole = all.of[0];
   require_bf16(whole.type, "low_rank_project", "the type");
+  require_coefficients(whole.coefficient_type, "low_rank_project");
+  const int bytes = coefficient_bytes(whole.coefficient_type);
   if (whole.count == 0) {
     return;
   }
@@ -172,7 +186,7 @@ void project(Several<skv_low_rank_project_params> all, int together, Launch& lau
   for (int i = 0; i < together; ++i) {
     skv_low_rank_project_params& p = all.of[i];
     p.key_stride = p.key_stride ? p.key_stride : static_cast<std::int64_t>(p.key_value_heads) * p.head_dim;
-    wide &= aligned_16({p.keys, p.basis, p.coefficients}, {2 * p.key_stride, 2 * p.head_dim, 2 * p.rank});
+    wide &= aligned_16({p.keys, p.basis, p.coefficients}, {2 * p.key_stride, 2 * p.head_dim, bytes * p.rank});
   }
   // Tokens are the grid's second dimension, which ends at 65535.
   constexpr std::int64_t kMostTokens = std::int64_t{65'535} * kProjectTokens;
@@ -183,7 +197,7 @@ void project(Several<skv_low_rank_project_params> all, int together, Launch& lau
       skv_low_rank_project_params& p = part.of[i];
       p.count = count;
       p.keys = static_cast<const __nv_bfloat16*>(p.keys) + done * p.key_stride;
-      p.coefficients = static_cast<__nv_bfloat16*>(p.coefficients) + done * p.rank;
+      p.coefficients = static_cast<char*>(p.coefficients) + done * p.rank * bytes;
       p.residual = p.residual ? p.residual + done : nullptr;
     }
     const auto each = static_cast<unsigned>(together);
@@ -191,7 +205,8 @@ void project(Several<skv_low_rank_project_params> all, int together, Launch& lau
                   dim3(blocks_for(whole.rank, kProjectRanks), blocks_for(count, kProjectTokens), each),
                   dim3(kProjectThreads), 0, launch.stream, part);
     if (whole.residual) {
-      launch_kernel("low_rank_project", wide ? residual_kernel<true> : residual_kernel<false>,
+      launch_kernel("low_rank_project",
+                    whole.coefficient_type == SKV_I8 ? residual<std::int8_t>(wide) : residual<__nv_bfloat16>(wide),
                     dim3(blocks_for(count, kResidualTokens), 1, each), dim3(kResidualThreads), 0, launch.stream, part);
     }
   }
@@ -207,7 +222,8 @@ void low_rank_project_each(const skv_low_rank_project_params* all, int count, La
   using P = skv_low_rank_project_params;
   const auto alike = [](const P& a, const P& b) {
     return !a.residual == !b.residual && !a.head_scales == !b.head_scales &&
-           alike_but_for(a, b, &P::keys, &P::basis, &P::coefficients, &P::residual, &P::head_scales);
+           alike_but_for(a, b, &P::keys, &P::basis, &P::coefficients, &P::residual, &P::head_scales,
+                         &P::coefficient_scales);
   };
   in_groups(all, count, alike, [&](const Several<P>& group, int together) { project(group, together, launch); });
 }

@@ -49,6 +49,13 @@ __device__ inline void load_matrices_transposed(std::uint32_t (&r)[4], const voi
                : "memory");
 }
 
+__device__ inline void load_two_matrices(std::uint32_t (&r)[2], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
 __device__ inline void load_two_matrices_transposed(std::uint32_t (&r)[2], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
                : "=r"(r[0]), "=r"(r[1])
@@ -129,6 +136,19 @@ __device__ inline float bf16_low(std::uint32_t pair) {
 }
 __device__ inline float bf16_high(std::uint32_t pair) {
   return __uint_as_float(pair & 0xffff0000U);
+}
+
+// Two of four bytes of whole numbers, from byte kFirst on, as two bf16, exactly: the lower seven bits behind 128, less
+// 128 or, of negative ones, 256.
+template <int kFirst>
+__device__ inline std::uint32_t bf16_of_i8(std::uint32_t bytes) {
+  static_assert(kFirst == 0 || kFirst == 2);
+  constexpr std::uint32_t k128 = 0x43004300U;
+  const std::uint32_t apart = __byte_perm(bytes, 0, kFirst == 0 ? 0x4140 : 0x4342);
+  const std::uint32_t digits = (apart & 0x007f007fU) | k128, sign = (apart & 0x00800080U) | k128;
+  const __nv_bfloat162 x =
+      __hsub2(*reinterpret_cast<const __nv_bfloat162*>(&digits), *reinterpret_cast<const __nv_bfloat162*>(&sign));
+  return *reinterpret_cast<const std::uint32_t*>(&x);
 }
 
 // Two e4m3 bytes as two f16, exactly.

@@ -29,7 +29,7 @@ __device__ inline void store_keys(__nv_bfloat16* row, int begin, int dim, const 
 //
 // coefficients [..][r], basis [K][r][D] -> rotated_keys [K][capacity][D]. Floor: keys written once and
 // 2*count*r*K*D operations; not on the hot path.
-template <bool kWide, bool kInterleaved>
+template <class Coefficient, bool kWide, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads) rebuild_keys_kernel(const __grid_constant__ skv_rebuild_keys_params p) {
   using S = __nv_bfloat16;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kThreads) rebuild_keys_kernel(const __grid_con
   const int tokens = static_cast<int>(min(static_cast<std::int64_t>(kTokens), p.count - first));
   const std::int64_t position = p.first_position + first;
   const std::int64_t head = blockIdx.y;
-  const S* const coefficients = static_cast<const S*>(p.coefficients) + position * p.rank;
+  const auto* const coefficients = static_cast<const Coefficient*>(p.coefficients) + position * p.rank;
   const S* const basis = static_cast<const S*>(p.basis) + head * p.rank * p.head_dim;
   S* const keys = static_cast<S*>(p.rotated_keys) + head * p.capacity * p.head_dim;
   const int rotary = p.rope.rotary_dim, half = rotary / 2;
@@ -95,6 +95,14 @@ __global__ void __launch_bounds__(kThreads) rebuild_keys_kernel(const __grid_con
   }
 }
 
+template <class Coefficient>
+auto rebuild_kernel(bool wide, bool interleaved) {
+  if (wide) {
+    return interleaved ? rebuild_keys_kernel<Coefficient, true, true> : rebuild_keys_kernel<Coefficient, true, false>;
+  }
+  return interleaved ? rebuild_keys_kernel<Coefficient, false, true> : rebuild_keys_kernel<Coefficient, false, false>;
+}
+
 }  // namespace
 
 std::uint64_t rebuild_keys_workspace(const skv_rebuild_keys_params&, const DeviceTraits&) {
@@ -103,15 +111,17 @@ std::uint64_t rebuild_keys_workspace(const skv_rebuild_keys_params&, const Devic
 
 void rebuild_keys(const skv_rebuild_keys_params& p, Launch& launch) {
   require_bf16(p.type, "rebuild_keys", "the type");
+  require_coefficients(p.coefficient_type, "rebuild_keys");
   if (p.count == 0) {
     return;
   }
   // Vectors of four elements must not straddle the halves of a rotation, nor the end of the rotated part.
-  const bool wide =
-      aligned_16({p.coefficients, p.basis, p.rotated_keys}, {2 * p.head_dim, 2 * p.rank}) && p.rope.rotary_dim % 8 == 0;
+  const bool wide = aligned_16({p.coefficients, p.basis, p.rotated_keys},
+                               {2 * p.head_dim, coefficient_bytes(p.coefficient_type) * p.rank}) &&
+                    p.rope.rotary_dim % 8 == 0;
   const bool interleaved = p.rope.pairing == SKV_INTERLEAVED;
-  const auto kernel = wide ? (interleaved ? rebuild_keys_kernel<true, true> : rebuild_keys_kernel<true, false>)
-                           : (interleaved ? rebuild_keys_kernel<false, true> : rebuild_keys_kernel<false, false>);
+  const auto kernel = p.coefficient_type == SKV_I8 ? rebuild_kernel<std::int8_t>(wide, interleaved)
+                                                   : rebuild_kernel<__nv_bfloat16>(wide, interleaved);
   launch_kernel("rebuild_keys", kernel, dim3(blocks_for(p.count, kTokens), static_cast<unsigned>(p.key_value_heads)),
                 dim3(kThreads), 0, launch.stream, p);
 }

@@ -23,7 +23,7 @@ __device__ void shortlist_rows(const skv_rerank_params& p, const UnitPair& pair,
   const std::int64_t chunk =
       p.shortlist[static_cast<std::int64_t>(pair_index) * p.shortlist_stride + (place < count ? place : 0)];
   const std::int64_t position = chunk * p.geometry.chunk + in_chunk;
-  rows.key[token] = static_cast<const __nv_bfloat16*>(p.layers[pair.session].coefficients) + position * p.geometry.rank;
+  rows.key[token] = coefficient_row(p.layers[pair.session], p.geometry, position);
   rows.position[token] = position;
 }
 
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
   __syncthreads();
   {
     const ChunkRotations<kHeadDim> rotations(p.rope, g.chunk, rows);
-    stage_coefficients(rows, g.rank, coefficients);
+    stage_coefficients(rows, g, coefficients);
     stage_basis<kHeadDim, kTurn>(head_basis, g.rank, p.rope, basis);
     stage_fine_rotations<kHeadDim, kTurn>(p.rope, g.chunk, fine);
     rotations.write(base);
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kUnitThreads, 2) rerank_mass_kernel(const __gr
     rebuilt_scores<kHeadDim, kTurn>(rows, g.rank, g.chunk, q.group, coefficients, basis, base, fine, queries, scores,
                                     [&] {
                                       __syncthreads();
-                                      stage_coefficients(rows, g.rank, coefficients);
+                                      stage_coefficients(rows, g, coefficients);
                                     });
     __syncthreads();
     const ChunkRotations<kHeadDim> rotations(p.rope, g.chunk, rows);
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kUnitThreads) rerank_mass_any_kernel(const __g
     queries[i] = load_element(p.queries, p.query_type, pair.first_query * g.head_dim + i);
   }
   __syncthreads();
-  any_scores(rows, true,
+  any_scores(rows, true, g.coefficient_type,
              static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
                  static_cast<std::int64_t>(pair.head) * g.rank * g.head_dim,
              g.head_dim, g.rank, p.rope, q.group, queries, reinterpret_cast<float*>(shared + layout.base), scores);

@@ -76,7 +76,7 @@ __global__ void __maxnreg__(kTileRegisters) rerank_tiles_kernel(const __grid_con
     return;
   }
   const TileThread me;
-  const TileLayout layout = tile_layout(kHeadDim, g.rank, g.chunk, kTurn, false);
+  const TileLayout layout = tile_layout(kHeadDim, g, kTurn, false);
   unsigned char* const own = shared + layout.pipelines + me.pipeline * layout.pipeline_bytes;
   auto& barriers = *reinterpret_cast<TileBarriers*>(own + layout.barriers);
   if (me.fetches && me.pipeline < me.pipelines && me.lane == 0) {
@@ -131,7 +131,7 @@ bool launch_rerank_tiles(const skv_rerank_params& p, const RerankScratch& scratc
   const dim3 grid(static_cast<unsigned>(tile_blocks(tiles, pairs.count, pipelines, traits)),
                   static_cast<unsigned>(pairs.count));
   with_unit_kernel(p.geometry, p.rope, [&](auto dim, auto turn) {
-    const int bytes = tile_layout(dim.value, p.geometry.rank, p.geometry.chunk, turn.value, false).end(pipelines);
+    const int bytes = tile_layout(dim.value, p.geometry, turn.value, false).end(pipelines);
     launch_beside("rerank masses", rerank_tiles_kernel<dim.value, turn.value>, grid,
                   dim3(static_cast<unsigned>(tile_threads(pipelines))), static_cast<std::size_t>(bytes), stream, q);
   });

@@ -37,7 +37,7 @@ __device__ inline void attend_selected(const UnitBlock<kHeadDim>& block, const U
     const ChunkRotations<kHeadDim> rotations(p.rope, g.chunk, block.rows);
     // On its way while this unit is computed.
     selected = selected_chunk(p, block.pair_index, first + kUnitTokens, selected_count);
-    stage_coefficients(block.rows, g.rank, coefficients);
+    stage_coefficients(block.rows, g, coefficients);
     if (first == work.first) {
       stage_basis<kHeadDim, kTurn>(static_cast<const __nv_bfloat16*>(p.layers[block.pair.session].basis) +
                                        static_cast<std::int64_t>(block.pair.head) * g.rank * kHeadDim,
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(kUnitThreads) sparse_attention_any_kernel(cons
       }
     }
     __syncthreads();
-    any_scores(rows, work.rebuilt,
+    any_scores(rows, work.rebuilt, g.coefficient_type,
                static_cast<const __nv_bfloat16*>(p.layers[pair.session].basis) +
                    static_cast<std::int64_t>(pair.head) * g.rank * dim,
                dim, g.rank, p.rope, q.group, queries, keys, scores);

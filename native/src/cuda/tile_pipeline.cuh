@@ -88,7 +88,8 @@ struct TileLayout {
   __host__ __device__ int end(int count) const { return pipelines + count * pipeline_bytes; }
 };
 
-__host__ __device__ inline TileLayout tile_layout(int dim, int rank, int chunk, Turn turn, bool attends) {
+__host__ __device__ inline TileLayout tile_layout(int dim, const skv_geometry& g, Turn turn, bool attends) {
+  const int chunk = g.chunk;
   TileLayout l = {};
   SharedBytes take;
   const int query_bytes = SKV_MAX_GROUP * (dim + kRowPadding) * 2;
@@ -97,11 +98,11 @@ __host__ __device__ inline TileLayout tile_layout(int dim, int rank, int chunk, 
   l.queries = take(query_bytes);
   // Queries of stored keys, where those of rebuilt ones have their columns in another order.
   l.plain_queries = attends && turn == Turn::kNeighbours ? take(query_bytes) : l.queries;
-  l.basis = take(dim / 8 * column_block_bytes(rank));
+  l.basis = take(dim / 8 * column_block_bytes(g.rank));
   l.pipelines = take.end;
   take.end = 0;
   const TileRows stored(kStoredChunk, dim * 2);
-  l.keys = take(max(TileRows(chunk, rank * 2).bytes(), attends ? stored.bytes() : 0));
+  l.keys = take(max(TileRows(chunk, coefficient_row_bytes(g)).bytes(), attends ? stored.bytes() : 0));
   l.tables = take(kTileTokens / chunk * 2 * rotation_bytes);
   l.rotations = take(kTileTokens / chunk * rotation_bytes);
   if (attends) {
@@ -120,8 +121,9 @@ __host__ __device__ inline TileLayout tile_layout(int dim, int rank, int chunk, 
 // Pipelines that a block has room for; 0: this geometry takes another path. attends: with values.
 inline int tile_pipelines(const skv_geometry& g, const skv_rope& rope, const DeviceTraits& traits, bool attends) {
   const bool taken = traits.warpgroups && (g.head_dim == 64 || g.head_dim == 96 || g.head_dim == 128) &&
-                     g.rank % 8 == 0 && rope.fine_rows >= g.chunk && rope.rotary_dim > 0 && rope.rotary_dim % 4 == 0;
-  const TileLayout layout = tile_layout(g.head_dim, g.rank, g.chunk, unit_turn(g, rope), attends);
+                     coefficient_row_bytes(g) % 16 == 0 && rope.fine_rows >= g.chunk && rope.rotary_dim > 0 &&
+                     rope.rotary_dim % 4 == 0;
+  const TileLayout layout = tile_layout(g.head_dim, g, unit_turn(g, rope), attends);
   int count = taken ? kMostPipelines : 0;
   while (count > 0 && layout.end(count) > traits.shared_memory_per_block) {
     --count;
@@ -250,7 +252,7 @@ class ChunkFetcher {
         fine_(reinterpret_cast<const float2*>(rope.fine)),
         keys_(keys),
         tables_(reinterpret_cast<float2*>(tables)),
-        rows_(g.chunk, g.rank * 2),
+        rows_(g.chunk, coefficient_row_bytes(g)),
         chunk_(g.chunk),
         half_(rope.rotary_dim / 2),
         fine_rows_(rope.fine_rows) {}
@@ -308,10 +310,37 @@ __device__ inline void multiply_rotations(const float2* tables, float2* rotation
   }
 }
 
+// Where the coefficients of 16 directions of a warp's 16 rows lie, as this lane gives them to the tensor cores.
+class TileCoefficients {
+ public:
+  __device__ TileCoefficients(const TileThread& me, const skv_geometry& g, const unsigned char* tile)
+      : bytes_(g.coefficient_type == SKV_I8),
+        row_(tile + TileRows(g.chunk, coefficient_row_bytes(g)).at(me.warp * kWarpTokens + me.lane % 16) +
+             (bytes_ ? 0 : me.lane / 16 * 16)) {}
+
+  // Bytes come in the order of DirectionOrder::kOfBytes.
+  __device__ void load(int step, std::uint32_t (&a)[4]) const {
+    if (bytes_) {
+      std::uint32_t rows[2];
+      load_two_matrices(rows, row_ + step * 16);
+      a[0] = bf16_of_i8<0>(rows[0]);
+      a[1] = bf16_of_i8<0>(rows[1]);
+      a[2] = bf16_of_i8<2>(rows[0]);
+      a[3] = bf16_of_i8<2>(rows[1]);
+    } else {
+      load_matrices(a, row_ + step * 32);
+    }
+  }
+
+ private:
+  const bool bytes_;
+  const unsigned char* const row_;
+};
+
 // Keys of a warp's 16 rows before rotation, as accumulators of D/8 tiles; calls read() when the coefficients are no
-// longer needed. coefficients: this lane's row of the first fragment.
+// longer needed.
 template <int kHeadDim, class Read>
-__device__ inline void rebuild_tile(int rank, const unsigned char* coefficients, const unsigned char* basis,
+__device__ inline void rebuild_tile(int rank, const TileCoefficients& coefficients, const unsigned char* basis,
                                     float (&keys)[kHeadDim / 8][4], Read&& read) {
   constexpr int kTogether = 5;  // steps of 16 directions
   const int steps = directions(rank) / 16;
@@ -322,7 +351,7 @@ __device__ inline void rebuild_tile(int rank, const unsigned char* coefficients,
     std::uint32_t a[kTogether][4];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
-      load_matrices(a[i], coefficients + (step + i) * 32);
+      coefficients.load(step + i, a[i]);
     }
     if (step + kTogether == steps) {
       read();
@@ -337,7 +366,7 @@ __device__ inline void rebuild_tile(int rank, const unsigned char* coefficients,
 #pragma unroll 1
   for (; step < steps; ++step) {
     std::uint32_t a[4];
-    load_matrices(a, coefficients + step * 32);
+    coefficients.load(step, a);
     // Behind the rank is the next row.
     if (step * 16 + 8 >= rank) {
       a[2] = a[3] = 0;
@@ -357,7 +386,7 @@ __device__ inline void tile_scores(TileReader& reader, const TileThread& me, con
                                    const skv_rope& rope, const TileLayout& layout, unsigned char* shared,
                                    unsigned char* own, float (&s)[2][4]) {
   constexpr int kStride = kRotationStride<kHeadDim, kTurn>;
-  const TileRows rows(g.chunk, g.rank * 2);
+  const TileRows rows(g.chunk, coefficient_row_bytes(g));
   auto* const rotations = reinterpret_cast<float2*>(own + layout.rotations);
   reader.await(kTileTables);
   multiply_rotations<kHeadDim, kTurn>(reinterpret_cast<const float2*>(own + layout.tables), rotations, rows.places(),
@@ -366,8 +395,8 @@ __device__ inline void tile_scores(TileReader& reader, const TileThread& me, con
   me.meet();
   reader.await(kTileKeys);
   float keys[kHeadDim / 8][4];
-  rebuild_tile<kHeadDim>(g.rank, own + layout.keys + rows.at(me.warp * kWarpTokens + me.lane % 16) + me.lane / 16 * 16,
-                         shared + layout.basis, keys, [&] { reader.release(kTileKeys); });
+  rebuild_tile<kHeadDim>(g.rank, TileCoefficients(me, g, own + layout.keys), shared + layout.basis, keys,
+                         [&] { reader.release(kTileKeys); });
   const auto* const fine = reinterpret_cast<const float2*>(shared + layout.fine);
   // Rows 8 apart are tokens of one chunk.
   const int upper = me.warp * kWarpTokens + me.lane / 4;
@@ -387,7 +416,8 @@ __device__ inline void stage_pair(const TileThread& me, const skv_geometry& g, c
   if (rebuilt) {
     stage_basis<kHeadDim, kTurn>(
         static_cast<const __nv_bfloat16*>(layer.basis) + static_cast<std::int64_t>(pair.head) * g.rank * kHeadDim,
-        g.rank, rope, shared + layout.basis, threads);
+        g.rank, rope, shared + layout.basis, threads,
+        g.coefficient_type == SKV_I8 ? DirectionOrder::kOfBytes : DirectionOrder::kAscending);
     stage_fine_rotations<kHeadDim, kTurn>(rope, g.chunk, reinterpret_cast<float2*>(shared + layout.fine), threads);
     stage_queries<kHeadDim>(
         queries, query_type, pair, [&](int d) { return unit_column<kTurn>(rope, d); },

@@ -11,14 +11,17 @@ namespace skv::cuda {
 // Log2 of exponentials of a lane's tokens: [of the rows of heads][8 rows of the tile][neighbours].
 using TileLogits = float[2][2][2];
 
+// Values are bf16 or e4m3; coefficients, whose sums are kept exact, bf16 or I8.
+enum class TileSumOf { kValues, kCoefficients };
+
 // The softmax and the weighted sum of a part: some tiles, one after the other. A lane has the statistics of the heads
 // of its two rows of accumulators: head lane / 4, and with more than 8 heads also the one 8 further; with at most 8,
 // the rows further down are what the rounding of the rows above has left. A warp sums every fourth group of 16 columns.
-// kExact: with more than 8 heads, too, weights are more than one bf16 number, by 16 rows more.
-template <int kMostColumns, bool kExact>
+// Of coefficients, with more than 8 heads, too, weights are more than one bf16 number, by 16 rows more.
+template <int kMostColumns, TileSumOf kOf>
 class TilePartSum {
  public:
-  // columns: of a value; weights: [SKV_MAX_GROUP][kTileWeightStride], twice the rows where kExact; scales: of e4m3
+  // columns: of a row; weights: [SKV_MAX_GROUP][kTileWeightStride], twice the rows for coefficients; scales: of e4m3
   // values.
   __device__ TilePartSum(const TileThread& me, int group, int columns, std::uint16_t* weights, TileExchange& exchange,
                          const float* scales)
@@ -55,8 +58,8 @@ class TilePartSum {
   }
 
   // Adds a tile; rows: of its values, which come in the part `values` of it and are awaited and released here. bytes:
-  // they are e4m3, with a scale for each chunk; then a part is one tile, and its sums are relative to the largest
-  // scale.
+  // they are of eight bits. e4m3 values have a scale for each chunk: a part is then one tile, and its sums are relative
+  // to the largest scale.
   __device__ void add(const TileLogits& x, const TileRows& rows, const unsigned char* tile, bool bytes, TilePart values,
                       TileReader& reader) {
 #pragma unroll
@@ -70,7 +73,8 @@ class TilePartSum {
     }
     me_.meet();
     float token_scale[2] = {1.0F, 1.0F};
-    if (bytes) {
+    const bool scaled = !kExact && bytes;
+    if (scaled) {
       reader.await(values);  // the scales come with them
       largest_scale_ = 0;
       for (int i = 0; i < rows.places(); ++i) {
@@ -102,7 +106,7 @@ class TilePartSum {
             w[e] = m > -INFINITY ? exp2_fast(x[set][n][e] - m) : 0.0F;
             sum += w[e];
           }
-          write_weights(set, n, w[0] * token_scale[0], w[1] * token_scale[1], bytes);
+          write_weights(set, n, w[0] * token_scale[0], w[1] * token_scale[1], scaled);
         }
         sum = quad_sum(sum);
         if (quad_lane() == 0) {
@@ -133,10 +137,12 @@ class TilePartSum {
         sums_[i][strip][3] *= lower;
       }
     }
+    if (!scaled) {
+      reader.await(values);
+    }
     if (bytes) {
       add_values<true>(rows, tile);
     } else {
-      reader.await(values);
       add_values<false>(rows, tile);
     }
     reader.release(values);
@@ -152,7 +158,7 @@ class TilePartSum {
         }
       }
     }
-    const float scale = bytes ? largest_scale_ / kByteWeight : 1.0F;
+    const float scale = !kExact && bytes ? largest_scale_ / kByteWeight : 1.0F;
     float* const out = partials.sums + (part + row()) * columns_;
 #pragma unroll
     for (int i = 0; i < kGroups; ++i) {
@@ -206,6 +212,7 @@ class TilePartSum {
   }
 
  private:
+  static constexpr bool kExact = kOf == TileSumOf::kCoefficients;
   static constexpr int kGroups = (kMostColumns / 16 + kComputeWarps - 1) / kComputeWarps;
 
   __device__ int quad_lane() const {
@@ -226,12 +233,12 @@ class TilePartSum {
 
   // Two neighbouring weights, in 16 bits for the tensor cores: bf16, or f16 for e4m3 values, which keeps the digits of
   // small weights because all are at most kByteWeight (f16 has none below 2^-24).
-  __device__ void write_weights(int set, int n, float first, float second, bool bytes) const {
+  __device__ void write_weights(int set, int n, float first, float second, bool scaled) const {
     auto* const at =
         reinterpret_cast<std::uint32_t*>(weights_ + (row() + 8 * set) * kTileWeightStride + first_row() + 8 * n);
     const int rest_row = wide() ? SKV_MAX_GROUP + row() + 8 * set : row() + 8;
     auto* const rest = reinterpret_cast<std::uint32_t*>(weights_ + rest_row * kTileWeightStride + first_row() + 8 * n);
-    if (bytes) {
+    if (scaled) {
       const std::uint32_t high = pack_f16(first, second);
       *at = high;
       if (!wide()) {
@@ -254,7 +261,7 @@ class TilePartSum {
     const int step = rows.step();
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      // Of the fragments of e4m3 values: rows 2t, 2t + 1, 2t + 8, 2t + 9.
+      // Of the fragments of bytes: rows 2t, 2t + 1, 2t + 8, 2t + 9.
       lane_rows[i] = tile + rows.at(2 * quad_lane() + i % 2 + i / 2 * 8) + 2 * row();
     }
     const std::uint16_t* const weight_lane = weights_ + me_.lane % 16 * kTileWeightStride + me_.lane / 16 * 8;
@@ -276,12 +283,22 @@ class TilePartSum {
           std::uint32_t v[4];
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            v[r] = f16_of_e4m3(*reinterpret_cast<const std::uint16_t*>(lane_rows[r] + k / 16 * step + columns * 16));
+            const auto pair = *reinterpret_cast<const std::uint16_t*>(lane_rows[r] + k / 16 * step + columns * 16);
+            v[r] = kExact ? bf16_of_i8<0>(pair) : f16_of_e4m3(pair);
           }
-          mma_f16(sums_[i][0], a[0], a[1], a[2], a[3], __byte_perm(v[0], v[1], 0x5410),
-                  __byte_perm(v[2], v[3], 0x5410));
-          mma_f16(sums_[i][1], a[0], a[1], a[2], a[3], __byte_perm(v[0], v[1], 0x7632),
-                  __byte_perm(v[2], v[3], 0x7632));
+          const std::uint32_t even[2] = {__byte_perm(v[0], v[1], 0x5410), __byte_perm(v[2], v[3], 0x5410)};
+          const std::uint32_t odd[2] = {__byte_perm(v[0], v[1], 0x7632), __byte_perm(v[2], v[3], 0x7632)};
+          if constexpr (kExact) {
+            mma_bf16(sums_[i][0], a[0], a[1], a[2], a[3], even[0], even[1]);
+            mma_bf16(sums_[i][1], a[0], a[1], a[2], a[3], odd[0], odd[1]);
+            if (wide()) {
+              mma_bf16(sums_[i][0], rest[0], rest[1], rest[2], rest[3], even[0], even[1]);
+              mma_bf16(sums_[i][1], rest[0], rest[1], rest[2], rest[3], odd[0], odd[1]);
+            }
+          } else {
+            mma_f16(sums_[i][0], a[0], a[1], a[2], a[3], even[0], even[1]);
+            mma_f16(sums_[i][1], a[0], a[1], a[2], a[3], odd[0], odd[1]);
+          }
         } else {
           std::uint32_t b[4];
           load_matrices_transposed(b, at_lane + k / 16 * step + columns * 32);

@@ -58,6 +58,15 @@ struct SharedBytes {
   }
 };
 
+// A row of coefficients as it is stored.
+__host__ __device__ inline int coefficient_row_bytes(const skv_geometry& g) {
+  return g.rank * coefficient_bytes(g.coefficient_type);
+}
+__device__ inline const void* coefficient_row(const skv_shadow_layer& layer, const skv_geometry& g,
+                                              std::int64_t position) {
+  return static_cast<const char*>(layer.coefficients) + position * coefficient_row_bytes(g);
+}
+
 // Coefficients and basis lie in shared memory as the tensor cores take them: 8 by 8 elements are 128 consecutive bytes.
 // Coefficients: [token / 8][direction / 8][token % 8 + 1][8]. Basis: [D / 8][directions + 1][8]. The one more keeps
 // what neighbouring lanes write in different banks. Directions are whole instructions of 16.

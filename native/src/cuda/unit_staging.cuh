@@ -47,17 +47,29 @@ __device__ inline void interleave(const uint4& a, const uint4& b, uint4& first, 
   second.w = __byte_perm(a.w, b.w, 0x7632);
 }
 
+// Which rows of coefficients the tensor cores are given. Of bytes, a lane is given four neighbouring ones of a row
+// where it takes four that lie apart (mma.cuh): the rows of the basis then lie in that order, of each 16 directions.
+enum class DirectionOrder { kAscending, kOfBytes };
+
+__device__ inline int direction_row(int direction, DirectionOrder order) {
+  return order == DirectionOrder::kAscending
+             ? direction
+             : (direction & ~15) | (direction & 2) << 2 | (direction >> 1 & 6) | (direction & 1);
+}
+
 // basis [r][D] of the head -> shared, columns as unit_column has it, rows behind the rank zero. Copies may still be
 // under way.
 template <int kHeadDim, Turn kTurn>
 __device__ inline void stage_basis(const __nv_bfloat16* basis, int rank, const skv_rope& rope, unsigned char* to,
-                                   int threads = kUnitThreads) {
+                                   int threads = kUnitThreads, DirectionOrder order = DirectionOrder::kAscending) {
   auto* const shared = reinterpret_cast<__nv_bfloat16*>(to);
   const int thread = static_cast<int>(threadIdx.x);
   const int rows = directions(rank), stride = column_block_bytes(rank) / 2;
   const int half = rope.rotary_dim / 2;
   const bool split = rope.pairing == SKV_HALF_SPLIT;
-  const auto at = [&](int row, int column) { return shared + column / 8 * stride + row * 8 + column % 8; };
+  const auto at = [&](int row, int column) {
+    return shared + column / 8 * stride + direction_row(row, order) * 8 + column % 8;
+  };
   if (kTurn == Turn::kHalves || !split) {
     constexpr int kPieces = kHeadDim / 8;  // of 8 elements
 #pragma unroll 5
@@ -161,18 +173,24 @@ __device__ inline void stage_fine_rotations(const skv_rope& rope, int chunk, flo
 }
 
 // Coefficients of the unit's rows -> shared; those behind the rank, and of tokens that are not there, are zero. Copies
-// may still be under way. A warp takes whole lines: the lines touched are what such copies cost.
-__device__ inline void stage_coefficients(const UnitRows& rows, int rank, unsigned char* shared) {
-  const int words = directions(rank) / 8, token_block = token_block_bytes(rank);
+// may still be under way. A warp takes whole lines: the lines touched are what such copies cost. Those of eight bits
+// become bf16 on the way.
+__device__ inline void stage_coefficients(const UnitRows& rows, const skv_geometry& g, unsigned char* shared) {
+  const bool bytes = g.coefficient_type == SKV_I8;
+  const int rank = g.rank, words = directions(rank) / 8, token_block = token_block_bytes(rank);
   const int thread = unit_thread();
   int token = thread / words, word = thread % words;
   const int tokens_on = kUnitThreads / words, words_on = kUnitThreads % words;
 #pragma unroll 4
   for (; token < kUnitTokens; token += tokens_on) {
-    const auto* const row = static_cast<const __nv_bfloat16*>(rows.key[token]);
+    const auto* const row = static_cast<const char*>(rows.key[token]);
     unsigned char* const to = shared + token / 8 * token_block + word * kCoefficientBlockBytes + token % 8 * 16;
-    if (row && word * 8 < rank) {
-      copy_async_16(to, row + word * 8);
+    if (row && word * 8 < rank && bytes) {
+      const uint2 eight = *reinterpret_cast<const uint2*>(row + word * 8);
+      *reinterpret_cast<uint4*>(to) =
+          make_uint4(bf16_of_i8<0>(eight.x), bf16_of_i8<2>(eight.x), bf16_of_i8<0>(eight.y), bf16_of_i8<2>(eight.y));
+    } else if (row && word * 8 < rank) {
+      copy_async_16(to, row + word * 16);
     } else {
       *reinterpret_cast<uint4*>(to) = make_uint4(0, 0, 0, 0);
     }

@@ -15,6 +15,7 @@
 namespace skv::cuda {
 
 __device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(std::int8_t x) { return static_cast<float>(x); }
 __device__ inline float to_float(__half x) { return __half2float(x); }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
@@ -90,6 +91,21 @@ inline void require_bf16(std::int32_t type, const char* operation, const char* w
     throw Error(SKV_UNSUPPORTED,
                 std::string(operation) + " on CUDA: " + what + " must be BF16, not type " + std::to_string(type));
   }
+}
+
+inline void require_coefficients(std::int32_t type, const char* operation) {
+  if (type != SKV_I8) {
+    require_bf16(type, operation, "the coefficient type, unless I8,");
+  }
+}
+
+__host__ __device__ inline int coefficient_bytes(std::int32_t type) {
+  return type == SKV_I8 ? 1 : 2;
+}
+
+// The nearest whole number, ties to even, from -127 to 127.
+__device__ inline std::int8_t round_to_i8(float x) {
+  return static_cast<std::int8_t>(max(-127, min(127, __float2int_rn(x))));
 }
 
 // Whether every address and every distance is a multiple of 16 bytes.

@@ -238,7 +238,7 @@ final class AttentionOracle {
     }
 
     private double[] rebuilt(long position) {
-        double[] a = state.download(layer.coefficients(), g.storageType(), position * g.rank(), g.rank());
+        double[] a = state.download(layer.coefficients(), g.coefficientType(), position * g.rank(), g.rank());
         double[] key = new double[g.headDim()];
         for (int j = 0; j < g.rank(); j++) {
             for (int i = 0; i < key.length; i++) {

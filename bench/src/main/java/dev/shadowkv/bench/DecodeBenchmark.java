@@ -102,7 +102,7 @@ public class DecodeBenchmark extends DecodeState {
             distinct += distinctChunks(candidates[i], candidateCounts[i], shortlist) * chunk;
         }
         int group = queryHeads / keyValueHeads;
-        Work work = Work.memory((double) distinct / SELECTIONS * rank * geometry.storageType().bytes(), 4.0 * heads() * select)
+        Work work = Work.memory((double) distinct / SELECTIONS * rank * geometry.coefficientType().bytes(), 4.0 * heads() * select)
                 .operations((double) tokens / SELECTIONS * headDim * (2.0 * rank + 2 * group));
         define(work, this::overlapOnly, () -> {
             int i = (int) (calls++ % SELECTIONS);
@@ -271,7 +271,7 @@ public class DecodeBenchmark extends DecodeState {
     /** Coefficients of the selected tokens, values of all that is attended, outliers and recent tokens. */
     private Work sparseWork(double distinctTokens, double tokens) {
         double exact = heads() * (double) (sessions[0].outliers * chunk + context - sessions[0].recentBegin);
-        double bytes = distinctTokens * rank * geometry.storageType().bytes()
+        double bytes = distinctTokens * rank * geometry.coefficientType().bytes()
                 + tokens / chunk * geometry.readChunkBytes() + 2 * exact * headDim * geometry.storageType().bytes();
         int group = queryHeads / keyValueHeads;
         return Work.memory(bytes, (double) batch * queryHeads * headDim * inputType.bytes())

@@ -197,14 +197,13 @@ public class DecodeLayerBenchmark extends DecodeState {
     /** @param fetched chunks that cross the link */
     private Work shadowWork(double fetched) {
         int group = queryHeads / keyValueHeads;
-        int type = geometry.storageType().bytes();
         double landmarks = (double) heads() * sessions[0].chunks * (headDim * geometry.landmarkType().bytes() + 4
                 + (geometry.landmarkType() == ElementType.I8 ? 4 : 0));
         double selected = (double) heads() * Math.min(select, sessions[0].chunks) * chunk;
         double exact = heads() * (double) (sessions[0].outliers * chunk + context - sessions[0].recentBegin);
         // Heads share coefficients; at best all of them select the same chunks.
-        double bytes = landmarks + selected / keyValueHeads * rank * type + selected / chunk * geometry.readChunkBytes()
-                + 2 * exact * headDim * type;
+        double bytes = landmarks + selected / keyValueHeads * rank * geometry.coefficientType().bytes()
+                + selected / chunk * geometry.readChunkBytes() + 2 * exact * headDim * geometry.storageType().bytes();
         double moments = tail ? 4.0 * batch * geometry.momentFloats() : 0;
         return Work.memory(bytes + moments, 0).link(fetched * geometry.hostChunkBytes())
                 .operations(2.0 * batch * queryHeads * (double) sessions[0].chunks * headDim

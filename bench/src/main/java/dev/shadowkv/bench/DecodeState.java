@@ -57,7 +57,11 @@ public abstract class DecodeState extends DeviceState {
     @Param("default")
     public String landmarkType;
 
-    /** Of keys, coefficients and values on the device. */
+    /** Of the coefficients of the keys: default (as stored), I8. */
+    @Param("default")
+    public String coefficientType;
+
+    /** Of keys and values on the device. */
     @Param("BF16")
     public String storageType;
 
@@ -108,7 +112,7 @@ public abstract class DecodeState extends DeviceState {
         select = budget / chunk;
         int slotCount = slots >= 0 ? slots : open.isCpu() && !needsSlots ? 0 : select;
         geometry = new Geometry(queryHeads, keyValueHeads, headDim, chunk, rank, storage, type(valueType, storage),
-                type(landmarkType, storage), 16 * chunk, slotCount);
+                type(landmarkType, storage), type(coefficientType, storage), 16 * chunk, slotCount);
         rope = new RopeTable(open, Rope.standard(headDim, 500_000), context);
         long landmarkBytes = (long) keyValueHeads * context / chunk * headDim * geometry.landmarkType().bytes();
         long denseBytes = 2L * keyValueHeads * context * headDim * storage.bytes();

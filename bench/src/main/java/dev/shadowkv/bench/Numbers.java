@@ -9,6 +9,9 @@ import dev.shadowkv.ElementType;
 /** Element types in plain Java, for making inputs and for reading results. Shares no code with the kernels. */
 final class Numbers {
 
+    /** The largest of the symmetric eight-bit integers. */
+    static final int LARGEST_I8 = 127;
+
     private static final int GAUSSIANS = 1 << 16;
     private static final int PART = 1 << 18;
     private static final float[] GAUSSIAN = gaussians();
@@ -16,7 +19,7 @@ final class Numbers {
     private Numbers() {
     }
 
-    /** A heap segment with the numbers in a type, rounded to nearest even. */
+    /** A heap segment with the numbers in a type, rounded to nearest even; as I8, what is beyond 127 becomes 127. */
     static MemorySegment encode(float[] numbers, ElementType type) {
         return switch (type) {
             case F32 -> MemorySegment.ofArray(numbers);
@@ -35,6 +38,13 @@ final class Numbers {
                 short[] out = new short[numbers.length];
                 for (int i = 0; i < out.length; i++) {
                     out[i] = Float.floatToFloat16(numbers[i]);
+                }
+                yield MemorySegment.ofArray(out);
+            }
+            case I8 -> {
+                byte[] out = new byte[numbers.length];
+                for (int i = 0; i < out.length; i++) {
+                    out[i] = (byte) Math.clamp(Math.rint(numbers[i]), -LARGEST_I8, LARGEST_I8);
                 }
                 yield MemorySegment.ofArray(out);
             }

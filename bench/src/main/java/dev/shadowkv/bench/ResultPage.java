@@ -28,7 +28,7 @@ public final class ResultPage {
     private static final List<String> OPERATIONS = List.of("DecodeBenchmark", "BuildBenchmark", "PrefillBenchmark",
             "MatmulBenchmark", "TransformerBenchmark");
     private static final List<String> SHOWN = List.of("batch", "context", "budget", "tokens", "rows", "valueType",
-            "landmarkType");
+            "landmarkType", "coefficientType");
 
     private final StringBuilder text = new StringBuilder();
     private final Path charts;
@@ -134,7 +134,7 @@ public final class ResultPage {
             double gain = dense.map(one -> one.microseconds() / shadow.microseconds()).orElse(Double.NaN);
             text.append(String.format(Locale.ROOT, "| %s | %s | %s | %s | %s | %s | %s | %s | %s | %s | %s |%n",
                     shadow.parameter("batch"), shadow.parameter("context"), shadow.parameter("budget"),
-                    stored(shadow, "valueType"), stored(shadow, "landmarkType"),
+                    stored(shadow, "valueType"), joined(stored(shadow, "landmarkType"), coefficients(shadow)),
                     shadow.operation().endsWith("Graph") ? "by graph" : "layer by layer", percent(shadow.get("resident")),
                     dense.map(ResultPage::time).orElse(""), time(shadow), Double.isNaN(gain) ? "" : String.format(Locale.ROOT, "%.2fx", gain),
                     percent(shadow.get(FloorProfiler.SHARE))));
@@ -268,6 +268,7 @@ public final class ResultPage {
         parts.add(Integer.parseInt(one.parameter("context")) / 1000 + "K");
         parts.add(one.parameter("budget").equals(first.parameter("budget")) ? "" : "budget " + one.parameter("budget"));
         parts.add(stored(one, "valueType"));
+        parts.add(coefficients(one));
         if (!Double.isNaN(one.get("resident"))) {
             parts.add(percent(one.get("resident")));
         }
@@ -289,19 +290,23 @@ public final class ResultPage {
         return String.join(", ", parts);
     }
 
-    /** Of values and landmarks where they are not as everything else is stored: " fp8/i8", " fp12", " landmarks i8". */
-    static String types(String valueType, String landmarkType) {
+    /**
+     * Of values, landmarks and coefficients where they are not as everything else is stored: " fp8/i8", " fp12",
+     * " landmarks i8", " fp8/i8, coefficients i8".
+     */
+    static String types(String valueType, String landmarkType, String coefficientType) {
         String values = shortName(valueType);
         String landmarks = shortName(landmarkType);
-        if (landmarks.isEmpty()) {
-            return values.isEmpty() ? "" : " " + values;
-        }
-        return values.isEmpty() ? " landmarks " + landmarks : " " + values + "/" + landmarks;
+        String coefficients = shortName(coefficientType);
+        String first = values.isEmpty() ? landmarks.isEmpty() ? "" : " landmarks " + landmarks
+                : " " + values + (landmarks.isEmpty() ? "" : "/" + landmarks);
+        return first + (coefficients.isEmpty() ? "" : ", coefficients " + coefficients);
     }
 
     private static String shortName(String type) {
         return switch (type) {
-            case "default" -> "";
+            // What was measured before there was a choice lacks the parameter.
+            case "default", "" -> "";
             case "F8_E4M3" -> "fp8";
             case "F12_E4M7" -> "fp12";
             case "F6_E2M3" -> "fp6";
@@ -310,7 +315,17 @@ public final class ResultPage {
     }
 
     private static String types(Measured one) {
-        return types(one.parameter("valueType"), one.parameter("landmarkType"));
+        return types(one.parameter("valueType"), one.parameter("landmarkType"), one.parameter("coefficientType"));
+    }
+
+    /** Of the coefficients, where they are not as everything else is stored. */
+    private static String coefficients(Measured one) {
+        String type = stored(one, "coefficientType");
+        return type.isEmpty() ? "" : "coefficients " + type;
+    }
+
+    private static String joined(String first, String second) {
+        return first.isEmpty() || second.isEmpty() ? first + second : first + ", " + second;
     }
 
     private static String stored(Measured one, String key) {

@@ -36,14 +36,19 @@ final class ShadowSession {
         outliers = state.outlierChunks(chunks);
         ElementType type = g.storageType();
         long tokenWidth = (long) heads * g.headDim();
-        DeviceBuffer coefficients = state.upload(coefficients(context, g, seed), type);
-        DeviceBuffer basis = state.upload(basis(g, seed), type);
+        float[] numbers = coefficients(context, g, seed);
+        float[] rows = basis(g, seed);
+        if (g.coefficientType() == ElementType.I8) {
+            toWholeNumbers(numbers, rows, g);
+        }
+        DeviceBuffer coefficients = state.upload(numbers, g.coefficientType());
+        DeviceBuffer basis = state.upload(rows, type);
         try (DeviceArena scratch = state.open.newArena()) {
             DeviceArena owner = dense ? state.arena : scratch;
             keys = owner.allocate(context * tokenWidth * type.bytes());
             values = owner.allocate(context * tokenWidth * type.bytes());
             state.transformer.randomFill(values, type, context * tokenWidth, seed + 5, 0, 1);
-            state.cache.rebuildKeys(coefficients, basis, heads, g.headDim(), g.rank(), 0, context,
+            state.cache.rebuildKeys(coefficients, g.coefficientType(), basis, heads, g.headDim(), g.rank(), 0, context,
                     new Ring(keys, type, context), state.rope);
             layers = new ShadowLayer[shadow ? copies : 0];
             if (shadow) {
@@ -103,7 +108,7 @@ final class ShadowSession {
     }
 
     private static DeviceBuffer padded(DecodeState state, Geometry g, DeviceBuffer coefficients, long capacity) {
-        long bytes = capacity * g.chunk() * g.rank() * g.storageType().bytes();
+        long bytes = g.coefficientType().bytes(capacity * g.chunk() * g.rank());
         if (coefficients.byteSize() == bytes) {
             return coefficients;
         }
@@ -151,6 +156,21 @@ final class ShadowSession {
             }
         });
         return out;
+    }
+
+    /** As coefficients of 8 bits are kept: a direction's in 127ths of the largest of them, and its rows times such a part. */
+    private static void toWholeNumbers(float[] coefficients, float[] basis, Geometry g) {
+        int rank = g.rank();
+        float[] largest = new float[rank];
+        for (int i = 0; i < coefficients.length; i++) {
+            largest[i % rank] = Math.max(largest[i % rank], Math.abs(coefficients[i]));
+        }
+        for (int i = 0; i < coefficients.length; i++) {
+            coefficients[i] *= Numbers.LARGEST_I8 / largest[i % rank];
+        }
+        for (int i = 0; i < basis.length; i++) {
+            basis[i] *= largest[i / g.headDim() % rank] / Numbers.LARGEST_I8;
+        }
     }
 
     /** {@code [K][r][D]}, scaled so that elements of keys have variance 1. */

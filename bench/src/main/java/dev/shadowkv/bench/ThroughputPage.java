@@ -101,7 +101,7 @@ public final class ThroughputPage {
                 if (shadow && !Double.isNaN(dense)) {
                     JsonNode types = one.path("shadow");
                     labels.add(one.path("shape").asText() + " " + one.path("context").asLong() / 1024 + "K " + types.path("valueType").asText()
-                            + "/" + types.path("landmarkType").asText()
+                            + "/" + types.path("landmarkType").asText() + coefficients(types)
                             + (types.path("rerank").asDouble() > 1 ? " rerank" : "") + ", "
                             + r.path("run").path("sessions").asInt() + " sessions" + (layers(one).contains("of") ? " (" + layers(one) + ")" : ""));
                     gains.add(speed / dense);
@@ -122,7 +122,7 @@ public final class ThroughputPage {
             JsonNode dense = one.path("caches").path("dense");
             JsonNode shadow = one.path("caches").path("shadow");
             text.append(String.format(Locale.ROOT, "| %s | %d | %s | %s | %s | %s | %s | %s | %s |%n", one.path("shape").asText(),
-                    one.path("context").asLong(), layers(one), one.path("shadow").path("valueType").asText(),
+                    one.path("context").asLong(), layers(one), one.path("shadow").path("valueType").asText() + coefficients(one.path("shadow")),
                     number("%.3f", dense.path("prefillSeconds").asDouble(Double.NaN)),
                     number("%.3f", shadow.path("prefillSeconds").asDouble(Double.NaN)),
                     number("%.3f", shadow.path("sealSeconds").asDouble(Double.NaN)),
@@ -140,7 +140,14 @@ public final class ThroughputPage {
     private static String name(JsonNode shadow) {
         double rerank = shadow.path("rerank").asDouble();
         return "shadow, values " + shadow.path("valueType").asText() + ", landmarks " + shadow.path("landmarkType").asText()
+                + coefficients(shadow)
                 + (rerank > 1 ? String.format(Locale.ROOT, ", rerank %.3g", rerank) : ", no rerank");
+    }
+
+    /** Of 8 bits, where they are not as everything else is stored; older files say nothing of them. */
+    private static String coefficients(JsonNode shadow) {
+        String type = shadow.path("coefficientType").asText();
+        return type.equals("i8") ? ", coefficients " + type : "";
     }
 
     private static String origin(JsonNode one) {

@@ -55,11 +55,24 @@ class ResultPageTest {
         String six = result("shadow", 8192, 90).replace("\"valueType\": \"default\"", "\"valueType\": \"F6_E2M3\"")
                 .replace("\"landmarkType\": \"default\"", "\"landmarkType\": \"I8\"");
         assertThat(page(twelve + "," + six)).contains("| F12_E4M7 |  |", "| F6_E2M3 | I8 |");
-        assertThat(ResultPage.types("default", "default")).isEmpty();
-        assertThat(ResultPage.types("F12_E4M7", "default")).isEqualTo(" fp12");
-        assertThat(ResultPage.types("F6_E2M3", "I8")).isEqualTo(" fp6/i8");
-        assertThat(ResultPage.types("F8_E4M3", "I8")).isEqualTo(" fp8/i8");
-        assertThat(ResultPage.types("default", "I8")).isEqualTo(" landmarks i8");
+        assertThat(ResultPage.types("default", "default", "default")).isEmpty();
+        assertThat(ResultPage.types("F12_E4M7", "default", "default")).isEqualTo(" fp12");
+        assertThat(ResultPage.types("F6_E2M3", "I8", "")).isEqualTo(" fp6/i8");
+        assertThat(ResultPage.types("F8_E4M3", "I8", "I8")).isEqualTo(" fp8/i8, coefficients i8");
+        assertThat(ResultPage.types("default", "I8", "default")).isEqualTo(" landmarks i8");
+        assertThat(ResultPage.types("default", "default", "I8")).isEqualTo(", coefficients i8");
+    }
+
+    /** Only where they are not as stored; results from before there was a choice do not name them at all. */
+    @Test
+    void namesTheTypeOfCoefficients() throws Exception {
+        String without = result("shadow", 8192, 100);
+        String stored = result("shadow", 16384, 100).replace("\"landmarkType\"", "\"coefficientType\": \"default\", \"landmarkType\"");
+        assertThat(page(without + "," + stored)).doesNotContain("coefficients");
+        String eight = result("shadow", 8192, 90).replace("\"landmarkType\": \"default\"",
+                "\"landmarkType\": \"I8\", \"coefficientType\": \"I8\"");
+        assertThat(page(without + "," + eight + "," + eight.replace("\"landmarkType\": \"I8\"", "\"landmarkType\": \"default\"")))
+                .contains("| 512 |  |  |", "| 512 |  | I8, coefficients I8 |", "| 512 |  | coefficients I8 |");
     }
 
     private static String result(String operation, int context, double time) {

@@ -38,6 +38,17 @@ class SmokeTest {
         run(name, "valueType=F8_E4M3", "landmarkType=I8");
     }
 
+    /** Coefficients of 8 bits, in everything that makes or reads them, alone and beside values and landmarks of few bits. */
+    @ParameterizedTest
+    @CsvSource({"default, default", "F6_E2M3, I8"})
+    void runsWithCoefficientsOfEightBits(String values, String landmarks) throws RunnerException {
+        String[] types = {"coefficientType=I8", "valueType=" + values, "landmarkType=" + landmarks};
+        for (String name : List.of("BuildBenchmark.(lowRankFactor|lowRankProject|rebuildKeys|valueFit)",
+                "DecodeBenchmark.(rerank|sparseAttention)", "DecodeLayerBenchmark.(dense|shadow)$")) {
+            run(name, types);
+        }
+    }
+
     /** Values that are packed on the host are unpacked into slots, or where they are read. */
     @ParameterizedTest
     @CsvSource({"F12_E4M7, default", "F6_E2M3, I8"})

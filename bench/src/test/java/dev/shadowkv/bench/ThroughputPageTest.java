@@ -58,6 +58,17 @@ class ThroughputPageTest {
         assertThat(page).contains("| 1000.0 | 5.00 |", "| 800.0 | 4.00 |");
     }
 
+    /** Files from before there was a choice do not name the type of the coefficients: they are as stored. */
+    @Test
+    void coefficientsAreNamedWhereTheyAreNotAsStored() throws Exception {
+        String old = header(124928, 32, cache("shadow", 1000, ""));
+        String stored = old.replace("\"rerank\"", "\"coefficientType\": \"bf16\", \"rerank\"");
+        String eight = old.replace("\"rerank\"", "\"coefficientType\": \"i8\", \"rerank\"").replace("1000.0", "1100.0");
+        String page = page(old, stored, eight);
+        assertThat(page.split("values fp8, landmarks i8, no rerank", -1)).hasSize(3);
+        assertThat(page.split("values fp8, landmarks i8, coefficients i8, no rerank", -1)).hasSize(2);
+    }
+
     @Test
     void givenBatchesAndFoldersWithin() throws Exception {
         String both = cache("dense", 90, "") + "," + cache("shadow", 99, "");

@@ -52,7 +52,8 @@ final class AppendedTokens {
     static Geometry geometry(ShadowOptions options) {
         Geometry g = options.geometry();
         return new Geometry(g.queryHeads(), g.keyValueHeads(), g.headDim(), g.chunk(), g.rank(), g.storageType(),
-                g.valueType(), g.landmarkType(), g.window(), ownSlots(options) ? options.select() : 0);
+                g.valueType(), g.landmarkType(), g.coefficientType(), g.window(),
+                ownSlots(options) ? options.select() : 0);
     }
 
     private static boolean ownSlots(ShadowOptions options) {

@@ -9,11 +9,17 @@ import java.util.Arrays;
  * largest residual first, in double precision on the host, of keys scaled by head where the basis is one of such. Rare,
  * and small: some tens of tokens. Coefficients of earlier tokens are zero in the new columns, so that their keys stay
  * what they were.
+ *
+ * <p>For coefficients of 8 bits the rows of a basis are multiplied by their directions' scales, and a new direction gets
+ * one from the tokens at hand.
  */
 final class BasisExtension {
 
     /** Directions added at once, so that the reserve serves several changes of subject. */
     private static final int MOST = 8;
+    /** Later tokens use a new direction too: their coefficients of 8 bits may be so many times the largest at hand. */
+    private static final double HEADROOM = 2;
+    private static final double LARGEST_I8 = 127;
 
     private BasisExtension() {
     }
@@ -35,7 +41,8 @@ final class BasisExtension {
             MemorySegment raw = arena.allocate((long) tokens * width * type.bytes(), 64);
             cache.device.copy(cache.scratch.dense.rawKeys.slice(0, raw.byteSize()), raw);
 
-            float[] scales = scales(shared, heads);
+            float[] scales = read(shared.headScales, heads);
+            float[] directionScales = read(shared.coefficientScales, rank);
             double[][] residual = new double[tokens][width];
             for (int t = 0; t < tokens; t++) {
                 for (int i = 0; i < width; i++) {
@@ -45,8 +52,12 @@ final class BasisExtension {
             double total = squares(residual);
             double[] direction = new double[width];
             for (int row = 0; row < state.basisRows; row++) {
+                if (directionScales[row] == 0) {
+                    continue;
+                }
                 for (int i = 0; i < width; i++) {
-                    direction[i] = Elements.toFloat(host, type, index(i, row, headDim, rank)) * scales[i / headDim];
+                    direction[i] = (double) Elements.toFloat(host, type, index(i, row, headDim, rank)) * scales[i / headDim]
+                            / directionScales[row];
                 }
                 deflate(residual, direction);
             }
@@ -57,16 +68,25 @@ final class BasisExtension {
                 if (norm * norm * tokens < 1e-3 * total) {
                     break;
                 }
+                int row = state.basisRows + added;
                 for (int i = 0; i < width; i++) {
                     direction[i] = largest[i] / norm;
-                    Elements.set(host, type, index(i, state.basisRows + added, headDim, rank),
-                            (float) direction[i] / scales[i / headDim]);
                 }
-                deflate(residual, direction);
+                double coefficient = deflate(residual, direction);
+                if (shared.coefficientScales != null) {
+                    directionScales[row] = (float) (HEADROOM * coefficient / LARGEST_I8);
+                }
+                for (int i = 0; i < width; i++) {
+                    Elements.set(host, type, index(i, row, headDim, rank),
+                            (float) (direction[i] * directionScales[row] / scales[i / headDim]));
+                }
                 added++;
             }
             if (added > 0) {
                 cache.device.copy(host, shared.basis);
+                if (shared.coefficientScales != null) {
+                    cache.device.copy(MemorySegment.ofArray(directionScales), shared.coefficientScales);
+                }
                 cache.device.synchronize();
                 state.basisRows += added;
             }
@@ -74,12 +94,12 @@ final class BasisExtension {
         }
     }
 
-    /** What the keys of each head are multiplied by, and its basis divided. */
-    private static float[] scales(SharedLayer shared, int heads) {
-        if (shared.headScales != null) {
-            return Scratch.floats(shared.headScales, heads);
+    /** What the keys of each head are multiplied by, and its basis divided; or the scales of directions. None are ones. */
+    private static float[] read(DeviceBuffer scales, int count) {
+        if (scales != null) {
+            return Scratch.floats(scales, count);
         }
-        float[] ones = new float[heads];
+        float[] ones = new float[count];
         Arrays.fill(ones, 1);
         return ones;
     }
@@ -89,13 +109,17 @@ final class BasisExtension {
         return ((long) (i / headDim) * rank + row) * headDim + i % headDim;
     }
 
-    private static void deflate(double[][] vectors, double[] direction) {
+    /** Takes a direction out of vectors; returns the largest magnitude of what they had of it. */
+    private static double deflate(double[][] vectors, double[] direction) {
+        double most = 0;
         for (double[] vector : vectors) {
             double product = dot(vector, direction);
+            most = Math.max(most, Math.abs(product));
             for (int i = 0; i < direction.length; i++) {
                 vector[i] -= product * direction[i];
             }
         }
+        return most;
     }
 
     private static double[] largest(double[][] vectors) {

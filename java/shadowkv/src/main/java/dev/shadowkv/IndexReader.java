@@ -34,8 +34,8 @@ final class IndexReader {
 
     /** Puts tokens into rings, rotated keys and values. */
     void read(long first, long count, Ring keys, Ring values) {
-        cache.cacheKernels.rebuildKeys(shared.coefficients, shared.basis, heads, headDim, geometry.rank(), first, count,
-                keys, cache.ropeTable);
+        cache.cacheKernels.rebuildKeys(shared.coefficients, geometry.coefficientType(), shared.basis, heads, headDim,
+                geometry.rank(), first, count, keys, cache.ropeTable);
         if (geometry.valueType() == geometry.storageType()) {
             copyValues(first, count, values);
         } else {

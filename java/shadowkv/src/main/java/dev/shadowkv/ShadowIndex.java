@@ -110,13 +110,13 @@ final class ShadowIndex {
     private void factor(LayerState state, SharedLayer shared, Staging dense) {
         Scratch scratch = cache.scratch;
         cache.cacheKernels.lowRankFactor(Rows.of(dense.rawKeys, geometry.storageType()), state.length, heads, headDim,
-                options.rank(), geometry.rank(), 0, 0, shared.coefficients, shared.basis, scratch.singularValues,
-                scratch.energy, shared.headScales);
+                options.rank(), geometry.rank(), 0, 0, shared.coefficients, geometry.coefficientType(),
+                shared.coefficientScales, shared.basis, scratch.singularValues, scratch.energy, shared.headScales);
         state.basisRows = options.rank();
         if (options.predictDropped()) {
             // Of the tokens that the columns of the coefficients are orthogonal over: all of the layer's.
-            cache.cacheKernels.valueFit(shared.coefficients, dense.values, heads, headDim, geometry.rank(), 0, state.length,
-                    shared.valueBasis);
+            cache.cacheKernels.valueFit(shared.coefficients, geometry.coefficientType(), dense.values, heads, headDim,
+                    geometry.rank(), 0, state.length, shared.valueBasis);
         }
     }
 
@@ -290,9 +290,10 @@ final class ShadowIndex {
     }
 
     private void project(SharedLayer shared, long first, long count, DeviceBuffer rawKeys, DeviceBuffer residual) {
-        long row = (long) geometry.rank() * geometry.storageType().bytes();
+        long row = geometry.coefficientType().bytes(geometry.rank());
         cache.cacheKernels.lowRankProject(Rows.of(rawKeys, geometry.storageType()), count, heads, headDim,
-                geometry.rank(), shared.basis, shared.coefficients.slice(first * row), residual, shared.headScales);
+                geometry.rank(), shared.basis, shared.coefficients.slice(first * row), geometry.coefficientType(),
+                shared.coefficientScales, residual, shared.headScales);
     }
 
     private void keepWhatTheBasisMisses(ShadowSession session, int layer, LayerState state, long firstChunk,

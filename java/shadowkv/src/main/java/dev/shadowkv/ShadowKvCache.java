@@ -212,6 +212,7 @@ public final class ShadowKvCache extends CacheBase {
         fields.put("window", Integer.toString(g.window()));
         fields.put("valueType", g.valueType().name());
         fields.put("landmarkType", g.landmarkType().name());
+        fields.put("coefficientType", g.coefficientType().name());
         fields.put("tail", Boolean.toString(options.tail()));
         fields.put("predictDropped", Boolean.toString(options.predictDropped()));
         fields.put("balanceHeads", Boolean.toString(options.balanceHeads()));
@@ -248,6 +249,7 @@ public final class ShadowKvCache extends CacheBase {
         private boolean keepKeys;
         private ElementType valueType;
         private ElementType landmarkType;
+        private ElementType coefficientType;
 
         private Builder(Device device) {
             super(device);
@@ -394,6 +396,15 @@ public final class ShadowKvCache extends CacheBase {
             return this;
         }
 
+        /**
+         * How the coefficients of the keys are kept, the largest part of what a long session has on the device: the storage
+         * type or I8, with one scale a direction, a 127th of its largest coefficient. Default: the storage type.
+         */
+        public Builder coefficientType(ElementType type) {
+            coefficientType = type;
+            return this;
+        }
+
         @Override
         public MemoryPlan plan() {
             CacheShape complete = shape.complete();
@@ -448,7 +459,8 @@ public final class ShadowKvCache extends CacheBase {
                     "at least the budget's " + select + " chunks, as " + values + " values on a GPU are used from slots alone", slotCount);
             Geometry geometry = new Geometry(s.queryHeads, s.keyValueHeads, s.headDim, chunk, rank + reserve,
                     s.storageType, values,
-                    landmarkType == null ? s.storageType : landmarkType, recent, slotCount);
+                    landmarkType == null ? s.storageType : landmarkType,
+                    coefficientType == null ? s.storageType : coefficientType, recent, slotCount);
             int dense = outliers >= 0 ? outliers : usualOutliers(budget);
             return new ShadowOptions(geometry, rank, reserve, budget, dense, residualOutliers, residualLimit, local,
                     radiusWeight, shortlist, leftOutTakesPart, predicts, balanceHeads, keepKeys);
@@ -471,11 +483,10 @@ public final class ShadowKvCache extends CacheBase {
             workspace = Math.max(workspace, w.prefillAttention(g, s.inputType, prefill, wish.stagingTokens() - prefill,
                     wish.stagingTokens()));
             long dense = Math.max(wish.stagingTokens(), Scratch.denseTokens(o, layout));
-            workspace = Math.max(workspace, w.lowRankFactor(g.storageType(), dense, g.keyValueHeads(), g.headDim(),
-                    o.rank(), g.rank()));
-            workspace = Math.max(workspace, w.lowRankProject(g.storageType(), g.window(), g.keyValueHeads(),
-                    g.headDim(),
-                    g.rank()));
+            workspace = Math.max(workspace, w.lowRankFactor(g.storageType(), g.coefficientType(), dense,
+                    g.keyValueHeads(), g.headDim(), o.rank(), g.rank()));
+            workspace = Math.max(workspace, w.lowRankProject(g.storageType(), g.coefficientType(), g.window(),
+                    g.keyValueHeads(), g.headDim(), g.rank()));
             if (o.tail()) {
                 workspace = Math.max(workspace, w.momentUpdate(g, dense / g.chunk()));
             }

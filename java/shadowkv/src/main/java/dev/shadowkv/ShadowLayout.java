@@ -13,6 +13,7 @@ final class ShadowLayout {
     final long chunks;
 
     final long coefficients;
+    final long coefficientScales;
     final long basis;
     final long headScales;
     final long landmarks;
@@ -51,7 +52,8 @@ final class ShadowLayout {
         long d = g.headDim();
         long e = g.storageType().bytes();
 
-        coefficients = place(chunks * c * g.rank() * e);
+        coefficients = place(g.coefficientType().bytes(chunks * c * g.rank()));
+        coefficientScales = place(g.coefficientType() == ElementType.I8 ? g.rank() * 4 : 0);
         basis = place(heads * g.rank() * d * e);
         headScales = place(options.balanceHeads() ? heads * 4 : 0);
         landmarks = place(heads * chunks * d * g.landmarkType().bytes());

@@ -247,7 +247,10 @@ final class ShadowSession extends SessionBase {
                     file.rows(s.exactValues, pitch, tokens * rowBytes, heads);
                 }
             } else {
-                file.rows(s.coefficients, 0, tokens * g.rank() * e, 1);
+                file.rows(s.coefficients, 0, g.coefficientType().bytes(tokens * g.rank()), 1);
+                if (s.coefficientScales != null) {
+                    file.rows(s.coefficientScales, 0, s.coefficientScales.byteSize(), 1);
+                }
                 file.rows(s.basis, 0, s.basis.byteSize(), 1);
                 if (s.headScales != null) {
                     file.rows(s.headScales, 0, s.headScales.byteSize(), 1);

@@ -9,6 +9,8 @@ import dev.shadowkv.kernels.Ring;
 final class SharedLayer {
 
     final DeviceBuffer coefficients;
+    /** As in {@link dev.shadowkv.kernels.CacheKernels#lowRankFactor}. */
+    final DeviceBuffer coefficientScales;
     final DeviceBuffer basis;
     /** As in {@link dev.shadowkv.kernels.CacheKernels#lowRankFactor}. */
     final DeviceBuffer headScales;
@@ -37,7 +39,8 @@ final class SharedLayer {
         long heads = g.keyValueHeads();
         long e = g.storageType().bytes();
         long d = g.headDim();
-        coefficients = part(slab, l.coefficients, l.chunks * g.chunk() * g.rank() * e);
+        coefficients = part(slab, l.coefficients, g.coefficientType().bytes(l.chunks * g.chunk() * g.rank()));
+        coefficientScales = part(slab, l.coefficientScales, g.coefficientType() == ElementType.I8 ? g.rank() * 4 : 0);
         basis = part(slab, l.basis, heads * g.rank() * d * e);
         headScales = part(slab, l.headScales, options.balanceHeads() ? heads * 4 : 0);
         landmarks = part(slab, l.landmarks, heads * l.chunks * d * g.landmarkType().bytes());

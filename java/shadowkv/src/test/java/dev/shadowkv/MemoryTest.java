@@ -72,6 +72,26 @@ class MemoryTest {
         }
     }
 
+    /** A byte a coefficient, and a scale a direction. */
+    @Test
+    void plansOfCoefficientsOfEightBitsAreExact() {
+        try (Device device = TestDevice.open()) {
+            ShadowKvCache.Builder builder = ((ShadowKvCache.Builder) builder(device, true)).storageType(ElementType.BF16);
+            MemoryPlan whole = builder.plan();
+            MemoryPlan plan = builder.coefficientType(ElementType.I8).plan();
+            assertThat(plan.sessionPinnedBytes()).isEqualTo(whole.sessionPinnedBytes());
+            try (ShadowKvCache cache = builder.build()) {
+                long rank = cache.geometry().rank();
+                long saved = SlabPool.align(4000 * rank * 2) - SlabPool.align(4000 * rank) - SlabPool.align(4 * rank);
+                assertThat(saved).isPositive();
+                assertThat(plan.sessionDeviceBytes()).isEqualTo(whole.sessionDeviceBytes() - 4 * saved);
+                cache.batch(List.of(cache.open(4000), cache.open(4000), cache.open(4000)));
+                assertThat(device.allocatedBytes()).isEqualTo(plan.deviceBytes() - plan.workspaceBytes());
+                assertThat(device.pinnedBytes()).isEqualTo(plan.pinnedBytes());
+            }
+        }
+    }
+
     /**
      * In a process of its own: this one's heap and what its allocator keeps would be counted too. Its optimizing compiler
      * is off, whose memory grows with the machine's processors.

@@ -349,6 +349,7 @@ class MisuseTest {
         unsupported("valueType", b -> b.valueType(ElementType.I8));
         for (ElementType packed : new ElementType[] {ElementType.F12_E4M7, ElementType.F6_E2M3}) {
             unsupported("landmarkType", b -> b.landmarkType(packed));
+            unsupported("coefficientType", b -> b.coefficientType(packed));
             unsupported("storageType", b -> b.storageType(packed));
             unsupported("inputType", b -> b.inputType(packed));
             if (!device.isCpu()) {
@@ -356,6 +357,8 @@ class MisuseTest {
             }
         }
         unsupported("landmarkType", b -> b.landmarkType(ElementType.F8_E4M3));
+        unsupported("coefficientType", b -> b.coefficientType(ElementType.F8_E4M3));
+        unsupported("coefficientType", b -> b.coefficientType(ElementType.F16));
         unsupported("storageType", b -> b.storageType(ElementType.I8));
         unsupported("inputType", b -> b.inputType(ElementType.F8_E4M3));
         unsupported("radiusWeight", b -> b.radiusWeight(Float.NaN));
@@ -400,6 +403,11 @@ class MisuseTest {
             assertThatThrownBy(() -> other.load(file)).isInstanceOf(ShadowKvException.class)
                     .hasMessageContaining("it was saved with tail true, this cache has false");
         }
+        try (KvCache other = CacheRunner.shape(ShadowKvCache.builder(device), 1, 2, 256).rank(32).budget(64).outliers(2)
+                .tail(true).coefficientType(ElementType.I8).build()) {
+            assertThatThrownBy(() -> other.load(file)).isInstanceOf(ShadowKvException.class)
+                    .hasMessageContaining("it was saved with coefficientType " + device.defaultType() + ", this cache has I8");
+        }
         try (KvCache dense = cache(false, 1)) {
             assertThatThrownBy(() ->
                     dense.load(file)).isInstanceOf(ShadowKvException.class).hasMessageContaining("cache");
@@ -420,7 +428,7 @@ class MisuseTest {
             older[8]--;
             Files.write(file, older);
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
-                    .hasMessageContaining("it has format 2, this library reads format 3");
+                    .hasMessageContaining("it has format 3, this library reads format 4");
             Files.writeString(file, "something else entirely");
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
                     .hasMessageContaining("not a saved session");

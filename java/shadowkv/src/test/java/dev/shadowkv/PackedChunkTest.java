@@ -142,7 +142,8 @@ class PackedChunkTest {
     @CsvSource({"F12_E4M7, 1", "F12_E4M7, 0x1p-37", "F12_E4M7, 0x1p60", "F6_E2M3, 3.7"})
     void everyCodeIsUnpackedIntoSlots(ElementType type, float scale) {
         int[] codes = allCodes(type, 16 * 256);
-        Geometry g = new Geometry(1, 1, 256, 16, 16, ElementType.BF16, type, ElementType.BF16, 16, 1);
+        Geometry g = new Geometry(1, 1, 256, 16, 16, ElementType.BF16, type, ElementType.BF16,
+                ElementType.BF16, 16, 1);
         ElementType slotType = type.unpacked();
         try (Device device = TestDevice.open(); PinnedArena pinned = device.newPinnedArena();
              ShadowLayers layers = new ShadowLayers(device, g, 1); Arena arena = Arena.ofConfined()) {
@@ -231,7 +232,8 @@ class PackedChunkTest {
     @EnumSource(value = ElementType.class, names = {"F12_E4M7", "F6_E2M3"})
     void whatIsTooSmallOrNotAlignedIsRefused(ElementType type) {
         int elements = 16 * 256;
-        Geometry g = new Geometry(1, 1, 256, 16, 16, ElementType.BF16, type, ElementType.BF16, 16, 1);
+        Geometry g = new Geometry(1, 1, 256, 16, 16, ElementType.BF16, type, ElementType.BF16,
+                ElementType.BF16, 16, 1);
         try (Device device = TestDevice.open(); PinnedArena pinned = device.newPinnedArena();
              ShadowLayers layers = new ShadowLayers(device, g, 1)) {
             DeviceBuffer any = device.allocate(2L * 2 * elements);

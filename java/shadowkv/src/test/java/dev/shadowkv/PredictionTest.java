@@ -11,6 +11,8 @@ import java.util.Random;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.api.io.TempDir;
 import org.junit.jupiter.params.ParameterizedTest;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.NullSource;
 import org.junit.jupiter.params.provider.ValueSource;
 
 /** Values that are predicted from coefficients: fitted when a layer is sealed, and then the session's for its life. */
@@ -123,8 +125,11 @@ class PredictionTest extends ShadowTest {
     }
 
     /** What a session answers does not depend on how it came to be. */
-    @Test
-    void answersDoNotDependOnTheHistory(@TempDir Path folder) throws Exception {
+    @ParameterizedTest
+    @NullSource
+    @EnumSource(names = "I8")
+    void answersDoNotDependOnTheHistory(ElementType coefficients, @TempDir Path folder) throws Exception {
+        coefficientType = coefficients;
         Tokens tokens = CacheRunner.tokens(random, 1600, 60);
         try (ShadowKvCache cache = predicting(2, 4, 1700).build(); KvSession session = cache.open(1700);
              KvSession other = cache.open(1700)) {
@@ -149,8 +154,11 @@ class PredictionTest extends ShadowTest {
     }
 
     /** Where values follow the keys, predicted ones bring an answer nearer to the exact one than the tail alone. */
-    @Test
-    void bringsAnswersNearer() {
+    @ParameterizedTest
+    @NullSource
+    @EnumSource(names = "I8")
+    void bringsAnswersNearer(ElementType coefficients) {
+        coefficientType = coefficients;
         Tokens tokens = CacheRunner.tokens(random, PROMPT + 100, 20);
         DenseOracle exact = dense();
         for (int t = 0; t < tokens.count; t++) {

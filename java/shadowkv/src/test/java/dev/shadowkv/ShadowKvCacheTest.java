@@ -10,6 +10,8 @@ import org.junit.jupiter.api.Assumptions;
 import org.junit.jupiter.api.Test;
 import org.junit.jupiter.params.ParameterizedTest;
 import org.junit.jupiter.params.provider.CsvSource;
+import org.junit.jupiter.params.provider.EnumSource;
+import org.junit.jupiter.params.provider.NullSource;
 
 /** The shadow cache against the method in double precision, and against the dense cache. */
 class ShadowKvCacheTest extends ShadowTest {
@@ -22,19 +24,22 @@ class ShadowKvCacheTest extends ShadowTest {
         for (int t = 0; t < count; t++) {
             oracle.add(tokens, t);
         }
-        oracle.headScales = headScales(session, 0);
+        oracle.follow(session, 0);
         oracle.seal(basis(session, 0));
         oracle.rounding = ExpectedError.of(cache.options);
         return oracle;
     }
 
     @ParameterizedTest
-    @CsvSource({"600, 8, 0.5, 0, true, 0, false", "603, 8, 0, 0, true, 0, false", "777, 16, 0.5, 0, true, 0, false",
-        "601, 8, 0.25, 40, true, 0, false", "600, 8, 0.5, 0, false, 0, false", "1404, 8, 0.5, 0, true, 2.5, false",
-        "1805, 8, 0.5, 20, true, 4, false", "605, 8, 0.5, 0, true, 1.1, false", "602, 16, 0.5, 0, false, 2, false",
-        "1403, 8, 0.5, 0, true, 2.5, true", "1802, 8, 0.5, 20, true, 4, true", "607, 8, 0.5, 0, true, 1.1, true",
-        "2603, 16, 0.5, 0, true, 2, true"})
-    void isTheMethod(int prompt, int chunk, float radiusWeight, int slots, boolean tail, double rerank, boolean predict) {
+    @CsvSource({"600, 8, 0.5, 0, true, 0, false,", "603, 8, 0, 0, true, 0, false,", "777, 16, 0.5, 0, true, 0, false,",
+        "601, 8, 0.25, 40, true, 0, false,", "600, 8, 0.5, 0, false, 0, false,", "1404, 8, 0.5, 0, true, 2.5, false,",
+        "1805, 8, 0.5, 20, true, 4, false,", "605, 8, 0.5, 0, true, 1.1, false,", "602, 16, 0.5, 0, false, 2, false,",
+        "1403, 8, 0.5, 0, true, 2.5, true,", "1802, 8, 0.5, 20, true, 4, true,", "607, 8, 0.5, 0, true, 1.1, true,",
+        "2603, 16, 0.5, 0, true, 2, true,", "602, 8, 0.5, 0, true, 0, false, I8", "601, 16, 0.25, 40, false, 0, false, I8",
+        "1404, 8, 0.5, 0, true, 2.5, false, I8", "1803, 8, 0.5, 20, true, 4, true, I8", "2602, 16, 0.5, 0, true, 2, true, I8"})
+    void isTheMethod(int prompt, int chunk, float radiusWeight, int slots, boolean tail, double rerank, boolean predict,
+            ElementType coefficients) {
+        coefficientType = coefficients;
         Tokens tokens = CacheRunner.tokens(random, prompt + 150, RANK);
         if (prompt % 2 == 1) {
             shorten(tokens, 1, 0.2f);
@@ -136,8 +141,11 @@ class ShadowKvCacheTest extends ShadowTest {
         }
     }
 
-    @Test
-    void shortContextsAreExactAndThenIndexed() {
+    @ParameterizedTest
+    @NullSource
+    @EnumSource(names = "I8")
+    void shortContextsAreExactAndThenIndexed(ElementType coefficients) {
+        coefficientType = coefficients;
         int total = 700;
         Tokens tokens = CacheRunner.tokens(random, total, 24);
         try (ShadowKvCache cache = builder(2, 1, 1024).build(); KvSession session = cache.open(800)) {
@@ -166,8 +174,11 @@ class ShadowKvCacheTest extends ShadowTest {
         }
     }
 
-    @Test
-    void thousandsOfGeneratedTokens() {
+    @ParameterizedTest
+    @NullSource
+    @EnumSource(names = "I8")
+    void thousandsOfGeneratedTokens(ElementType coefficients) {
+        coefficientType = coefficients;
         int total = 3000;
         Tokens tokens = CacheRunner.tokens(random, total, 24);
         try (ShadowKvCache cache = builder(1, 1,
@@ -201,6 +212,50 @@ class ShadowKvCacheTest extends ShadowTest {
         }
     }
 
+    /**
+     * A key is off by what rounding its coefficients to whole numbers takes from it, a twelfth of the squared step in each
+     * direction on average, beside what the basis misses of it.
+     */
+    @Test
+    void coefficientsOfEightBitsAreOffByTheirRounding() {
+        coefficientType = ElementType.I8;
+        int prompt = 900;
+        Tokens tokens = CacheRunner.tokens(random, prompt, RANK);
+        shorten(tokens, 1, 0.2f);
+        try (ShadowKvCache cache = builder(1, 1, 1000).build(); KvSession session = cache.open(1000)) {
+            CacheRunner.append(session, tokens, 0, prompt, random);
+            session.seal();
+            double[][] basis = basis(session, 0);
+            float[] heads = headScales(session, 0);
+            float[] steps = coefficientScales(session, 0);
+            double expected = 0;
+            double spread = 0;
+            double squares = 0;
+            double[] largest = new double[RANK];
+            for (float step : steps) {
+                expected += step * step / 12.0;
+                spread += Math.pow(step, 4) / 180 / prompt;
+            }
+            for (int t = 0; t < prompt; t++) {
+                double[] key = Oracle.head(tokens.keys, tokens.keyWidth, t, 0, tokens.keyWidth);
+                double[] numbers = wholeNumbers(session, 0, t);
+                for (int j = 0; j < RANK; j++) {
+                    double exact = ShadowOracle.coefficient(basis[j], key, heads) / steps[j];
+                    squares += Math.pow(numbers[j] * steps[j] - exact, 2) / prompt;
+                    largest[j] = Math.max(largest[j], Math.abs(numbers[j]));
+                }
+            }
+            assertThat(largest).containsOnly(127);
+            // Five standard deviations of the average, and twice the squares that rounded keys and a rounded basis add.
+            double energy = 0;
+            for (int i = 0; i < tokens.keys.length; i++) {
+                energy += Math.pow(tokens.keys[i] * heads[i % tokens.keyWidth / CacheRunner.HEAD_DIM], 2) / prompt;
+            }
+            double moved = 2 * energy * 2 / 3 * Math.pow(TestDevice.epsilon(storageType), 2);
+            assertThat(squares).isBetween(expected - 5 * Math.sqrt(spread), expected + 5 * Math.sqrt(spread) + moved);
+        }
+    }
+
     /** Relative error of decoding against exact attention. */
     private static double error(KvSession session, Tokens tokens, int from, int to) {
         DenseOracle oracle = dense();
@@ -222,8 +277,8 @@ class ShadowKvCacheTest extends ShadowTest {
     }
 
     @ParameterizedTest
-    @CsvSource({"F8_E4M3,", "F12_E4M7,", "F6_E2M3,", ",I8", "F8_E4M3,I8", "F6_E2M3,I8"})
-    void smallerTypesStayClose(ElementType values, ElementType landmarks) {
+    @CsvSource({"F8_E4M3,,", "F12_E4M7,,", "F6_E2M3,,", ",I8,", "F8_E4M3,I8,", "F6_E2M3,I8,", ",,I8", "F6_E2M3,I8,I8"})
+    void smallerTypesStayClose(ElementType values, ElementType landmarks, ElementType coefficients) {
         Tokens tokens = CacheRunner.tokens(random, 640, 24);
         double[] error = new double[2];
         for (int i = 0; i < 2; i++) {
@@ -231,6 +286,7 @@ class ShadowKvCacheTest extends ShadowTest {
             if (i == 1) {
                 builder.valueType(values == null ? storageType : values);
                 builder.landmarkType(landmarks == null ? storageType : landmarks);
+                builder.coefficientType(coefficients == null ? storageType : coefficients);
             }
             try (ShadowKvCache cache = builder.build(); KvSession session = cache.open(700)) {
                 CacheRunner.append(session, tokens, 0, 500, random);
@@ -239,7 +295,7 @@ class ShadowKvCacheTest extends ShadowTest {
             }
         }
         // e4m3 rounds each value by up to 1/16 of itself, six bits by 1/120 of the largest too; int8 landmarks only change near
-        // ties.
+        // ties, and int8 coefficients are off by 1/254 of the largest.
         double rounding = TestDevice.epsilon(ElementType.F8_E4M3);
         if (values != null) {
             rounding = TestDevice.epsilon(values) + TestDevice.smallest(values) * largestOverMean(tokens.values);
@@ -330,10 +386,11 @@ class ShadowKvCacheTest extends ShadowTest {
 
     /** What stays in the slots from step to step is what would be rebuilt. */
     @ParameterizedTest
-    @CsvSource({"F32, 0", "BF16, 0", "BF16, 2"})
-    void keptKeysAreWhatIsRebuilt(ElementType storage, double rerank) {
+    @CsvSource({"F32, 0,", "BF16, 0,", "BF16, 2,", "F32, 0, I8", "BF16, 2, I8"})
+    void keptKeysAreWhatIsRebuilt(ElementType storage, double rerank, ElementType coefficients) {
         Assumptions.assumeTrue(device.isCpu(), "keys are kept on a CPU");
         storageType = storage;
+        coefficientType = coefficients;
         Tokens tokens = CacheRunner.tokens(random, 1700, 24);
         try (ShadowKvCache cache = builder(2, 2, 2000).rerank(rerank).keepKeys(true).build(); KvSession kept = cache.open(2000)) {
             CacheRunner.append(kept, tokens, 0, 1500, random);
@@ -374,8 +431,11 @@ class ShadowKvCacheTest extends ShadowTest {
         assertThat(error[1]).isLessThan(error[0] * 1.02);
     }
 
-    @Test
-    void chunksThatTheBasisMissesStayDense() {
+    @ParameterizedTest
+    @NullSource
+    @EnumSource(names = "I8")
+    void chunksThatTheBasisMissesStayDense(ElementType coefficients) {
+        coefficientType = coefficients;
         int prompt = 400;
         Tokens narrow = CacheRunner.tokens(random, prompt, 12);
         Tokens strange = CacheRunner.tokens(random, 400, 40);
@@ -392,9 +452,15 @@ class ShadowKvCacheTest extends ShadowTest {
                 if (reserve > 0) {
                     double[][] basis = basis(session, 0);
                     float[] scales = headScales(session, 0);
+                    float[] steps = stepsOf(session);
                     for (int i = 0; i < state.basisRows; i++) {
                         for (int j = 0; j <= i; j++) {
-                            assertThat(ShadowOracle.coefficient(basis[i], basis[j], scales))
+                            if (steps[i] == 0 || steps[j] == 0) {
+                                // The prompt has fewer directions.
+                                assertThat(Oracle.norm(basis[steps[i] == 0 ? i : j])).isZero();
+                                continue;
+                            }
+                            assertThat(ShadowOracle.coefficient(basis[i], basis[j], scales) / steps[i] / steps[j])
                                     .isCloseTo(i == j ? 1 : 0, org.assertj.core.api.Assertions.within(
                                             16 * Math.sqrt(128) * TestDevice.epsilon(storageType)));
                         }
@@ -403,6 +469,65 @@ class ShadowKvCacheTest extends ShadowTest {
                 session.truncate(prompt + 10);
                 assertThat(state.outliers).isLessThanOrEqualTo(before);
             }
+        }
+    }
+
+    /** What the rows of the basis of layer 0 are multiplied by; ones where coefficients are as stored. */
+    private static float[] stepsOf(KvSession session) {
+        float[] steps = coefficientScales(session, 0);
+        if (steps == null) {
+            steps = new float[basis(session, 0).length];
+            java.util.Arrays.fill(steps, 1);
+        }
+        return steps;
+    }
+
+    /** A direction that is added counts in steps of its own: twice what the tokens at hand need, of which none is clamped. */
+    @Test
+    void directionsThatAreAddedHaveScalesOfTheirOwn() {
+        coefficientType = ElementType.I8;
+        int prompt = 400;
+        Tokens narrow = CacheRunner.tokens(random, prompt, 16);
+        Tokens strange = CacheRunner.tokens(random, 200, 40);
+        try (ShadowKvCache cache = builder(1, 1, 1000).rank(16).basisReserve(32).outliers(0).residualOutliers(0).build();
+             KvSession session = cache.open(1000)) {
+            CacheRunner.append(session, narrow, 0, prompt, random);
+            session.seal();
+            LayerState state = ((ShadowSession) session).state(0);
+            double[] before = wholeNumbers(session, 0, 17);
+            float[] steps = coefficientScales(session, 0);
+            int first = 0;
+            int t = 0;
+            try (KvBatch batch = cache.batch(List.of(session))) {
+                while (state.basisRows == 16) {
+                    first = (int) state.recentBegin;
+                    CacheRunner.step(batch, strange, t++);
+                }
+            }
+            assertThat(state.basisRows).isEqualTo(16 + 8);
+            float[] longer = coefficientScales(session, 0);
+            assertThat(java.util.Arrays.copyOf(longer, 16)).isEqualTo(java.util.Arrays.copyOf(steps, 16));
+            assertThat(wholeNumbers(session, 0, 17)).isEqualTo(before);
+            assertThat(java.util.Arrays.copyOfRange(longer, 24, 48)).containsOnly(0);
+            double[] largest = new double[48];
+            for (int p = first; p < state.recentBegin; p++) {
+                double[] numbers = wholeNumbers(session, 0, p);
+                for (int j = 0; j < 48; j++) {
+                    largest[j] = Math.max(largest[j], Math.abs(numbers[j]));
+                }
+            }
+            double key = 0;
+            for (int i = 0; i < t; i++) {
+                key = Math.max(key, Oracle.norm(Oracle.head(strange.keys, strange.keyWidth, i, 0, strange.keyWidth)));
+            }
+            float[] heads = headScales(session, 0);
+            for (int j = 16; j < 24; j++) {
+                // Half of 127, but for six standard deviations of what rounding of the basis, the keys and sums may move.
+                double moved = 6 * Math.sqrt(2.0 / 3) * (TestDevice.epsilon(storageType) + 0x1p-24 * Math.sqrt(strange.keyWidth))
+                        * key * Math.max(heads[0], heads[1]) / longer[j];
+                assertThat(largest[j]).as("direction %s", j).isBetween(63 - moved, 64 + moved);
+            }
+            assertThat(java.util.Arrays.copyOfRange(largest, 24, 48)).containsOnly(0);
         }
     }
 

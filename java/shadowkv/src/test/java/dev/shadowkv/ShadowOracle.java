@@ -1,13 +1,17 @@
 package dev.shadowkv;
 
+import static org.assertj.core.api.Assertions.assertThat;
+
 import java.util.ArrayList;
 import java.util.HashSet;
 import java.util.List;
 import java.util.Set;
+import java.util.function.IntFunction;
 
 /**
  * The whole method in double precision, for one layer: section by section as it is described, not as it is built. Only
- * the basis is taken from the cache, where its own test proves it: subspaces of equal quality are many.
+ * the basis is taken from the cache, where its own test proves it: subspaces of equal quality are many. So are whole
+ * numbers of coefficients of 8 bits, each of which must be within half a step of what it rounds.
  */
 final class ShadowOracle {
 
@@ -31,6 +35,10 @@ final class ShadowOracle {
     private double[][] basis;
     /** What keys of each head are multiplied by before they are factored; the basis of the head is divided by it. */
     float[] headScales;
+    /** What coefficients of a direction are counted in; the basis rows of the direction are multiplied by it. */
+    private float[] coefficientScales;
+    /** Of a position: what the session has; null where coefficients are as stored. */
+    private IntFunction<double[]> wholeNumbers;
     long recentBegin;
     boolean exact;
     /** The smallest distance, over heads, between the last selected and the first rejected score of the last step. */
@@ -68,6 +76,13 @@ final class ShadowOracle {
         }
     }
 
+    /** Takes over by what a session's layer has scaled its heads, and has counted its coefficients. */
+    void follow(KvSession session, int layer) {
+        headScales = ShadowTest.headScales(session, layer);
+        coefficientScales = ShadowTest.coefficientScales(session, layer);
+        wholeNumbers = coefficientScales == null ? null : position -> ShadowTest.wholeNumbers(session, layer, position);
+    }
+
     /** Seals what was added; the basis {@code [row][joint width]} is the cache's. */
     void seal(double[][] basisRows) {
         int chunks = Math.max(0, dense.length() / chunk - options.local());
@@ -78,6 +93,7 @@ final class ShadowOracle {
             for (int t = 0; t < raw.size(); t++) {
                 rebuild(t);
             }
+            takeWholeNumbers(0, raw.size());
             for (int head = 0; head < dense.keyValueHeads; head++) {
                 chooseOutliers(head, chunks);
             }
@@ -100,26 +116,99 @@ final class ShadowOracle {
         for (int t = 0; t < raw.size(); t++) {
             rebuild(t);
         }
+        takeWholeNumbers(0, (int) recentBegin);
         for (int i = 0; i < state.chosenIds.length; i++) {
             outliers.get(i / state.chosen).add(state.chosenIds[i]);
         }
     }
 
     private void rebuild(int position) {
-        int d = dense.headDim;
-        double[] approximate = new double[dense.keyValueHeads * d];
+        coefficients.add(exactCoefficients(position));
+        for (int head = 0; head < dense.keyValueHeads; head++) {
+            rebuilt.get(head).add(rebuilt(head, position));
+        }
+    }
+
+    /** In what a session counts them, but not rounded. */
+    private double[] exactCoefficients(int position) {
         double[] own = new double[basis.length];
         for (int j = 0; j < own.length; j++) {
             own[j] = coefficient(basis[j], raw.get(position), headScales);
-            for (int i = 0; i < approximate.length; i++) {
-                approximate[i] += own[j] * basis[j][i];
+            if (wholeNumbers != null) {
+                double scale = coefficientScales[j];
+                own[j] = scale == 0 ? 0 : Math.clamp(own[j] / (scale * scale), -127, 127);
             }
         }
-        coefficients.add(own);
-        for (int head = 0; head < dense.keyValueHeads; head++) {
-            double[] part = java.util.Arrays.copyOfRange(approximate, head * d, (head + 1) * d);
-            rebuilt.get(head).add(dense.rotated(part, position));
+        return own;
+    }
+
+    /** Keys of a head by the coefficients, rotated. */
+    private double[] rebuilt(int head, int position) {
+        double[] key = new double[dense.headDim];
+        double[] own = coefficients.get(position);
+        for (int j = 0; j < own.length; j++) {
+            for (int i = 0; i < key.length; i++) {
+                key[i] += own[j] * basis[j][head * dense.headDim + i];
+            }
         }
+        return dense.rotated(key, position);
+    }
+
+    /**
+     * Rounding to whole numbers is the session's: near a half it cannot be foreseen. It is off by no more than half a step, and
+     * what rounding of keys and basis, and of the sum, may move the number that is rounded.
+     */
+    private void takeWholeNumbers(int from, int to) {
+        for (int position = from; wholeNumbers != null && position < to; position++) {
+            // Tokens that were in the window when it was sealed are projected anew when they are folded.
+            double[] own = exactCoefficients(position);
+            double[] taken = wholeNumbers.apply(position);
+            for (int j = 0; j < own.length; j++) {
+                double scale = coefficientScales[j];
+                double moved = scale == 0 ? 0 : (1 + rewound) * coefficientError(position) / scale;
+                assertThat(Math.abs(taken[j] - own[j])).as("coefficient %s of token %s: %s for %s", j, position, taken[j], own[j])
+                        .isLessThanOrEqualTo(0.5 + moved);
+            }
+            coefficients.set(position, taken);
+            for (int head = 0; head < dense.keyValueHeads; head++) {
+                rebuilt.get(head).set(position, rebuilt(head, position));
+            }
+        }
+    }
+
+    /** Six standard deviations of a coefficient's error, of any direction: key and basis are rounded, and the sum is. */
+    private double coefficientError(int position) {
+        double[] key = raw.get(position);
+        double squares = 0;
+        for (int i = 0; i < key.length; i++) {
+            squares += Math.pow(key[i] * headScales[i / dense.headDim], 2);
+        }
+        double epsilon = TestDevice.epsilon(options.geometry().storageType());
+        return 6 * Math.sqrt(squares * (2.0 / 3 * epsilon * epsilon + key.length * 0x1p-48 / 3));
+    }
+
+    /**
+     * Takes what a rewound session has in its recent window, rotated keys by head, for the key of a token. It must be the key
+     * as it was, or as the index had it: each coefficient within half a step.
+     */
+    void takeWindowKey(int position, double[][] keys) {
+        double steps = 0;
+        for (float scale : coefficientScales) {
+            steps += scale * scale / 4.0;
+        }
+        double[] joint = new double[keys.length * dense.headDim];
+        for (int head = 0; head < keys.length; head++) {
+            double rounding = 4 * TestDevice.epsilon(options.geometry().storageType()) * Oracle.norm(keys[head])
+                    + basis.length * coefficientError(position) / headScales[head];
+            double asItWas = Oracle.distance(keys[head], dense.keys.get(head).get(position));
+            double asIndexed = Oracle.distance(keys[head], rebuilt.get(head).get(position));
+            assertThat(Math.min(asItWas, asIndexed - Math.sqrt(steps) / headScales[head])).as("key %s of head %s", position, head)
+                    .isLessThanOrEqualTo(rounding);
+            dense.keys.get(head).set(position, keys[head]);
+            System.arraycopy(dense.rotated(keys[head], -position), 0, joint, head * dense.headDim, dense.headDim);
+        }
+        // An outlier of one head is as it was there, and its key is none that the coefficients have: it is folded anew.
+        raw.set(position, joint);
     }
 
     /** Of a key of the joint width, whose heads and whose row are scaled as the factorization scales them. */
@@ -225,7 +314,9 @@ final class ShadowOracle {
 
     private void makeRoom() {
         if (dense.length() - recentBegin == options.geometry().window()) {
+            int folded = (int) recentBegin;
             recentBegin += options.geometry().window() - options.local() * chunk;
+            takeWholeNumbers(folded, basis == null ? folded : (int) recentBegin);
             if (exact && recentBegin / chunk >= options.select()) {
                 throw new IllegalStateException("becoming indexed while decoding is tested against the exact answer");
             }

@@ -11,6 +11,9 @@ import java.lang.foreign.MemorySegment;
 import org.junit.jupiter.api.AfterEach;
 import org.junit.jupiter.api.BeforeEach;
 
+import dev.shadowkv.kernels.Geometry;
+import dev.shadowkv.kernels.Ring;
+
 /** What the tests of shadow caches share: a device, a cache of a usual shape, and how far rounding may lead. */
 abstract class ShadowTest {
 
@@ -18,6 +21,8 @@ abstract class ShadowTest {
 
     Device device;
     ElementType storageType;
+    /** Of the caches that {@link #builder} begins; null: as stored. */
+    ElementType coefficientType;
 
     @BeforeEach
     void open() {
@@ -32,7 +37,7 @@ abstract class ShadowTest {
 
     final ShadowKvCache.Builder builder(int layers, int sessions, long capacity) {
         return CacheRunner.shape(ShadowKvCache.builder(device), layers, sessions, capacity).rank(RANK).budget(128)
-                .outliers(3).storageType(storageType).tail(true);
+                .outliers(3).storageType(storageType).coefficientType(coefficientType).tail(true);
     }
 
     static DenseOracle dense() {
@@ -140,6 +145,35 @@ abstract class ShadowTest {
         float[] ones = new float[session.cache().keyValueHeads()];
         java.util.Arrays.fill(ones, 1);
         return ones;
+    }
+
+    /** As the factorization wrote them; null where coefficients are as stored. */
+    static float[] coefficientScales(KvSession session, int layer) {
+        DeviceBuffer scales = ((ShadowSession) session).shared.layers[layer].coefficientScales;
+        return scales == null ? null : Scratch.floats(scales, ((ShadowKvCache) session.cache()).geometry().rank());
+    }
+
+    /** The coefficients of 8 bits of a position. */
+    static double[] wholeNumbers(KvSession session, int layer, int position) {
+        int rank = ((ShadowKvCache) session.cache()).geometry().rank();
+        DeviceBuffer coefficients = ((ShadowSession) session).shared.layers[layer].coefficients;
+        byte[] bytes = new byte[rank];
+        coefficients.device().copy(coefficients.slice((long) position * rank, rank), MemorySegment.ofArray(bytes));
+        double[] numbers = new double[rank];
+        java.util.Arrays.setAll(numbers, j -> bytes[j]);
+        return numbers;
+    }
+
+    /** A key of the recent window, rotated. */
+    static double[] windowKey(KvSession session, int layer, int head, int position) {
+        Geometry g = ((ShadowKvCache) session.cache()).geometry();
+        Ring ring = ((ShadowSession) session).own[layer].keyRing;
+        long row = g.storageType().bytes(g.headDim());
+        MemorySegment host = MemorySegment.ofArray(new long[(int) (row / 8)]);
+        session.cache().device().copy(ring.buffer().slice((head * ring.capacity() + position % ring.capacity()) * row, row), host);
+        double[] key = new double[g.headDim()];
+        java.util.Arrays.setAll(key, d -> read(host, g.storageType(), d));
+        return key;
     }
 
     private static double read(MemorySegment host, ElementType type, long index) {

@@ -15,20 +15,28 @@ class ShapesTest {
 
     private static final Random random = TestDevice.random(ShapesTest.class);
 
-    @ParameterizedTest(name = "{0} query heads, {1} key/value heads of {2}, rank {3}, chunk {4}, {5} tokens")
+    @ParameterizedTest(name = "{0} query heads, {1} key/value heads of {2}, rank {3}, chunk {4}, {5} tokens, coefficients {6}")
     @CsvSource({
-        "1, 1, 64, 16, 8, 301",
-        "4, 4, 64, 24, 16, 333",
-        "8, 2, 96, 32, 8, 290",
-        "7, 1, 128, 40, 8, 310",
-        "8, 1, 128, 64, 16, 400",
-        "16, 1, 64, 32, 8, 277",
-        "32, 8, 64, 160, 8, 300",
-        "32, 32, 16, 100, 8, 260",
-        "6, 3, 34, 33, 8, 299",
-        "4, 2, 256, 256, 8, 300",
-        "2, 2, 10, 16, 16, 350"})
-    void everyShapeIsTheMethod(int queryHeads, int keyValueHeads, int headDim, int rank, int chunk, int prompt) {
+        "1, 1, 64, 16, 8, 301,",
+        "4, 4, 64, 24, 16, 333,",
+        "8, 2, 96, 32, 8, 290,",
+        "7, 1, 128, 40, 8, 310,",
+        "8, 1, 128, 64, 16, 400,",
+        "16, 1, 64, 32, 8, 277,",
+        "32, 8, 64, 160, 8, 300,",
+        "32, 32, 16, 100, 8, 260,",
+        "6, 3, 34, 33, 8, 299,",
+        "4, 2, 256, 256, 8, 300,",
+        "2, 2, 10, 16, 16, 350,",
+        "4, 4, 64, 24, 16, 334, I8",
+        "8, 2, 96, 32, 8, 291, I8",
+        "7, 1, 128, 40, 8, 310, I8",
+        "32, 8, 64, 160, 8, 300, I8",
+        "6, 3, 34, 33, 8, 299, I8",
+        "4, 2, 256, 256, 8, 300, I8",
+        "2, 2, 10, 16, 16, 350, I8"})
+    void everyShapeIsTheMethod(int queryHeads, int keyValueHeads, int headDim, int rank, int chunk, int prompt,
+            ElementType coefficients) {
         int total = prompt + 80;
         Tokens tokens = Tokens.random(random, total, queryHeads, keyValueHeads, headDim, Math.min(rank, 16));
         // A rotary dimension smaller than the head's wherever the head is large, interleaved for odd prompts.
@@ -37,7 +45,7 @@ class ShapesTest {
         try (Device device = TestDevice.open();
              ShadowKvCache cache = ShadowKvCache.builder(device).layers(1).queryHeads(queryHeads)
                      .keyValueHeads(keyValueHeads).headDim(headDim).rope(rope).rank(rank).chunk(chunk).budget(8 * chunk)
-                     .outliers(2).residualLimit(1).tail(true).memory(MemoryPlan.of(1, total)).build();
+                     .outliers(2).residualLimit(1).tail(true).coefficientType(coefficients).memory(MemoryPlan.of(1, total)).build();
              KvSession session = cache.open(total)) {
             float[] prefilled = new float[prompt * tokens.queryWidth];
             session.prefill(0, prompt, tokens.queries(0, prompt), tokens.keys(0, prompt), tokens.values(0, prompt),
@@ -53,7 +61,7 @@ class ShapesTest {
                 Compare.close(dense.attend(tokens, t, t + 1), prefilled, t * tokens.queryWidth, tolerance,
                         "prefill " + t);
             }
-            oracle.headScales = ShadowTest.headScales(session, 0);
+            oracle.follow(session, 0);
             oracle.seal(basis(session, rank, keyValueHeads, headDim));
             assertThat(oracle.exact).isFalse();
             double eps = 64 * TestDevice.epsilon(device.defaultType());

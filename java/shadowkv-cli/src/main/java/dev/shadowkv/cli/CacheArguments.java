@@ -82,6 +82,12 @@ final class CacheArguments implements Cloneable {
     private String landmarkType;
 
     @Option(
+            names = "--coefficient-type",
+            paramLabel = "TYPE",
+            description = "How the coefficients of the keys are kept on the device: f32, bf16, f16 or i8. Default: the storage type.")
+    private String coefficientType;
+
+    @Option(
             names = "--storage-type",
             paramLabel = "TYPE",
             description = "How keys and values are kept: f32, bf16 or f16. Default: f32 on a CPU, bf16 on a GPU.")
@@ -91,17 +97,22 @@ final class CacheArguments implements Cloneable {
         return options(kind, CacheOptions.USUAL_BUDGET, null);
     }
 
-    /** The same with other types, as {@code bf16/i8} for values and landmarks. */
-    CacheArguments withTypes(String option, String pair) {
-        String[] names = pair.split("/", -1);
-        if (names.length != 2) {
-            throw new IllegalArgumentException(option + " is " + pair + ", it must be a value type, / and a landmark type");
+    /** The same with other types, as {@code bf16/i8} for values and landmarks, {@code bf16/i8/i8} for coefficients too. */
+    CacheArguments withTypes(String option, String types) {
+        String[] names = types.split("/", -1);
+        if (names.length < 2 || names.length > 3) {
+            throw new IllegalArgumentException(option + " is " + types
+                    + ", it must be a value type, / and a landmark type, and may have another / and a coefficient type");
         }
-        type(option, names[0]);
-        type(option, names[1]);
+        for (String name : names) {
+            type(option, name);
+        }
         CacheArguments other = clone();
         other.valueType = names[0];
         other.landmarkType = names[1];
+        if (names.length == 3) {
+            other.coefficientType = names[2];
+        }
         return other;
     }
 
@@ -131,6 +142,7 @@ final class CacheArguments implements Cloneable {
         Optional.ofNullable(balance).ifPresent(builder::balance);
         type("--value-type", valueType).ifPresent(builder::valueType);
         type("--landmark-type", landmarkType).ifPresent(builder::landmarkType);
+        type("--coefficient-type", coefficientType).ifPresent(builder::coefficientType);
         type("--storage-type", storageType).ifPresent(builder::storageType);
         return builder.build();
     }

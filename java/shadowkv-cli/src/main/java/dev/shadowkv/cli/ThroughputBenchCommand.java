@@ -1,6 +1,7 @@
 package dev.shadowkv.cli;
 
 import dev.shadowkv.Device;
+import dev.shadowkv.ElementType;
 import dev.shadowkv.llm.AdmissionException;
 import dev.shadowkv.llm.CacheKind;
 import dev.shadowkv.llm.CacheOptions;
@@ -123,16 +124,19 @@ final class ThroughputBenchCommand implements Callable<Integer> {
 
     @Option(
             names = "--types",
-            paramLabel = "VALUES/LANDMARKS",
+            paramLabel = "VALUES/LANDMARKS[/COEFFICIENTS]",
             split = ",",
-            description = "Several pairs of value type and landmark type, as bf16/bf16,f12/bf16,f6/i8: exact attention is "
-                    + "measured once beside all. Default: --value-type and --landmark-type.")
+            description = "Several combinations of value type, landmark type and coefficient type, as bf16/bf16,f12/bf16,f6/i8/i8: "
+                    + "exact attention is measured once beside all. Default: --value-type, --landmark-type and "
+                    + "--coefficient-type.")
     private List<String> types = List.of();
 
     @Option(
             names = "--out",
             paramLabel = "FOLDER",
-            description = "Write a JSON file for each context and pair of types, as <shape>-<context>-<values>-<landmarks>.json.")
+            description = "Write a JSON file for each context and combination of types, as "
+                    + "<shape>-<context>-<values>-<landmarks>.json, or ...-<landmarks>-<coefficients>.json where coefficients are "
+                    + "not as stored.")
     private Path out;
 
     @Option(names = "--json", description = "Print JSON.")
@@ -185,8 +189,8 @@ final class ThroughputBenchCommand implements Callable<Integer> {
             if (types.isEmpty()) {
                 cells.add(new Cell(settings, context, cacheArguments));
             }
-            for (String pair : types) {
-                cells.add(new Cell(settings, context, cacheArguments.withTypes("--types", pair)));
+            for (String each : types) {
+                cells.add(new Cell(settings, context, cacheArguments.withTypes("--types", each)));
             }
         }
         return cells;
@@ -231,16 +235,21 @@ final class ThroughputBenchCommand implements Callable<Integer> {
             StringWriter text = new StringWriter();
             report.accept(new ThroughputReport(
                     new PrintWriter(text, true), true, device, shape, cell.settings(), cell.options(CacheKind.SHADOW)));
-            CacheOptions shadow = cell.options(CacheKind.SHADOW);
-            Files.writeString(
-                    out.resolve(String.join(
-                            "-",
-                            shape,
-                            cell.context(),
-                            CacheArguments.typeName(shadow.valueTypeOn(device)),
-                            CacheArguments.typeName(shadow.landmarkTypeOn(device))) + ".json"),
-                    text.toString());
+            Files.writeString(out.resolve(fileName(device, cell)), text.toString());
         }
+    }
+
+    /** The types of values and landmarks, and of coefficients where they are not as stored. */
+    private String fileName(Device device, Cell cell) {
+        CacheOptions shadow = cell.options(CacheKind.SHADOW);
+        List<String> parts = new ArrayList<>(List.of(shape, cell.context()));
+        parts.add(CacheArguments.typeName(shadow.valueTypeOn(device)));
+        parts.add(CacheArguments.typeName(shadow.landmarkTypeOn(device)));
+        ElementType coefficients = shadow.coefficientTypeOn(device);
+        if (coefficients != shadow.storageTypeOn(device)) {
+            parts.add(CacheArguments.typeName(coefficients));
+        }
+        return String.join("-", parts) + ".json";
     }
 
     /** Writes what was measured of either cache. */

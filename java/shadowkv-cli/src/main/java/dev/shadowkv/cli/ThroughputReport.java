@@ -77,6 +77,7 @@ final class ThroughputReport {
         node.put("balance", shadow.balancesHeads());
         node.put("valueType", CacheArguments.typeName(shadow.valueTypeOn(device)));
         node.put("landmarkType", CacheArguments.typeName(shadow.landmarkTypeOn(device)));
+        node.put("coefficientType", CacheArguments.typeName(shadow.coefficientTypeOn(device)));
         return node;
     }
 

@@ -217,9 +217,10 @@ class CommandLineTest {
             "eval", "needle", "--model", NEEDLE, "--tasks", "niah_single", "--lengths", "1024", "--samples", 1, "--out",
             folder.resolve("variants.jsonl"), "--json", "--variant", "exact=dense", "--variant"
         };
-        JsonNode report = run(with(command, "small=shadow,rank=40,budget=length/8,landmark-type=i8,value-type=f8,storage-type=bf16")).json();
+        JsonNode report = run(with(command, "small=shadow,rank=40,budget=length/8,landmark-type=i8,coefficient-type=i8,value-type=f8,"
+                + "storage-type=bf16")).json();
         assertThat(report.path("scores")).hasSize(2);
-        assertRefused(run(with(command, "a=shadow,speed=9")), 1, "a=shadow,speed=9", "speed", "radius-weight", "landmark-type");
+        assertRefused(run(with(command, "a=shadow,speed=9")), 1, "a=shadow,speed=9", "speed", "radius-weight", "landmark-type", "coefficient-type");
         assertThat(Variant.parse("a=shadow").options(1).tailTakesPart()).isTrue();
         assertThat(Variant.parse("a=shadow,rerank=0").options(1).tailTakesPart()).isFalse();
         assertThat(Variant.parse("a=shadow,rerank=0,tail=on").options(1).tailTakesPart()).isTrue();
@@ -429,11 +430,11 @@ class CommandLineTest {
     void benchWritesAFileForEachContextAndPairOfTypes() throws IOException {
         Path out = folder.resolve("throughput");
         Outcome text = run(
-                "bench", "throughput", "--shape", "needle-32k", "--context", "1k,2k", "--types", "f32/f32,f8/i8,f12/f32,FP6/i8", "--out", out,
+                "bench", "throughput", "--shape", "needle-32k", "--context", "1k,2k", "--types", "f32/f32,f8/i8,f12/f32,FP6/i8,f8/i8/i8", "--out", out,
                 "--gpu-memory-limit", "200m", "--host-memory-limit", "40m", "--batch", 2, "--budget", 256, "--rank", 40, "--steps", 2,
                 "--layers", 1, "--slots", 32, "--device", "cpu");
         assertThat(text.code()).as(text.err()).isZero();
-        assertThat(text.out().split("tokens a session", -1)).hasSize(9);
+        assertThat(text.out().split("tokens a session", -1)).hasSize(11);
         for (String context : List.of("1k", "2k")) {
             JsonNode wide = new com.fasterxml.jackson.databind.ObjectMapper().readTree(out.resolve("needle-32k-" + context + "-f32-f32.json").toFile());
             JsonNode narrow = new com.fasterxml.jackson.databind.ObjectMapper().readTree(out.resolve("needle-32k-" + context + "-fp8-i8.json").toFile());
@@ -450,9 +451,18 @@ class CommandLineTest {
             long eightBits = narrow.path("caches").path("shadow").path("hostBytes").asLong();
             assertThat(twelve.path("caches").path("shadow").path("hostBytes").asLong()).isEqualTo(eightBits * 12 / 8);
             assertThat(six.path("caches").path("shadow").path("hostBytes").asLong()).isEqualTo(eightBits * 6 / 8);
+            // What they are is told in any case, and named where it is not as stored.
+            JsonNode narrower = new com.fasterxml.jackson.databind.ObjectMapper().readTree(out.resolve("needle-32k-" + context + "-fp8-i8-i8.json").toFile());
+            assertThat(narrow.path("shadow").path("coefficientType").asText()).isEqualTo("f32");
+            assertThat(narrower.path("shadow").path("coefficientType").asText()).isEqualTo("i8");
+            assertThat(narrower.path("caches").path("shadow").path("hostBytes").asLong()).isEqualTo(eightBits);
+            assertThat(narrower.path("caches").path("shadow").path("deviceBytes").asLong())
+                    .isLessThan(narrow.path("caches").path("shadow").path("deviceBytes").asLong());
         }
         assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--types", "f8"), 1, "--types", "f8");
         assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--types", "f8/x9"), 1, "--types", "x9");
+        assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--types", "f8/i8/x9"), 1, "--types", "x9");
+        assertRefused(run("bench", "throughput", "--shape", "needle-32k", "--types", "f8/i8/i8/i8"), 1, "--types", "f8/i8/i8/i8");
     }
 
     @Test

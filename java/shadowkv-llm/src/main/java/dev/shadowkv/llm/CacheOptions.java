@@ -34,6 +34,7 @@ import java.util.OptionalInt;
  * @param valueType how values are kept in host memory: as stored, F8_E4M3, F12_E4M7 or F6_E2M3; by default
  *     {@link #valueTypeOn}
  * @param landmarkType how landmarks are kept; by default as stored
+ * @param coefficientType how the coefficients of keys are kept: as stored, or I8; by default as stored
  * @param storageType how everything else is kept
  */
 public record CacheOptions(
@@ -49,6 +50,7 @@ public record CacheOptions(
         Optional<Boolean> balance,
         Optional<ElementType> valueType,
         Optional<ElementType> landmarkType,
+        Optional<ElementType> coefficientType,
         Optional<ElementType> storageType) {
     /** Rerank factor where none is wished. */
     public static final double USUAL_RERANK = 4;
@@ -73,6 +75,7 @@ public record CacheOptions(
         Objects.requireNonNull(balance, "balance");
         Objects.requireNonNull(valueType, "valueType");
         Objects.requireNonNull(landmarkType, "landmarkType");
+        Objects.requireNonNull(coefficientType, "coefficientType");
         Objects.requireNonNull(storageType, "storageType");
         if (chunk != 8 && chunk != 16) {
             throw new IllegalArgumentException("chunk is " + chunk + ", it must be 8 or 16");
@@ -165,6 +168,7 @@ public record CacheOptions(
                 predict.ifPresent(wish -> shadow.predictDropped(wish && predictsDropped()));
                 balance.ifPresent(shadow::balanceHeads);
                 landmarkType.ifPresent(shadow::landmarkType);
+                coefficientType.ifPresent(shadow::coefficientType);
                 yield shape(shadow, device, config, memory, length);
             }
         };
@@ -196,6 +200,11 @@ public record CacheOptions(
     /** How a cache on a device keeps landmarks. */
     public ElementType landmarkTypeOn(Device device) {
         return landmarkType.orElse(storageTypeOn(device));
+    }
+
+    /** How a cache on a device keeps the coefficients of keys. */
+    public ElementType coefficientTypeOn(Device device) {
+        return coefficientType.orElse(storageTypeOn(device));
     }
 
     /** A budget of as many chunks as a shortlist may have leaves nothing to choose from. */
@@ -235,6 +244,7 @@ public record CacheOptions(
         private Optional<Boolean> balance = Optional.empty();
         private Optional<ElementType> valueType = Optional.empty();
         private Optional<ElementType> landmarkType = Optional.empty();
+        private Optional<ElementType> coefficientType = Optional.empty();
         private Optional<ElementType> storageType = Optional.empty();
 
         private Builder(CacheKind kind) {
@@ -254,6 +264,7 @@ public record CacheOptions(
             balance = from.balance;
             valueType = from.valueType;
             landmarkType = from.landmarkType;
+            coefficientType = from.coefficientType;
             storageType = from.storageType;
         }
 
@@ -317,6 +328,11 @@ public record CacheOptions(
             return this;
         }
 
+        public Builder coefficientType(ElementType value) {
+            coefficientType = Optional.of(value);
+            return this;
+        }
+
         public Builder storageType(ElementType value) {
             storageType = Optional.of(value);
             return this;
@@ -329,7 +345,8 @@ public record CacheOptions(
          */
         public CacheOptions build() {
             return new CacheOptions(
-                    kind, rank, budget, chunk, outliers, radiusWeight, rerank, tail, predict, balance, valueType, landmarkType, storageType);
+                    kind, rank, budget, chunk, outliers, radiusWeight, rerank, tail, predict, balance, valueType, landmarkType,
+                    coefficientType, storageType);
         }
     }
 }

@@ -36,4 +36,22 @@ class CacheOptionsTest {
             assertThat(pinnedBytes(device, config, USUAL)).isEqualTo(TestDevice.CUDA ? wished / 4 * 3 : wished);
         }
     }
+
+    @Test
+    void coefficientsAreAsStoredUnlessEightBitsAreWished() throws IOException {
+        try (Device device = TestDevice.open();
+                Checkpoint checkpoint = Checkpoint.open(Golden.folder("llama-3.1"))) {
+            ModelConfig config = checkpoint.config();
+            CacheOptions eight = USUAL.toBuilder().coefficientType(ElementType.I8).build();
+            assertThat(USUAL.coefficientTypeOn(device)).isEqualTo(device.defaultType());
+            assertThat(eight.coefficientTypeOn(device)).isEqualTo(ElementType.I8);
+            assertThat(eight.toBuilder().build()).isEqualTo(eight);
+            MemoryPlan memory = MemoryPlan.of(1, CAPACITY);
+            long stored = USUAL.builder(device, config, memory, CAPACITY).plan().sessionDeviceBytes();
+            long fewer = eight.builder(device, config, memory, CAPACITY).plan().sessionDeviceBytes();
+            // The scales of a layer take 256 bytes, as everything that is allocated is rounded up to.
+            long saved = (long) CAPACITY * 32 * (device.defaultType().bytes() - 1) - 256;
+            assertThat(stored - fewer).isEqualTo(config.layers() * saved);
+        }
+    }
 }

@@ -135,7 +135,7 @@ public final class NativeLibrary {
 
     /** Kept apart: the class of the bindings cannot be initialised before the library is loaded. */
     private static final class ShadowKvAbi {
-        static final int VERSION = 6;
+        static final int VERSION = 7;
     }
 
     /** The library's own description of itself. */

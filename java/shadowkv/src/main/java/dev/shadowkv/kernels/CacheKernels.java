@@ -90,12 +90,18 @@ public final class CacheKernels {
      * power of two that brings the heads to the same mean square within a factor of two, and the basis of a head is
      * divided by it.
      *
+     * <p>Coefficients of 8 bits are whole numbers from -127 to 127: those of a direction divided by its scale, which is a
+     * 127th of the largest magnitude of them, and rounded. The direction's rows of the basis are multiplied by it, so that
+     * the product is as ever. A direction of zeros, or of rounding alone, has the scale 0 and rows of zeros.
+     *
      * @param keys {@code [tokens][K*D]} before RoPE
      * @param rank directions to find
      * @param storedRank r of the layouts, at least the rank; what is behind the rank is zeroed
      * @param oversampling extra directions iterated on; 0: default
      * @param iterations 0: default
-     * @param coefficients {@code [tokens][r]} of the keys' type
+     * @param coefficients {@code [tokens][r]}
+     * @param coefficientType the keys' type or I8
+     * @param coefficientScales {@code [r]} floats to be written, for I8; else null
      * @param basis {@code [K][r][D]} of the keys' type
      * @param singularValues {@code [rank]} floats, descending
      * @param energy two floats: sum of squares of the keys, and the share of it that the basis captures
@@ -103,15 +109,18 @@ public final class CacheKernels {
      *     values and the energy are those of the scaled keys
      */
     public void lowRankFactor(Rows keys, long tokens, int keyValueHeads, int headDim, int rank, int storedRank,
-                              int oversampling, int iterations, DeviceBuffer coefficients, DeviceBuffer basis,
-                              DeviceBuffer singularValues, DeviceBuffer energy, DeviceBuffer headScales) {
+                              int oversampling, int iterations, DeviceBuffer coefficients, ElementType coefficientType,
+                              DeviceBuffer coefficientScales, DeviceBuffer basis, DeviceBuffer singularValues,
+                              DeviceBuffer energy, DeviceBuffer headScales) {
         long width = (long) Params.positive("keyValueHeads", keyValueHeads) * Params.positive("headDim", headDim);
         if (rank < 1 || rank > storedRank) {
         throw new IllegalArgumentException("rank must be from 1 to storedRank " + storedRank + ": " + rank);
         }
+        Params.coefficients(coefficientType, keys.type());
         MemorySegment p = params.begin(skv_low_rank_factor_params.sizeof());
         try {
             skv_low_rank_factor_params.type(p, keys.type().code());
+            skv_low_rank_factor_params.coefficient_type(p, coefficientType.code());
             params.rows(skv_low_rank_factor_params.keys$offset(), "keys", keys, tokens, width);
             skv_low_rank_factor_params.tokens(p, tokens);
             skv_low_rank_factor_params.key_stride(p, keys.stride());
@@ -122,7 +131,7 @@ public final class CacheKernels {
             skv_low_rank_factor_params.oversampling(p, oversampling);
             skv_low_rank_factor_params.iterations(p, iterations);
             params.pointer(skv_low_rank_factor_params.coefficients$offset(), "coefficients", coefficients,
-                    Params.bytes(keys.type(), tokens, storedRank));
+                    Params.bytes(coefficientType, tokens, storedRank));
             params.pointer(skv_low_rank_factor_params.basis$offset(), "basis", basis, Params.bytes(keys.type(),
                     storedRank, width));
             params.pointer(skv_low_rank_factor_params.singular_values$offset(), "singular_values", singularValues,
@@ -130,6 +139,8 @@ public final class CacheKernels {
             params.pointer(skv_low_rank_factor_params.energy$offset(), "energy", energy, 8);
             params.optional(skv_low_rank_factor_params.head_scales$offset(), "head_scales", headScales,
                     4L * keyValueHeads);
+            params.coefficientScales(skv_low_rank_factor_params.coefficient_scales$offset(), coefficientType,
+                    coefficientScales, storedRank);
             params.context.runReserved("low_rank_factor", ShadowKv.SKV_OP_LOW_RANK_FACTOR(),
                     ShadowKv::skv_low_rank_factor, p);
         } finally {
@@ -137,21 +148,35 @@ public final class CacheKernels {
         }
     }
 
+    /** As above, with coefficients of the keys' type. */
+    public void lowRankFactor(Rows keys, long tokens, int keyValueHeads, int headDim, int rank, int storedRank,
+                              int oversampling, int iterations, DeviceBuffer coefficients, DeviceBuffer basis,
+                              DeviceBuffer singularValues, DeviceBuffer energy, DeviceBuffer headScales) {
+        lowRankFactor(keys, tokens, keyValueHeads, headDim, rank, storedRank, oversampling, iterations, coefficients,
+                keys.type(), null, basis, singularValues, energy, headScales);
+    }
+
     /**
-     * Projects new keys onto an existing basis.
+     * Projects new keys onto an existing basis. Coefficients of 8 bits that are beyond what their scale can say become
+     * -127 or 127, which the residual tells.
      *
      * @param keys {@code [count][K*D]} before RoPE
-     * @param basis {@code [K][r][D]}
+     * @param basis {@code [K][r][D]} of the keys' type
      * @param coefficients {@code [count][r]}
+     * @param coefficientType the keys' type or I8
+     * @param coefficientScales {@code [r]} floats that {@link #lowRankFactor} wrote with the basis, for I8; else null
      * @param residual {@code [count]} floats, the share of each key's energy that the basis misses; or null
      * @param headScales {@code [K]} floats that {@link #lowRankFactor} wrote with the basis; null where it wrote none
      */
     public void lowRankProject(Rows keys, long count, int keyValueHeads, int headDim, int rank, DeviceBuffer basis,
-                               DeviceBuffer coefficients, DeviceBuffer residual, DeviceBuffer headScales) {
+                               DeviceBuffer coefficients, ElementType coefficientType, DeviceBuffer coefficientScales,
+                               DeviceBuffer residual, DeviceBuffer headScales) {
+        Params.coefficients(coefficientType, keys.type());
         long width = (long) Params.positive("keyValueHeads", keyValueHeads) * Params.positive("headDim", headDim);
         MemorySegment p = params.begin(skv_low_rank_project_params.sizeof());
         try {
             skv_low_rank_project_params.type(p, keys.type().code());
+            skv_low_rank_project_params.coefficient_type(p, coefficientType.code());
             params.rows(skv_low_rank_project_params.keys$offset(), "keys", keys, count, width);
             skv_low_rank_project_params.count(p, count);
             skv_low_rank_project_params.key_stride(p, keys.stride());
@@ -161,11 +186,13 @@ public final class CacheKernels {
             params.pointer(skv_low_rank_project_params.basis$offset(), "basis", basis, Params.bytes(keys.type(), rank,
                     width));
             params.pointer(skv_low_rank_project_params.coefficients$offset(), "coefficients", coefficients,
-                    Params.bytes(keys.type(), count, rank));
+                    Params.bytes(coefficientType, count, rank));
             params.optional(skv_low_rank_project_params.residual$offset(), "residual", residual, Math.multiplyExact(4,
                     count));
             params.optional(skv_low_rank_project_params.head_scales$offset(), "head_scales", headScales,
                     4L * keyValueHeads);
+            params.coefficientScales(skv_low_rank_project_params.coefficient_scales$offset(), coefficientType,
+                    coefficientScales, rank);
             params.context.runReserved("low_rank_project", ShadowKv.SKV_OP_LOW_RANK_PROJECT(),
                     ShadowKv::skv_low_rank_project, p);
         } finally {
@@ -173,22 +200,32 @@ public final class CacheKernels {
         }
     }
 
+    /** As above, with coefficients of the keys' type. */
+    public void lowRankProject(Rows keys, long count, int keyValueHeads, int headDim, int rank, DeviceBuffer basis,
+                               DeviceBuffer coefficients, DeviceBuffer residual, DeviceBuffer headScales) {
+        lowRankProject(keys, count, keyValueHeads, headDim, rank, basis, coefficients, keys.type(), null, residual,
+                headScales);
+    }
+
     /**
      * Rebuilds rotated keys into a ring.
      *
-     * @param coefficients {@code [position][r]} of the ring's type
-     * @param basis {@code [K][r][D]}
+     * @param coefficients {@code [position][r]}
+     * @param coefficientType the ring's type or I8
+     * @param basis {@code [K][r][D]} of the ring's type
      */
-    public void rebuildKeys(DeviceBuffer coefficients, DeviceBuffer basis, int keyValueHeads, int headDim, int rank,
-                            long firstPosition, long count, Ring rotatedKeys, RopeTable rope) {
+    public void rebuildKeys(DeviceBuffer coefficients, ElementType coefficientType, DeviceBuffer basis, int keyValueHeads,
+                            int headDim, int rank, long firstPosition, long count, Ring rotatedKeys, RopeTable rope) {
         long width = (long) Params.positive("keyValueHeads", keyValueHeads) * Params.positive("headDim", headDim);
         ElementType type = rotatedKeys.type();
+        Params.coefficients(coefficientType, type);
         Params.fits(rope, headDim);
         MemorySegment p = params.begin(skv_rebuild_keys_params.sizeof());
         try {
             skv_rebuild_keys_params.type(p, type.code());
+            skv_rebuild_keys_params.coefficient_type(p, coefficientType.code());
             params.pointer(skv_rebuild_keys_params.coefficients$offset(), "coefficients", coefficients,
-                    Params.bytes(type, Math.addExact(firstPosition, count), rank));
+                    Params.bytes(coefficientType, Math.addExact(firstPosition, count), rank));
             params.pointer(skv_rebuild_keys_params.basis$offset(), "basis", basis, Params.bytes(type, rank, width));
             skv_rebuild_keys_params.key_value_heads(p, keyValueHeads);
             skv_rebuild_keys_params.head_dim(p, headDim);
@@ -203,6 +240,13 @@ public final class CacheKernels {
         } finally {
             params.end();
         }
+    }
+
+    /** As above, with coefficients of the ring's type. */
+    public void rebuildKeys(DeviceBuffer coefficients, DeviceBuffer basis, int keyValueHeads, int headDim, int rank,
+                            long firstPosition, long count, Ring rotatedKeys, RopeTable rope) {
+        rebuildKeys(coefficients, rotatedKeys.type(), basis, keyValueHeads, headDim, rank, firstPosition, count,
+                rotatedKeys, rope);
     }
 
     /**
@@ -390,26 +434,29 @@ public final class CacheKernels {
      * those tokens, as {@link #lowRankFactor} makes them of its tokens. A column that is rounding alone, with at most 2^-24 of
      * the largest sum of squares (BF16: 2^-20), gives a row of zeros.
      *
-     * @param coefficients {@code [firstPosition + tokens][r]} of the values' type; row = position
+     * @param coefficients {@code [firstPosition + tokens][r]}; row = position
+     * @param coefficientType the values' type or I8
      * @param values at least {@code tokens} of them; position p lies in row {@code p % capacity}
-     * @param valueBasis {@code [K][r][D]} of the same type
+     * @param valueBasis {@code [K][r][D]} of the values' type
      */
-    public void valueFit(DeviceBuffer coefficients, Ring values, int keyValueHeads, int headDim, int rank,
-                         long firstPosition, long tokens, DeviceBuffer valueBasis) {
+    public void valueFit(DeviceBuffer coefficients, ElementType coefficientType, Ring values, int keyValueHeads,
+                         int headDim, int rank, long firstPosition, long tokens, DeviceBuffer valueBasis) {
         Params.notNegative("firstPosition", firstPosition);
         if (Params.notNegative("tokens", tokens) > values.capacity()) {
             throw new IndexOutOfBoundsException("values has " + values.capacity() + " tokens, fewer than " + tokens);
         }
         ElementType type = values.type();
+        Params.coefficients(coefficientType, type);
         Params.positive("rank", rank);
         MemorySegment p = params.begin(skv_value_fit_params.sizeof());
         try {
             skv_value_fit_params.storage_type(p, type.code());
+            skv_value_fit_params.coefficient_type(p, coefficientType.code());
             skv_value_fit_params.key_value_heads(p, Params.positive("keyValueHeads", keyValueHeads));
             skv_value_fit_params.head_dim(p, Params.positive("headDim", headDim));
             skv_value_fit_params.rank(p, rank);
             params.pointer(skv_value_fit_params.coefficients$offset(), "coefficients", coefficients,
-                    Params.bytes(type, Math.addExact(firstPosition, tokens), rank));
+                    Params.bytes(coefficientType, Math.addExact(firstPosition, tokens), rank));
             params.pointer(skv_value_fit_params.values$offset(), "values", values.buffer(),
                     values.bytes(keyValueHeads, headDim));
             skv_value_fit_params.capacity(p, values.capacity());
@@ -421,5 +468,11 @@ public final class CacheKernels {
         } finally {
             params.end();
         }
+    }
+
+    /** As above, with coefficients of the values' type. */
+    public void valueFit(DeviceBuffer coefficients, Ring values, int keyValueHeads, int headDim, int rank,
+                         long firstPosition, long tokens, DeviceBuffer valueBasis) {
+        valueFit(coefficients, values.type(), values, keyValueHeads, headDim, rank, firstPosition, tokens, valueBasis);
     }
 }

@@ -11,15 +11,17 @@ import dev.shadowkv.Status;
  *
  * @param chunk tokens a chunk, 8 or 16
  * @param rank columns of the coefficients
- * @param storageType keys, coefficients, basis, outliers, recent window
+ * @param storageType keys, basis, outliers, recent window
  * @param valueType values in host memory: the storage type, F8_E4M3, F12_E4M7 or F6_E2M3. In slots they are of its
  *     {@link ElementType#unpacked()} type. On a GPU the last two need slots
  * @param landmarkType the storage type or I8
+ * @param coefficientType the storage type, or I8: whole numbers, times what is in the rows of the basis
  * @param window tokens of the recent window, a multiple of {@code chunk}
  * @param slots value slots a key/value head; 0: values are read where they are
  */
 public record Geometry(int queryHeads, int keyValueHeads, int headDim, int chunk, int rank, ElementType storageType,
-                       ElementType valueType, ElementType landmarkType, int window, int slots) {
+                       ElementType valueType, ElementType landmarkType, ElementType coefficientType, int window,
+                       int slots) {
 
     /** Largest head dim. */
     public static final int MAX_HEAD_DIM = 256;
@@ -43,6 +45,7 @@ public record Geometry(int queryHeads, int keyValueHeads, int headDim, int chunk
         Objects.requireNonNull(storageType, "storageType");
         Objects.requireNonNull(valueType, "valueType");
         Objects.requireNonNull(landmarkType, "landmarkType");
+        Objects.requireNonNull(coefficientType, "coefficientType");
         require(keyValueHeads >= 1 && keyValueHeads <= MAX_KEY_VALUE_HEADS,
                 "keyValueHeads must be from 1 to " + MAX_KEY_VALUE_HEADS, keyValueHeads);
         require(queryHeads >= 1 && queryHeads % keyValueHeads == 0 && queryHeads / keyValueHeads <= MAX_GROUP,
@@ -58,12 +61,14 @@ public record Geometry(int queryHeads, int keyValueHeads, int headDim, int chunk
                 "valueType must be the storage type, F8_E4M3, F12_E4M7 or F6_E2M3", valueType);
         require(landmarkType == storageType || landmarkType == ElementType.I8,
                 "landmarkType must be the storage type or I8", landmarkType);
+        require(coefficientType == storageType || coefficientType == ElementType.I8,
+                "coefficientType must be the storage type or I8", coefficientType);
     }
 
     /** The geometry of a dense cache. */
     public static Geometry dense(int queryHeads, int keyValueHeads, int headDim, ElementType storageType) {
         return new Geometry(queryHeads, keyValueHeads, headDim, 8, MIN_RANK, storageType, storageType, storageType,
-                8, 0);
+                storageType, 8, 0);
     }
 
     /** Floats of the moments of a layer, all heads. */

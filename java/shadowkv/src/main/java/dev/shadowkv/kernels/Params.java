@@ -106,6 +106,7 @@ final class Params {
         p.set(ValueLayout.JAVA_INT, offset + skv_geometry.storage_type$offset(), g.storageType().code());
         p.set(ValueLayout.JAVA_INT, offset + skv_geometry.value_type$offset(), g.valueType().code());
         p.set(ValueLayout.JAVA_INT, offset + skv_geometry.landmark_type$offset(), g.landmarkType().code());
+        p.set(ValueLayout.JAVA_INT, offset + skv_geometry.coefficient_type$offset(), g.coefficientType().code());
         p.set(ValueLayout.JAVA_INT, offset + skv_geometry.window$offset(), g.window());
         p.set(ValueLayout.JAVA_INT, offset + skv_geometry.slots$offset(), g.slots());
     }
@@ -195,6 +196,21 @@ final class Params {
             throw new IllegalArgumentException(name + " must be F32, BF16 or F16: " + type);
         }
         return type;
+    }
+
+    /** Coefficients are as everything is stored, or have 8 bits. */
+    static ElementType coefficients(ElementType type, ElementType stored) {
+        if (type != stored && type != ElementType.I8) {
+            throw new IllegalArgumentException("coefficientType must be " + stored + " or I8: " + type);
+        }
+        return type;
+    }
+
+    /** The scales that coefficients of 8 bits have, and others have not. */
+    void coefficientScales(long offset, ElementType type, DeviceBuffer scales, int rank) {
+        if (type == ElementType.I8) {
+            pointer(offset, "coefficient_scales", scales, 4L * rank);
+        }
     }
 
     static void same(String name, ElementType type, ElementType expected) {

@@ -9,8 +9,8 @@ import dev.shadowkv.DeviceBuffer;
  * positions
  * {@code [c*C, (c+1)*C)}.
  *
- * @param coefficients {@code [chunkCapacity*C][r]} storage type, row = position
- * @param basis {@code [K][r][D]} storage type
+ * @param coefficients {@code [chunkCapacity*C][r]} coefficient type, row = position
+ * @param basis {@code [K][r][D]} storage type; for I8 coefficients each row times its direction's scale
  * @param landmarks {@code [K][chunkCapacity][D]} landmark type
  * @param landmarkScales {@code [K][chunkCapacity]} floats for I8, else null
  * @param radius {@code [K][chunkCapacity]} floats; negative: the chunk is not in this head's index

@@ -32,7 +32,7 @@ public final class ShadowLayers extends Table {
         ElementType storage = g.storageType();
         MemorySegment at = entry(index);
         skv_shadow_layer.coefficients(at, buffer("coefficients", layer.coefficients(),
-                Params.bytes(storage, chunks, g.chunk(), g.rank())));
+                Params.bytes(g.coefficientType(), chunks, g.chunk(), g.rank())));
         skv_shadow_layer.basis(at, buffer("basis", layer.basis(), Params.bytes(storage, heads, g.rank(), g.headDim())));
         skv_shadow_layer.landmarks(at, buffer("landmarks", layer.landmarks(),
                 Params.bytes(g.landmarkType(), heads, chunks, g.headDim())));

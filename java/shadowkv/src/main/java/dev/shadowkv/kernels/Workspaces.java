@@ -80,10 +80,12 @@ public final class Workspaces {
     }
 
     /** Of {@link CacheKernels#lowRankFactor}. */
-    public long lowRankFactor(ElementType type, long tokens, int keyValueHeads, int headDim, int rank, int storedRank) {
+    public long lowRankFactor(ElementType type, ElementType coefficientType, long tokens, int keyValueHeads, int headDim,
+                              int rank, int storedRank) {
         MemorySegment p = params.begin(skv_low_rank_factor_params.sizeof());
         try {
             skv_low_rank_factor_params.type(p, type.code());
+            skv_low_rank_factor_params.coefficient_type(p, Params.coefficients(coefficientType, type).code());
             skv_low_rank_factor_params.tokens(p, tokens);
             skv_low_rank_factor_params.key_value_heads(p, keyValueHeads);
             skv_low_rank_factor_params.head_dim(p, headDim);
@@ -117,6 +119,7 @@ public final class Workspaces {
         MemorySegment p = params.begin(skv_value_fit_params.sizeof());
         try {
             skv_value_fit_params.storage_type(p, geometry.storageType().code());
+            skv_value_fit_params.coefficient_type(p, geometry.coefficientType().code());
             skv_value_fit_params.key_value_heads(p, geometry.keyValueHeads());
             skv_value_fit_params.head_dim(p, geometry.headDim());
             skv_value_fit_params.rank(p, geometry.rank());
@@ -129,10 +132,12 @@ public final class Workspaces {
     }
 
     /** Of {@link CacheKernels#lowRankProject}. */
-    public long lowRankProject(ElementType type, long count, int keyValueHeads, int headDim, int rank) {
+    public long lowRankProject(ElementType type, ElementType coefficientType, long count, int keyValueHeads, int headDim,
+                               int rank) {
         MemorySegment p = params.begin(skv_low_rank_project_params.sizeof());
         try {
             skv_low_rank_project_params.type(p, type.code());
+            skv_low_rank_project_params.coefficient_type(p, Params.coefficients(coefficientType, type).code());
             skv_low_rank_project_params.count(p, count);
             skv_low_rank_project_params.key_value_heads(p, keyValueHeads);
             skv_low_rank_project_params.head_dim(p, headDim);

@@ -295,7 +295,7 @@ class KernelsTest {
                 .isInstanceOf(ArithmeticException.class);
         assertThatThrownBy(() -> new Rows(enough, ElementType.F8_E4M3, 0)).isInstanceOf(IllegalArgumentException.class);
         assertThatThrownBy(() -> new Geometry(8, 2, 64, 8, 300, ElementType.F32, ElementType.F32, ElementType.F32,
-                64, 0))
+                ElementType.F32, 64, 0))
                 .isInstanceOf(ShadowKvException.class).hasMessageContaining("rank must be from 16 to 256: 300");
         try (Device other = TestDevice.open()) {
             DeviceBuffer foreign = other.allocate(64);

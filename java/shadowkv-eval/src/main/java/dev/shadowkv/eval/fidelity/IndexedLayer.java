@@ -114,7 +114,7 @@ final class IndexedLayer implements AutoCloseable {
         int rank = options.rankFor(heads * dim);
         geometry = new Geometry(
                 capture.queryHeads(), heads, dim, chunk, Math.max(rank, Geometry.MIN_RANK), options.storageTypeOn(device), valueType,
-                options.landmarkTypeOn(device), Math.ceilDiv(recent, chunk) * chunk,
+                options.landmarkTypeOn(device), options.coefficientTypeOn(device), Math.ceilDiv(recent, chunk) * chunk,
                 valueType.isPacked() ? select : 0);
         cache = new CacheKernels(device);
         decode = new DecodeKernels(device);
@@ -188,14 +188,15 @@ final class IndexedLayer implements AutoCloseable {
         cache.storeTokens(
                 Rows.of(upload(capture.keys()), ElementType.F32), Rows.of(upload(capture.values()), ElementType.F32), tokens, 0, heads,
                 dim, keys, raw, values, type, tokens, rope);
-        DeviceBuffer coefficients = allocate(type, chunks, g.chunk(), g.rank());
+        DeviceBuffer coefficients = allocate(g.coefficientType(), chunks, g.chunk(), g.rank());
+        DeviceBuffer coefficientScales = g.coefficientType() == ElementType.I8 ? allocate(ElementType.F32, g.rank()) : null;
         DeviceBuffer basis = allocate(type, heads, g.rank(), dim);
         DeviceBuffer headScales = options.balancesHeads() ? allocate(ElementType.F32, heads) : null;
         cache.lowRankFactor(
-                Rows.of(raw, type), sealed, heads, dim, rank, g.rank(), 0, 0, coefficients, basis, arena.allocate(4L * rank),
-                arena.allocate(8), headScales);
+                Rows.of(raw, type), sealed, heads, dim, rank, g.rank(), 0, 0, coefficients, g.coefficientType(), coefficientScales,
+                basis, arena.allocate(4L * rank), arena.allocate(8), headScales);
         if (folding) {
-            project(raw, coefficients, basis, headScales);
+            project(raw, coefficients, coefficientScales, basis, headScales);
         }
         DeviceBuffer landmarks = allocate(g.landmarkType(), heads, chunks, dim);
         DeviceBuffer landmarkScales = g.landmarkType() == ElementType.I8 ? allocate(ElementType.F32, heads, chunks) : null;
@@ -236,7 +237,7 @@ final class IndexedLayer implements AutoCloseable {
         DeviceBuffer valueBasis = null;
         if (predicts()) {
             valueBasis = allocate(type, heads, g.rank(), dim);
-            cache.valueFit(coefficients, values, heads, dim, g.rank(), 0, sealed, valueBasis);
+            cache.valueFit(coefficients, g.coefficientType(), values, heads, dim, g.rank(), 0, sealed, valueBasis);
         }
         // Values are read where they are, but for packed ones: a GPU has those in slots alone.
         boolean slots = g.slots() > 0;
@@ -259,7 +260,8 @@ final class IndexedLayer implements AutoCloseable {
     }
 
     /** As folding does it, with the basis of the prompt. */
-    private void project(DeviceBuffer raw, DeviceBuffer coefficients, DeviceBuffer basis, DeviceBuffer headScales) {
+    private void project(
+            DeviceBuffer raw, DeviceBuffer coefficients, DeviceBuffer coefficientScales, DeviceBuffer basis, DeviceBuffer headScales) {
         Geometry g = geometry;
         long first = (long) firstIndexed * g.chunk();
         int count = capture.tokens() - (int) first;
@@ -267,7 +269,8 @@ final class IndexedLayer implements AutoCloseable {
         DeviceBuffer missed = arena.allocate(4L * count);
         cache.lowRankProject(
                 Rows.of(raw.slice(first * width), g.storageType()), count, g.keyValueHeads(), g.headDim(), g.rank(), basis,
-                coefficients.slice(first * g.rank() * g.storageType().bytes()), missed, headScales);
+                coefficients.slice(g.coefficientType().bytes(first * g.rank())), g.coefficientType(), coefficientScales, missed,
+                headScales);
         residual = floats(missed, count);
         for (int chunk = firstIndexed; chunk < indexed && residualIds.size() < RESIDUAL_OUTLIERS; chunk++) {
             float sum = 0;

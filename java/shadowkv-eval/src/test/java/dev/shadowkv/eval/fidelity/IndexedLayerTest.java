@@ -73,22 +73,22 @@ class IndexedLayerTest {
     }
 
     private static CacheOptions options(int rank, int budget, double rerank, boolean tail) {
-        return options(rank, budget, rerank, tail, null);
+        return options(rank, budget, rerank, tail, null, null);
     }
 
-    private static CacheOptions options(int rank, int budget, double rerank, boolean tail, ElementType values) {
+    private static CacheOptions options(
+            int rank, int budget, double rerank, boolean tail, ElementType values, ElementType coefficients) {
         CacheOptions.Builder builder = CacheOptions.shadow(budget).toBuilder().rank(rank).outliers(3).rerank(rerank).tail(tail);
         Optional.ofNullable(values).ifPresent(builder::valueType);
+        Optional.ofNullable(coefficients).ifPresent(builder::coefficientType);
         return builder.build();
     }
 
-    private static ShadowKvCache cache(Device device, Rope rope, double rerank, boolean tail) {
-        return cache(device, rope, rerank, tail, null);
-    }
-
-    private static ShadowKvCache cache(Device device, Rope rope, double rerank, boolean tail, ElementType values) {
+    private static ShadowKvCache cache(
+            Device device, Rope rope, double rerank, boolean tail, ElementType values, ElementType coefficients) {
         return ShadowKvCache.builder(device)
                 .valueType(values)
+                .coefficientType(coefficients)
                 .layers(1)
                 .queryHeads(QUERY_HEADS)
                 .keyValueHeads(HEADS)
@@ -106,15 +106,16 @@ class IndexedLayerTest {
 
     /** What the probe puts together of kernels is what the cache does. */
     @ParameterizedTest
-    @CsvSource({"0, true,", "3, true,", "0, false,", "3, false,", "0, true, F8_E4M3", "0, true, F12_E4M7", "3, true, F6_E2M3"})
-    void isWhatTheCacheDoes(double rerank, boolean tail, ElementType values) {
+    @CsvSource({"0, true,,", "3, true,,", "0, false,,", "3, false,,", "0, true, F8_E4M3,", "0, true, F12_E4M7,", "3, true, F6_E2M3,",
+        "0, true,, I8", "3, true, F6_E2M3, I8"})
+    void isWhatTheCacheDoes(double rerank, boolean tail, ElementType values, ElementType coefficients) {
         LayerCapture capture = capture();
         Rope rope = Rope.standard(DIM, 10000);
         int width = HEADS * DIM;
         int sealed = TOKENS - STEPS;
         try (Device device = device();
-                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail, values));
-                ShadowKvCache cache = cache(device, rope, rerank, tail, values);
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail, values, coefficients));
+                ShadowKvCache cache = cache(device, rope, rerank, tail, values, coefficients);
                 KvSession session = cache.open(TOKENS)) {
             session.append(
                     0, sealed, MemorySegment.ofArray(Arrays.copyOf(capture.keys(), sealed * width)),
@@ -143,8 +144,8 @@ class IndexedLayerTest {
 
     /** With folding too: the cache folds, step by step. */
     @ParameterizedTest
-    @CsvSource({"0, true", "3, true", "0, false", "3, false"})
-    void foldsWhenTheCacheFolds(double rerank, boolean tail) {
+    @CsvSource({"0, true,", "3, true,", "0, false,", "3, false,", "3, true, I8"})
+    void foldsWhenTheCacheFolds(double rerank, boolean tail, ElementType coefficients) {
         LayerCapture whole = capture();
         int steps = 219;
         Random random = new Random(seed + 1);
@@ -161,8 +162,8 @@ class IndexedLayerTest {
         int different = 0;
         // When tokens fold does not depend on the device; F32 leaves few near ties.
         try (Device device = Device.cpu(2);
-                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail), true);
-                ShadowKvCache cache = cache(device, rope, rerank, tail);
+                IndexedLayer layer = new IndexedLayer(device, rope, capture, options(20, 96, rerank, tail, null, coefficients), true);
+                ShadowKvCache cache = cache(device, rope, rerank, tail, null, coefficients);
                 KvSession session = cache.open(TOKENS)) {
             session.append(
                     0, sealed, MemorySegment.ofArray(Arrays.copyOf(keys, sealed * width)),

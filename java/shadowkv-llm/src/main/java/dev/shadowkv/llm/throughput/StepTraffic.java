@@ -37,7 +37,7 @@ final class StepTraffic {
         int storage = g.storageType().bytes();
         double landmarks = heads * chunks
                 * (g.headDim() * g.landmarkType().bytes() + 4 + (g.landmarkType() == ElementType.I8 ? 4 : 0));
-        double coefficients = heads * rebuilt * g.chunk() * g.rank() * storage;
+        double coefficients = heads * rebuilt * g.chunk() * g.rank() * g.coefficientType().bytes();
         double basis = heads * g.rank() * (double) g.headDim() * storage;
         double values = heads * selected * g.readChunkBytes();
         double dense = 2 * heads * (g.window() + options.outlierChunks() * (double) g.chunk()) * g.headDim() * storage;

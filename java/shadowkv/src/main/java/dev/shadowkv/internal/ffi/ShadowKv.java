@@ -576,10 +576,10 @@ public class ShadowKv {
     public static int SKV_MAX_BATCH() {
         return SKV_MAX_BATCH;
     }
-    private static final int SKV_ABI_VERSION = (int)6L;
+    private static final int SKV_ABI_VERSION = (int)7L;
     /**
      * {@snippet lang=c :
-     * enum <anonymous>.SKV_ABI_VERSION = 6
+     * enum <anonymous>.SKV_ABI_VERSION = 7
      * }
      */
     public static int SKV_ABI_VERSION() {

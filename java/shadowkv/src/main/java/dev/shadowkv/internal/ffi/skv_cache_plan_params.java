@@ -40,6 +40,7 @@ public class skv_cache_plan_params {
         ShadowKv.C_INT.withName("struct_size"),
         skv_geometry.layout().withName("geometry"),
         ShadowKv.C_INT.withName("batch"),
+        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("layers"),
         ShadowKv.C_POINTER.withName("states"),
         ShadowKv.C_INT.withName("select"),
@@ -159,7 +160,7 @@ public class skv_cache_plan_params {
         return batch$LAYOUT;
     }
 
-    private static final long batch$OFFSET = 44;
+    private static final long batch$OFFSET = 48;
 
     /**
      * Offset for field:
@@ -203,7 +204,7 @@ public class skv_cache_plan_params {
         return layers$LAYOUT;
     }
 
-    private static final long layers$OFFSET = 48;
+    private static final long layers$OFFSET = 56;
 
     /**
      * Offset for field:
@@ -247,7 +248,7 @@ public class skv_cache_plan_params {
         return states$LAYOUT;
     }
 
-    private static final long states$OFFSET = 56;
+    private static final long states$OFFSET = 64;
 
     /**
      * Offset for field:
@@ -291,7 +292,7 @@ public class skv_cache_plan_params {
         return select$LAYOUT;
     }
 
-    private static final long select$OFFSET = 64;
+    private static final long select$OFFSET = 72;
 
     /**
      * Offset for field:
@@ -335,7 +336,7 @@ public class skv_cache_plan_params {
         return selected$LAYOUT;
     }
 
-    private static final long selected$OFFSET = 72;
+    private static final long selected$OFFSET = 80;
 
     /**
      * Offset for field:
@@ -379,7 +380,7 @@ public class skv_cache_plan_params {
         return selected_count$LAYOUT;
     }
 
-    private static final long selected_count$OFFSET = 80;
+    private static final long selected_count$OFFSET = 88;
 
     /**
      * Offset for field:
@@ -423,7 +424,7 @@ public class skv_cache_plan_params {
         return selected_slot$LAYOUT;
     }
 
-    private static final long selected_slot$OFFSET = 88;
+    private static final long selected_slot$OFFSET = 96;
 
     /**
      * Offset for field:
@@ -467,7 +468,7 @@ public class skv_cache_plan_params {
         return fetch_chunk$LAYOUT;
     }
 
-    private static final long fetch_chunk$OFFSET = 96;
+    private static final long fetch_chunk$OFFSET = 104;
 
     /**
      * Offset for field:
@@ -511,7 +512,7 @@ public class skv_cache_plan_params {
         return fetch_slot$LAYOUT;
     }
 
-    private static final long fetch_slot$OFFSET = 104;
+    private static final long fetch_slot$OFFSET = 112;
 
     /**
      * Offset for field:
@@ -555,7 +556,7 @@ public class skv_cache_plan_params {
         return fetch_count$LAYOUT;
     }
 
-    private static final long fetch_count$OFFSET = 112;
+    private static final long fetch_count$OFFSET = 120;
 
     /**
      * Offset for field:

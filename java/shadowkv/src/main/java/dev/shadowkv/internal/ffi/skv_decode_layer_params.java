@@ -50,7 +50,6 @@ public class skv_decode_layer_params {
         ShadowKv.C_INT.withName("input_type"),
         skv_geometry.layout().withName("geometry"),
         ShadowKv.C_INT.withName("batch"),
-        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("queries"),
         ShadowKv.C_POINTER.withName("keys"),
         ShadowKv.C_POINTER.withName("values"),
@@ -222,7 +221,7 @@ public class skv_decode_layer_params {
         return batch$LAYOUT;
     }
 
-    private static final long batch$OFFSET = 48;
+    private static final long batch$OFFSET = 52;
 
     /**
      * Offset for field:

@@ -41,6 +41,7 @@ public class skv_dense_attention_params {
         ShadowKv.C_INT.withName("output_type"),
         skv_geometry.layout().withName("geometry"),
         ShadowKv.C_INT.withName("batch"),
+        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("queries"),
         ShadowKv.C_POINTER.withName("layers"),
         ShadowKv.C_POINTER.withName("states"),
@@ -244,7 +245,7 @@ public class skv_dense_attention_params {
         return batch$LAYOUT;
     }
 
-    private static final long batch$OFFSET = 52;
+    private static final long batch$OFFSET = 56;
 
     /**
      * Offset for field:
@@ -288,7 +289,7 @@ public class skv_dense_attention_params {
         return queries$LAYOUT;
     }
 
-    private static final long queries$OFFSET = 56;
+    private static final long queries$OFFSET = 64;
 
     /**
      * Offset for field:
@@ -332,7 +333,7 @@ public class skv_dense_attention_params {
         return layers$LAYOUT;
     }
 
-    private static final long layers$OFFSET = 64;
+    private static final long layers$OFFSET = 72;
 
     /**
      * Offset for field:
@@ -376,7 +377,7 @@ public class skv_dense_attention_params {
         return states$LAYOUT;
     }
 
-    private static final long states$OFFSET = 72;
+    private static final long states$OFFSET = 80;
 
     /**
      * Offset for field:
@@ -420,7 +421,7 @@ public class skv_dense_attention_params {
         return max_length$LAYOUT;
     }
 
-    private static final long max_length$OFFSET = 80;
+    private static final long max_length$OFFSET = 88;
 
     /**
      * Offset for field:
@@ -464,7 +465,7 @@ public class skv_dense_attention_params {
         return output$LAYOUT;
     }
 
-    private static final long output$OFFSET = 88;
+    private static final long output$OFFSET = 96;
 
     /**
      * Offset for field:
@@ -508,7 +509,7 @@ public class skv_dense_attention_params {
         return log_sum_exp$LAYOUT;
     }
 
-    private static final long log_sum_exp$OFFSET = 96;
+    private static final long log_sum_exp$OFFSET = 104;
 
     /**
      * Offset for field:

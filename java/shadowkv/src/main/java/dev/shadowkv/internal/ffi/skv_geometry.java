@@ -23,6 +23,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     int32_t storage_type;
  *     int32_t value_type;
  *     int32_t landmark_type;
+ *     int32_t coefficient_type;
  *     int32_t window;
  *     int32_t slots;
  * }
@@ -43,6 +44,7 @@ public class skv_geometry {
         ShadowKv.C_INT.withName("storage_type"),
         ShadowKv.C_INT.withName("value_type"),
         ShadowKv.C_INT.withName("landmark_type"),
+        ShadowKv.C_INT.withName("coefficient_type"),
         ShadowKv.C_INT.withName("window"),
         ShadowKv.C_INT.withName("slots")
     ).withName("skv_geometry");
@@ -406,6 +408,50 @@ public class skv_geometry {
         struct.set(landmark_type$LAYOUT, landmark_type$OFFSET, fieldValue);
     }
 
+    private static final OfInt coefficient_type$LAYOUT = (OfInt)$LAYOUT.select(groupElement("coefficient_type"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final OfInt coefficient_type$layout() {
+        return coefficient_type$LAYOUT;
+    }
+
+    private static final long coefficient_type$OFFSET = 32;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final long coefficient_type$offset() {
+        return coefficient_type$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static int coefficient_type(MemorySegment struct) {
+        return struct.get(coefficient_type$LAYOUT, coefficient_type$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static void coefficient_type(MemorySegment struct, int fieldValue) {
+        struct.set(coefficient_type$LAYOUT, coefficient_type$OFFSET, fieldValue);
+    }
+
     private static final OfInt window$LAYOUT = (OfInt)$LAYOUT.select(groupElement("window"));
 
     /**
@@ -418,7 +464,7 @@ public class skv_geometry {
         return window$LAYOUT;
     }
 
-    private static final long window$OFFSET = 32;
+    private static final long window$OFFSET = 36;
 
     /**
      * Offset for field:
@@ -462,7 +508,7 @@ public class skv_geometry {
         return slots$LAYOUT;
     }
 
-    private static final long slots$OFFSET = 36;
+    private static final long slots$OFFSET = 40;
 
     /**
      * Offset for field:

@@ -17,6 +17,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  * struct skv_low_rank_factor_params {
  *     uint32_t struct_size;
  *     int32_t type;
+ *     int32_t coefficient_type;
  *     const void *keys;
  *     int64_t tokens;
  *     int64_t key_stride;
@@ -31,6 +32,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     float *singular_values;
  *     float *energy;
  *     float *head_scales;
+ *     float *coefficient_scales;
  * }
  * }
  */
@@ -43,6 +45,8 @@ public class skv_low_rank_factor_params {
     private static final GroupLayout $LAYOUT = MemoryLayout.structLayout(
         ShadowKv.C_INT.withName("struct_size"),
         ShadowKv.C_INT.withName("type"),
+        ShadowKv.C_INT.withName("coefficient_type"),
+        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("keys"),
         ShadowKv.C_LONG.withName("tokens"),
         ShadowKv.C_LONG.withName("key_stride"),
@@ -56,7 +60,8 @@ public class skv_low_rank_factor_params {
         ShadowKv.C_POINTER.withName("basis"),
         ShadowKv.C_POINTER.withName("singular_values"),
         ShadowKv.C_POINTER.withName("energy"),
-        ShadowKv.C_POINTER.withName("head_scales")
+        ShadowKv.C_POINTER.withName("head_scales"),
+        ShadowKv.C_POINTER.withName("coefficient_scales")
     ).withName("skv_low_rank_factor_params");
 
     /**
@@ -154,6 +159,50 @@ public class skv_low_rank_factor_params {
         struct.set(type$LAYOUT, type$OFFSET, fieldValue);
     }
 
+    private static final OfInt coefficient_type$LAYOUT = (OfInt)$LAYOUT.select(groupElement("coefficient_type"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final OfInt coefficient_type$layout() {
+        return coefficient_type$LAYOUT;
+    }
+
+    private static final long coefficient_type$OFFSET = 8;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final long coefficient_type$offset() {
+        return coefficient_type$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static int coefficient_type(MemorySegment struct) {
+        return struct.get(coefficient_type$LAYOUT, coefficient_type$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static void coefficient_type(MemorySegment struct, int fieldValue) {
+        struct.set(coefficient_type$LAYOUT, coefficient_type$OFFSET, fieldValue);
+    }
+
     private static final AddressLayout keys$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("keys"));
 
     /**
@@ -166,7 +215,7 @@ public class skv_low_rank_factor_params {
         return keys$LAYOUT;
     }
 
-    private static final long keys$OFFSET = 8;
+    private static final long keys$OFFSET = 16;
 
     /**
      * Offset for field:
@@ -210,7 +259,7 @@ public class skv_low_rank_factor_params {
         return tokens$LAYOUT;
     }
 
-    private static final long tokens$OFFSET = 16;
+    private static final long tokens$OFFSET = 24;
 
     /**
      * Offset for field:
@@ -254,7 +303,7 @@ public class skv_low_rank_factor_params {
         return key_stride$LAYOUT;
     }
 
-    private static final long key_stride$OFFSET = 24;
+    private static final long key_stride$OFFSET = 32;
 
     /**
      * Offset for field:
@@ -298,7 +347,7 @@ public class skv_low_rank_factor_params {
         return key_value_heads$LAYOUT;
     }
 
-    private static final long key_value_heads$OFFSET = 32;
+    private static final long key_value_heads$OFFSET = 40;
 
     /**
      * Offset for field:
@@ -342,7 +391,7 @@ public class skv_low_rank_factor_params {
         return head_dim$LAYOUT;
     }
 
-    private static final long head_dim$OFFSET = 36;
+    private static final long head_dim$OFFSET = 44;
 
     /**
      * Offset for field:
@@ -386,7 +435,7 @@ public class skv_low_rank_factor_params {
         return rank$LAYOUT;
     }
 
-    private static final long rank$OFFSET = 40;
+    private static final long rank$OFFSET = 48;
 
     /**
      * Offset for field:
@@ -430,7 +479,7 @@ public class skv_low_rank_factor_params {
         return stored_rank$LAYOUT;
     }
 
-    private static final long stored_rank$OFFSET = 44;
+    private static final long stored_rank$OFFSET = 52;
 
     /**
      * Offset for field:
@@ -474,7 +523,7 @@ public class skv_low_rank_factor_params {
         return oversampling$LAYOUT;
     }
 
-    private static final long oversampling$OFFSET = 48;
+    private static final long oversampling$OFFSET = 56;
 
     /**
      * Offset for field:
@@ -518,7 +567,7 @@ public class skv_low_rank_factor_params {
         return iterations$LAYOUT;
     }
 
-    private static final long iterations$OFFSET = 52;
+    private static final long iterations$OFFSET = 60;
 
     /**
      * Offset for field:
@@ -562,7 +611,7 @@ public class skv_low_rank_factor_params {
         return coefficients$LAYOUT;
     }
 
-    private static final long coefficients$OFFSET = 56;
+    private static final long coefficients$OFFSET = 64;
 
     /**
      * Offset for field:
@@ -606,7 +655,7 @@ public class skv_low_rank_factor_params {
         return basis$LAYOUT;
     }
 
-    private static final long basis$OFFSET = 64;
+    private static final long basis$OFFSET = 72;
 
     /**
      * Offset for field:
@@ -650,7 +699,7 @@ public class skv_low_rank_factor_params {
         return singular_values$LAYOUT;
     }
 
-    private static final long singular_values$OFFSET = 72;
+    private static final long singular_values$OFFSET = 80;
 
     /**
      * Offset for field:
@@ -694,7 +743,7 @@ public class skv_low_rank_factor_params {
         return energy$LAYOUT;
     }
 
-    private static final long energy$OFFSET = 80;
+    private static final long energy$OFFSET = 88;
 
     /**
      * Offset for field:
@@ -738,7 +787,7 @@ public class skv_low_rank_factor_params {
         return head_scales$LAYOUT;
     }
 
-    private static final long head_scales$OFFSET = 88;
+    private static final long head_scales$OFFSET = 96;
 
     /**
      * Offset for field:
@@ -768,6 +817,50 @@ public class skv_low_rank_factor_params {
      */
     public static void head_scales(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(head_scales$LAYOUT, head_scales$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout coefficient_scales$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("coefficient_scales"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * float *coefficient_scales
+     * }
+     */
+    public static final AddressLayout coefficient_scales$layout() {
+        return coefficient_scales$LAYOUT;
+    }
+
+    private static final long coefficient_scales$OFFSET = 104;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * float *coefficient_scales
+     * }
+     */
+    public static final long coefficient_scales$offset() {
+        return coefficient_scales$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * float *coefficient_scales
+     * }
+     */
+    public static MemorySegment coefficient_scales(MemorySegment struct) {
+        return struct.get(coefficient_scales$LAYOUT, coefficient_scales$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * float *coefficient_scales
+     * }
+     */
+    public static void coefficient_scales(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(coefficient_scales$LAYOUT, coefficient_scales$OFFSET, fieldValue);
     }
 
     /**

@@ -17,6 +17,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  * struct skv_low_rank_project_params {
  *     uint32_t struct_size;
  *     int32_t type;
+ *     int32_t coefficient_type;
  *     const void *keys;
  *     int64_t count;
  *     int64_t key_stride;
@@ -27,6 +28,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  *     void *coefficients;
  *     float *residual;
  *     const float *head_scales;
+ *     const float *coefficient_scales;
  * }
  * }
  */
@@ -39,6 +41,8 @@ public class skv_low_rank_project_params {
     private static final GroupLayout $LAYOUT = MemoryLayout.structLayout(
         ShadowKv.C_INT.withName("struct_size"),
         ShadowKv.C_INT.withName("type"),
+        ShadowKv.C_INT.withName("coefficient_type"),
+        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("keys"),
         ShadowKv.C_LONG.withName("count"),
         ShadowKv.C_LONG.withName("key_stride"),
@@ -49,7 +53,8 @@ public class skv_low_rank_project_params {
         ShadowKv.C_POINTER.withName("basis"),
         ShadowKv.C_POINTER.withName("coefficients"),
         ShadowKv.C_POINTER.withName("residual"),
-        ShadowKv.C_POINTER.withName("head_scales")
+        ShadowKv.C_POINTER.withName("head_scales"),
+        ShadowKv.C_POINTER.withName("coefficient_scales")
     ).withName("skv_low_rank_project_params");
 
     /**
@@ -147,6 +152,50 @@ public class skv_low_rank_project_params {
         struct.set(type$LAYOUT, type$OFFSET, fieldValue);
     }
 
+    private static final OfInt coefficient_type$LAYOUT = (OfInt)$LAYOUT.select(groupElement("coefficient_type"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final OfInt coefficient_type$layout() {
+        return coefficient_type$LAYOUT;
+    }
+
+    private static final long coefficient_type$OFFSET = 8;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final long coefficient_type$offset() {
+        return coefficient_type$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static int coefficient_type(MemorySegment struct) {
+        return struct.get(coefficient_type$LAYOUT, coefficient_type$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static void coefficient_type(MemorySegment struct, int fieldValue) {
+        struct.set(coefficient_type$LAYOUT, coefficient_type$OFFSET, fieldValue);
+    }
+
     private static final AddressLayout keys$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("keys"));
 
     /**
@@ -159,7 +208,7 @@ public class skv_low_rank_project_params {
         return keys$LAYOUT;
     }
 
-    private static final long keys$OFFSET = 8;
+    private static final long keys$OFFSET = 16;
 
     /**
      * Offset for field:
@@ -203,7 +252,7 @@ public class skv_low_rank_project_params {
         return count$LAYOUT;
     }
 
-    private static final long count$OFFSET = 16;
+    private static final long count$OFFSET = 24;
 
     /**
      * Offset for field:
@@ -247,7 +296,7 @@ public class skv_low_rank_project_params {
         return key_stride$LAYOUT;
     }
 
-    private static final long key_stride$OFFSET = 24;
+    private static final long key_stride$OFFSET = 32;
 
     /**
      * Offset for field:
@@ -291,7 +340,7 @@ public class skv_low_rank_project_params {
         return key_value_heads$LAYOUT;
     }
 
-    private static final long key_value_heads$OFFSET = 32;
+    private static final long key_value_heads$OFFSET = 40;
 
     /**
      * Offset for field:
@@ -335,7 +384,7 @@ public class skv_low_rank_project_params {
         return head_dim$LAYOUT;
     }
 
-    private static final long head_dim$OFFSET = 36;
+    private static final long head_dim$OFFSET = 44;
 
     /**
      * Offset for field:
@@ -379,7 +428,7 @@ public class skv_low_rank_project_params {
         return rank$LAYOUT;
     }
 
-    private static final long rank$OFFSET = 40;
+    private static final long rank$OFFSET = 48;
 
     /**
      * Offset for field:
@@ -423,7 +472,7 @@ public class skv_low_rank_project_params {
         return basis$LAYOUT;
     }
 
-    private static final long basis$OFFSET = 48;
+    private static final long basis$OFFSET = 56;
 
     /**
      * Offset for field:
@@ -467,7 +516,7 @@ public class skv_low_rank_project_params {
         return coefficients$LAYOUT;
     }
 
-    private static final long coefficients$OFFSET = 56;
+    private static final long coefficients$OFFSET = 64;
 
     /**
      * Offset for field:
@@ -511,7 +560,7 @@ public class skv_low_rank_project_params {
         return residual$LAYOUT;
     }
 
-    private static final long residual$OFFSET = 64;
+    private static final long residual$OFFSET = 72;
 
     /**
      * Offset for field:
@@ -555,7 +604,7 @@ public class skv_low_rank_project_params {
         return head_scales$LAYOUT;
     }
 
-    private static final long head_scales$OFFSET = 72;
+    private static final long head_scales$OFFSET = 80;
 
     /**
      * Offset for field:
@@ -585,6 +634,50 @@ public class skv_low_rank_project_params {
      */
     public static void head_scales(MemorySegment struct, MemorySegment fieldValue) {
         struct.set(head_scales$LAYOUT, head_scales$OFFSET, fieldValue);
+    }
+
+    private static final AddressLayout coefficient_scales$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("coefficient_scales"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * const float *coefficient_scales
+     * }
+     */
+    public static final AddressLayout coefficient_scales$layout() {
+        return coefficient_scales$LAYOUT;
+    }
+
+    private static final long coefficient_scales$OFFSET = 88;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * const float *coefficient_scales
+     * }
+     */
+    public static final long coefficient_scales$offset() {
+        return coefficient_scales$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * const float *coefficient_scales
+     * }
+     */
+    public static MemorySegment coefficient_scales(MemorySegment struct) {
+        return struct.get(coefficient_scales$LAYOUT, coefficient_scales$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * const float *coefficient_scales
+     * }
+     */
+    public static void coefficient_scales(MemorySegment struct, MemorySegment fieldValue) {
+        struct.set(coefficient_scales$LAYOUT, coefficient_scales$OFFSET, fieldValue);
     }
 
     /**

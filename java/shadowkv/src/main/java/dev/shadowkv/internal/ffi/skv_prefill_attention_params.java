@@ -41,7 +41,6 @@ public class skv_prefill_attention_params {
         ShadowKv.C_INT.withName("query_type"),
         ShadowKv.C_INT.withName("output_type"),
         skv_geometry.layout().withName("geometry"),
-        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("queries"),
         ShadowKv.C_LONG.withName("query_stride"),
         ShadowKv.C_LONG.withName("count"),

@@ -17,6 +17,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  * struct skv_rebuild_keys_params {
  *     uint32_t struct_size;
  *     int32_t type;
+ *     int32_t coefficient_type;
  *     const void *coefficients;
  *     const void *basis;
  *     int32_t key_value_heads;
@@ -39,6 +40,8 @@ public class skv_rebuild_keys_params {
     private static final GroupLayout $LAYOUT = MemoryLayout.structLayout(
         ShadowKv.C_INT.withName("struct_size"),
         ShadowKv.C_INT.withName("type"),
+        ShadowKv.C_INT.withName("coefficient_type"),
+        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("coefficients"),
         ShadowKv.C_POINTER.withName("basis"),
         ShadowKv.C_INT.withName("key_value_heads"),
@@ -147,6 +150,50 @@ public class skv_rebuild_keys_params {
         struct.set(type$LAYOUT, type$OFFSET, fieldValue);
     }
 
+    private static final OfInt coefficient_type$LAYOUT = (OfInt)$LAYOUT.select(groupElement("coefficient_type"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final OfInt coefficient_type$layout() {
+        return coefficient_type$LAYOUT;
+    }
+
+    private static final long coefficient_type$OFFSET = 8;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final long coefficient_type$offset() {
+        return coefficient_type$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static int coefficient_type(MemorySegment struct) {
+        return struct.get(coefficient_type$LAYOUT, coefficient_type$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static void coefficient_type(MemorySegment struct, int fieldValue) {
+        struct.set(coefficient_type$LAYOUT, coefficient_type$OFFSET, fieldValue);
+    }
+
     private static final AddressLayout coefficients$LAYOUT = (AddressLayout)$LAYOUT.select(groupElement("coefficients"));
 
     /**
@@ -159,7 +206,7 @@ public class skv_rebuild_keys_params {
         return coefficients$LAYOUT;
     }
 
-    private static final long coefficients$OFFSET = 8;
+    private static final long coefficients$OFFSET = 16;
 
     /**
      * Offset for field:
@@ -203,7 +250,7 @@ public class skv_rebuild_keys_params {
         return basis$LAYOUT;
     }
 
-    private static final long basis$OFFSET = 16;
+    private static final long basis$OFFSET = 24;
 
     /**
      * Offset for field:
@@ -247,7 +294,7 @@ public class skv_rebuild_keys_params {
         return key_value_heads$LAYOUT;
     }
 
-    private static final long key_value_heads$OFFSET = 24;
+    private static final long key_value_heads$OFFSET = 32;
 
     /**
      * Offset for field:
@@ -291,7 +338,7 @@ public class skv_rebuild_keys_params {
         return head_dim$LAYOUT;
     }
 
-    private static final long head_dim$OFFSET = 28;
+    private static final long head_dim$OFFSET = 36;
 
     /**
      * Offset for field:
@@ -335,7 +382,7 @@ public class skv_rebuild_keys_params {
         return rank$LAYOUT;
     }
 
-    private static final long rank$OFFSET = 32;
+    private static final long rank$OFFSET = 40;
 
     /**
      * Offset for field:
@@ -379,7 +426,7 @@ public class skv_rebuild_keys_params {
         return first_position$LAYOUT;
     }
 
-    private static final long first_position$OFFSET = 40;
+    private static final long first_position$OFFSET = 48;
 
     /**
      * Offset for field:
@@ -423,7 +470,7 @@ public class skv_rebuild_keys_params {
         return count$LAYOUT;
     }
 
-    private static final long count$OFFSET = 48;
+    private static final long count$OFFSET = 56;
 
     /**
      * Offset for field:
@@ -467,7 +514,7 @@ public class skv_rebuild_keys_params {
         return rotated_keys$LAYOUT;
     }
 
-    private static final long rotated_keys$OFFSET = 56;
+    private static final long rotated_keys$OFFSET = 64;
 
     /**
      * Offset for field:
@@ -511,7 +558,7 @@ public class skv_rebuild_keys_params {
         return capacity$LAYOUT;
     }
 
-    private static final long capacity$OFFSET = 64;
+    private static final long capacity$OFFSET = 72;
 
     /**
      * Offset for field:
@@ -555,7 +602,7 @@ public class skv_rebuild_keys_params {
         return rope$LAYOUT;
     }
 
-    private static final long rope$OFFSET = 72;
+    private static final long rope$OFFSET = 80;
 
     /**
      * Offset for field:

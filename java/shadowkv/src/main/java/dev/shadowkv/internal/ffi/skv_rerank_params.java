@@ -46,7 +46,6 @@ public class skv_rerank_params {
         ShadowKv.C_INT.withName("query_type"),
         skv_geometry.layout().withName("geometry"),
         ShadowKv.C_INT.withName("batch"),
-        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("queries"),
         ShadowKv.C_POINTER.withName("layers"),
         ShadowKv.C_POINTER.withName("states"),
@@ -215,7 +214,7 @@ public class skv_rerank_params {
         return batch$LAYOUT;
     }
 
-    private static final long batch$OFFSET = 48;
+    private static final long batch$OFFSET = 52;
 
     /**
      * Offset for field:

@@ -48,6 +48,7 @@ public class skv_sparse_attention_params {
         ShadowKv.C_INT.withName("output_type"),
         skv_geometry.layout().withName("geometry"),
         ShadowKv.C_INT.withName("batch"),
+        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("queries"),
         ShadowKv.C_POINTER.withName("layers"),
         ShadowKv.C_POINTER.withName("states"),
@@ -259,7 +260,7 @@ public class skv_sparse_attention_params {
         return batch$LAYOUT;
     }
 
-    private static final long batch$OFFSET = 52;
+    private static final long batch$OFFSET = 56;
 
     /**
      * Offset for field:
@@ -303,7 +304,7 @@ public class skv_sparse_attention_params {
         return queries$LAYOUT;
     }
 
-    private static final long queries$OFFSET = 56;
+    private static final long queries$OFFSET = 64;
 
     /**
      * Offset for field:
@@ -347,7 +348,7 @@ public class skv_sparse_attention_params {
         return layers$LAYOUT;
     }
 
-    private static final long layers$OFFSET = 64;
+    private static final long layers$OFFSET = 72;
 
     /**
      * Offset for field:
@@ -391,7 +392,7 @@ public class skv_sparse_attention_params {
         return states$LAYOUT;
     }
 
-    private static final long states$OFFSET = 72;
+    private static final long states$OFFSET = 80;
 
     /**
      * Offset for field:
@@ -435,7 +436,7 @@ public class skv_sparse_attention_params {
         return rope$LAYOUT;
     }
 
-    private static final long rope$OFFSET = 80;
+    private static final long rope$OFFSET = 88;
 
     /**
      * Offset for field:
@@ -479,7 +480,7 @@ public class skv_sparse_attention_params {
         return select$LAYOUT;
     }
 
-    private static final long select$OFFSET = 120;
+    private static final long select$OFFSET = 128;
 
     /**
      * Offset for field:
@@ -523,7 +524,7 @@ public class skv_sparse_attention_params {
         return selected$LAYOUT;
     }
 
-    private static final long selected$OFFSET = 128;
+    private static final long selected$OFFSET = 136;
 
     /**
      * Offset for field:
@@ -567,7 +568,7 @@ public class skv_sparse_attention_params {
         return selected_slot$LAYOUT;
     }
 
-    private static final long selected_slot$OFFSET = 136;
+    private static final long selected_slot$OFFSET = 144;
 
     /**
      * Offset for field:
@@ -611,7 +612,7 @@ public class skv_sparse_attention_params {
         return selected_count$LAYOUT;
     }
 
-    private static final long selected_count$OFFSET = 144;
+    private static final long selected_count$OFFSET = 152;
 
     /**
      * Offset for field:
@@ -655,7 +656,7 @@ public class skv_sparse_attention_params {
         return tail$LAYOUT;
     }
 
-    private static final long tail$OFFSET = 152;
+    private static final long tail$OFFSET = 160;
 
     /**
      * Offset for field:
@@ -699,7 +700,7 @@ public class skv_sparse_attention_params {
         return dropped$LAYOUT;
     }
 
-    private static final long dropped$OFFSET = 160;
+    private static final long dropped$OFFSET = 168;
 
     /**
      * Offset for field:
@@ -743,7 +744,7 @@ public class skv_sparse_attention_params {
         return dropped_values$LAYOUT;
     }
 
-    private static final long dropped_values$OFFSET = 168;
+    private static final long dropped_values$OFFSET = 176;
 
     /**
      * Offset for field:
@@ -787,7 +788,7 @@ public class skv_sparse_attention_params {
         return output$LAYOUT;
     }
 
-    private static final long output$OFFSET = 176;
+    private static final long output$OFFSET = 184;
 
     /**
      * Offset for field:
@@ -831,7 +832,7 @@ public class skv_sparse_attention_params {
         return log_sum_exp$LAYOUT;
     }
 
-    private static final long log_sum_exp$OFFSET = 184;
+    private static final long log_sum_exp$OFFSET = 192;
 
     /**
      * Offset for field:

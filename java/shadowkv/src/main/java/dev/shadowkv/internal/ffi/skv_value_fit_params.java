@@ -17,6 +17,7 @@ import static java.lang.foreign.MemoryLayout.PathElement.*;
  * struct skv_value_fit_params {
  *     uint32_t struct_size;
  *     int32_t storage_type;
+ *     int32_t coefficient_type;
  *     int32_t key_value_heads;
  *     int32_t head_dim;
  *     int32_t rank;
@@ -38,10 +39,10 @@ public class skv_value_fit_params {
     private static final GroupLayout $LAYOUT = MemoryLayout.structLayout(
         ShadowKv.C_INT.withName("struct_size"),
         ShadowKv.C_INT.withName("storage_type"),
+        ShadowKv.C_INT.withName("coefficient_type"),
         ShadowKv.C_INT.withName("key_value_heads"),
         ShadowKv.C_INT.withName("head_dim"),
         ShadowKv.C_INT.withName("rank"),
-        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("coefficients"),
         ShadowKv.C_POINTER.withName("values"),
         ShadowKv.C_LONG.withName("capacity"),
@@ -145,6 +146,50 @@ public class skv_value_fit_params {
         struct.set(storage_type$LAYOUT, storage_type$OFFSET, fieldValue);
     }
 
+    private static final OfInt coefficient_type$LAYOUT = (OfInt)$LAYOUT.select(groupElement("coefficient_type"));
+
+    /**
+     * Layout for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final OfInt coefficient_type$layout() {
+        return coefficient_type$LAYOUT;
+    }
+
+    private static final long coefficient_type$OFFSET = 8;
+
+    /**
+     * Offset for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static final long coefficient_type$offset() {
+        return coefficient_type$OFFSET;
+    }
+
+    /**
+     * Getter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static int coefficient_type(MemorySegment struct) {
+        return struct.get(coefficient_type$LAYOUT, coefficient_type$OFFSET);
+    }
+
+    /**
+     * Setter for field:
+     * {@snippet lang=c :
+     * int32_t coefficient_type
+     * }
+     */
+    public static void coefficient_type(MemorySegment struct, int fieldValue) {
+        struct.set(coefficient_type$LAYOUT, coefficient_type$OFFSET, fieldValue);
+    }
+
     private static final OfInt key_value_heads$LAYOUT = (OfInt)$LAYOUT.select(groupElement("key_value_heads"));
 
     /**
@@ -157,7 +202,7 @@ public class skv_value_fit_params {
         return key_value_heads$LAYOUT;
     }
 
-    private static final long key_value_heads$OFFSET = 8;
+    private static final long key_value_heads$OFFSET = 12;
 
     /**
      * Offset for field:
@@ -201,7 +246,7 @@ public class skv_value_fit_params {
         return head_dim$LAYOUT;
     }
 
-    private static final long head_dim$OFFSET = 12;
+    private static final long head_dim$OFFSET = 16;
 
     /**
      * Offset for field:
@@ -245,7 +290,7 @@ public class skv_value_fit_params {
         return rank$LAYOUT;
     }
 
-    private static final long rank$OFFSET = 16;
+    private static final long rank$OFFSET = 20;
 
     /**
      * Offset for field:

@@ -37,6 +37,7 @@ public class skv_value_gather_params {
         ShadowKv.C_INT.withName("struct_size"),
         skv_geometry.layout().withName("geometry"),
         ShadowKv.C_INT.withName("batch"),
+        MemoryLayout.paddingLayout(4),
         ShadowKv.C_POINTER.withName("layers"),
         ShadowKv.C_INT.withName("select"),
         MemoryLayout.paddingLayout(4),
@@ -154,7 +155,7 @@ public class skv_value_gather_params {
         return batch$LAYOUT;
     }
 
-    private static final long batch$OFFSET = 44;
+    private static final long batch$OFFSET = 48;
 
     /**
      * Offset for field:
@@ -198,7 +199,7 @@ public class skv_value_gather_params {
         return layers$LAYOUT;
     }
 
-    private static final long layers$OFFSET = 48;
+    private static final long layers$OFFSET = 56;
 
     /**
      * Offset for field:
@@ -242,7 +243,7 @@ public class skv_value_gather_params {
         return select$LAYOUT;
     }
 
-    private static final long select$OFFSET = 56;
+    private static final long select$OFFSET = 64;
 
     /**
      * Offset for field:
@@ -286,7 +287,7 @@ public class skv_value_gather_params {
         return fetch_chunk$LAYOUT;
     }
 
-    private static final long fetch_chunk$OFFSET = 64;
+    private static final long fetch_chunk$OFFSET = 72;
 
     /**
      * Offset for field:
@@ -330,7 +331,7 @@ public class skv_value_gather_params {
         return fetch_slot$LAYOUT;
     }
 
-    private static final long fetch_slot$OFFSET = 72;
+    private static final long fetch_slot$OFFSET = 80;
 
     /**
      * Offset for field:
@@ -374,7 +375,7 @@ public class skv_value_gather_params {
         return fetch_count$LAYOUT;
     }
 
-    private static final long fetch_count$OFFSET = 80;
+    private static final long fetch_count$OFFSET = 88;
 
     /**
      * Offset for field:
@@ -418,7 +419,7 @@ public class skv_value_gather_params {
         return blocks$LAYOUT;
     }
 
-    private static final long blocks$OFFSET = 88;
+    private static final long blocks$OFFSET = 96;
 
     /**
      * Offset for field:
