@@ -418,6 +418,71 @@ int main() {
     report("rebuild_keys 122880", time_of(backend, [&] { backend.rebuild_keys(p); }),
            key_bytes + static_cast<double>(kTokens) * kRank * 2, 2.0 * kTokens * kRank * kWidth);
   }
+  if (has_blas) {
+    // The same with coefficients of eight bits: their arrays are as large as those of 16, of which half is used.
+    Array direction_scales(backend, kRank * 4), residual(backend, kTokens * 4),
+        value_basis(backend, kWidth * kRank * 2);
+    skv_low_rank_factor_params factor = {};
+    factor.type = SKV_BF16;
+    factor.coefficient_type = SKV_I8;
+    factor.keys = raw;
+    factor.tokens = kTokens;
+    factor.key_value_heads = kHeads;
+    factor.head_dim = kDim;
+    factor.rank = kRank;
+    factor.coefficients = coefficients;
+    factor.basis = basis;
+    factor.coefficient_scales = direction_scales.as<float>();
+    backend.reserve_workspace(backend.workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &factor));
+    const double n = static_cast<double>(kTokens), m = static_cast<double>(kWidth);
+    report("low_rank_factor, i8 coefficients",
+           time_of(
+               backend, [&] { backend.low_rank_factor(factor); }, 2),
+           2 * key_bytes, 2 * n * m * m + 2 * n * m * kRank);
+    const auto scales_of = direction_scales.values(SKV_F32);
+    CHECK(std::all_of(scales_of.begin(), scales_of.end(), [](float x) { return std::isfinite(x) && x > 0; }));
+    skv_value_fit_params fit = {};
+    fit.storage_type = SKV_BF16;
+    fit.coefficient_type = SKV_I8;
+    fit.key_value_heads = kHeads;
+    fit.head_dim = kDim;
+    fit.rank = kRank;
+    fit.coefficients = coefficients;
+    fit.values = stored;
+    fit.capacity = fit.tokens = kTokens;
+    fit.value_basis = value_basis;
+    backend.reserve_workspace(backend.workspace_bytes(SKV_OP_VALUE_FIT, &fit));
+    report("value_fit, i8 coefficients", time_of(backend, [&] { backend.value_fit(fit); }), key_bytes + n * kRank,
+           2 * n * kRank * m);
+    skv_rebuild_keys_params rebuild = {};
+    rebuild.type = SKV_BF16;
+    rebuild.coefficient_type = SKV_I8;
+    rebuild.coefficients = coefficients;
+    rebuild.basis = basis;
+    rebuild.key_value_heads = kHeads;
+    rebuild.head_dim = kDim;
+    rebuild.rank = kRank;
+    rebuild.count = kTokens;
+    rebuild.rotated_keys = kept;
+    rebuild.capacity = kTokens;
+    rebuild.rope = rotation.on(coarse, fine);
+    report("rebuild_keys 122880, i8 coefficients", time_of(backend, [&] { backend.rebuild_keys(rebuild); }),
+           key_bytes + n * kRank, 2 * n * kRank * m);
+    skv_low_rank_project_params project = {};
+    project.type = SKV_BF16;
+    project.coefficient_type = SKV_I8;
+    project.keys = raw;
+    project.count = 64;
+    project.key_value_heads = kHeads;
+    project.head_dim = kDim;
+    project.rank = kRank;
+    project.basis = basis;
+    project.coefficients = coefficients;
+    project.coefficient_scales = direction_scales.as<float>();
+    project.residual = residual.as<float>();
+    report("low_rank_project, 64 tokens, i8 coefficients", time_of(backend, [&] { backend.low_rank_project(project); }),
+           64 * kWidth * 2 + kWidth * kRank * 2, 4.0 * 64 * kWidth * kRank);
+  }
 
   // --- Prefill attention ---
   for (const auto& [head_dim, count, first] :
