@@ -245,7 +245,10 @@ typedef struct skv_store_tokens_params {
  *
  * I8 coefficients are whole numbers: a direction's divided by its scale, which is a 127th of the largest of them, and
  * rounded to the nearest, ties to even. The basis rows of the direction are multiplied by it, so that keys ~
- * coefficients . basis as ever. A direction of zeros has a scale of 0, and so has one whose energy is at most 2^-24 of
+ * coefficients . basis as ever. Of r columns, r / 40 (rounded down) refine a direction: columns i and 16 - r/40 + i
+ * together are direction i, the second in steps of 1/254 of the first's scale, and the other columns are the further
+ * directions in their order. So the first directions, which hold what keys have in common, are as good as with 16 bits,
+ * and the last r / 40 of the rank are not kept. A direction of zeros has a scale of 0, and so has one whose energy is at most 2^-24 of
  * the largest one's (BF16: 2^-20), which is rounding alone: its basis rows and coefficients are zero.
  */
 typedef struct skv_low_rank_factor_params {
@@ -378,7 +381,7 @@ typedef struct skv_moment_update_params {
  * A column whose sum(a_j^2) is at most 2^-24 of the largest one's (BF16: 2^-20, since the basis that
  * coefficients are taken with is rounded) is rounding alone and gives a row of zeros, as a column of zeros does. I8
  * columns, which have scales of their own, are not compared: of them only one of zeros gives a row of zeros, and rows
- * are for the whole numbers, as those of the basis of keys. Accumulates in fp32 and rounds once, at the end.
+ * are for the whole numbers, as those of the basis of keys; a refinement's are zero. Accumulates in fp32 and rounds once, at the end.
  */
 typedef struct skv_value_fit_params {
   uint32_t struct_size;

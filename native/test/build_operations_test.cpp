@@ -2,6 +2,7 @@
 #include <limits>
 #include <numeric>
 
+#include "coefficient_layout.h"
 #include "operands.h"
 
 namespace {
@@ -378,6 +379,13 @@ void test_project(Bench& bench, std::int32_t type, std::int32_t coefficient_type
     for (std::int64_t i = 0; i < width && j == 3; ++i) {
       basis.set((i / s.dim * rank + j) * s.dim + i % s.dim, 0);
     }
+    if (const std::int64_t refined = refined_column(j, rank); refined >= 0) {
+      steps.set(j, steps[refined] / 254);
+      for (std::int64_t i = 0; i < width; ++i) {
+        const std::int64_t row = i / s.dim * rank;
+        basis.set((row + j) * s.dim + i % s.dim, basis[(row + refined) * s.dim + i % s.dim] / 254);
+      }
+    }
   }
   skv_low_rank_project_params p = {};
   p.struct_size = sizeof(p);
@@ -421,7 +429,11 @@ void test_project(Bench& bench, std::int32_t type, std::int32_t coefficient_type
       }
       const double got = coefficients[t * rank + j];
       if (bytes) {
-        const double unit = steps[j] * steps[j], exact = unit > 0 ? sum / unit : 0;
+        const double unit = steps[j] * steps[j];
+        double exact = unit > 0 ? sum / unit : 0;
+        if (const std::int64_t refined = refined_column(j, rank); refined >= 0 && unit > 0) {
+          exact -= coefficients[t * rank + refined] * steps[refined] / steps[j];
+        }
         const double roundings = unit > 0 ? static_cast<double>(width + 4) * 0x1p-24 * bound / unit : 0;
         right &= check::near(got, std::clamp(exact, -127.0, 127.0), unit > 0 ? 0.5 + roundings : 0);
         clamped += std::fabs(exact) > 130;

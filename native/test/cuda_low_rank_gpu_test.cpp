@@ -1,5 +1,6 @@
 // Low-rank keys: factorization, projection, rebuilding, against double precision.
 #include "build_fixture.h"
+#include "coefficient_layout.h"
 
 namespace {
 
@@ -147,6 +148,13 @@ void low_rank_project(skv::Backend& backend, std::mt19937_64& generator, std::in
       for (std::int64_t i = 0; i < width; ++i) {
         b[at((i / head_dim * rank + j) * head_dim + i % head_dim)] *= steps[at(j)];
       }
+      if (const std::int64_t refined = refined_column(j, rank); refined >= 0) {
+        steps[at(j)] = steps[at(refined)] / 254;
+        for (std::int64_t i = 0; i < width; ++i) {
+          const std::int64_t row = i / head_dim * rank;
+          b[at((row + j) * head_dim + i % head_dim)] = b[at((row + refined) * head_dim + i % head_dim)] / 254;
+        }
+      }
     }
     b = rounded(b, SKV_BF16);
     Array keys(backend, x, SKV_BF16), basis(backend, b, SKV_BF16);
@@ -190,9 +198,13 @@ void low_rank_project(skv::Backend& backend, std::mt19937_64& generator, std::in
         const double roundings = 4 * std::sqrt(static_cast<double>(width)) * kF32Epsilon * absolute;
         const double unit = static_cast<double>(steps[at(j)]) * steps[at(j)];
         if (bytes) {
-          expected.push_back(unit > 0 ? std::min(std::max(sum / unit, -127.0), 127.0) : 0);
+          double exact = unit > 0 ? sum / unit : 0;
+          if (const std::int64_t refined = refined_column(j, rank); refined >= 0 && unit > 0) {
+            exact -= static_cast<double>(actual[at(token * rank + refined)]) * steps[at(refined)] / steps[at(j)];
+          }
+          expected.push_back(std::min(std::max(exact, -127.0), 127.0));
           allowed.push_back(unit > 0 ? 0.5 + roundings / unit : 0);
-          clamped += unit > 0 && std::fabs(sum / unit) > 130;
+          clamped += std::fabs(exact) > 130;
         } else {
           expected.push_back(sum);
           allowed.push_back(kBf16Epsilon / 2 * std::fabs(sum) + roundings);
@@ -310,15 +322,19 @@ void check_bytes(const std::string& what, const std::vector<float>& keys, std::i
       const double unit = static_cast<double>(steps[at(j)]) * steps[at(j)];
       const double moved = 6 * kBf16Epsilon / 2 * std::sqrt(2.0 / 3 * squares) +
                            4 * std::sqrt(static_cast<double>(width)) * kF32Epsilon * absolute;
+      const std::int64_t refined = refined_column(j, rank);
+      const double coarse = refined < 0 || unit == 0 ? 0
+                                                     : static_cast<double>(a[at(token * rank + refined)]) *
+                                                           steps[at(refined)] / steps[at(j)];
       actual.push_back(got);
-      expected.push_back(unit > 0 ? sum / unit : 0);
+      expected.push_back(unit > 0 ? sum / unit - coarse : 0);
       allowed.push_back(unit > 0 ? 0.5 + moved / unit : 0);
     }
   }
   check_all(what + " coefficients", actual, expected, [&](std::size_t i) { return allowed[i]; });
   bool full = true;
   for (std::int64_t j = 0; j < rank; ++j) {
-    full &= largest[at(j)] == (steps[at(j)] > 0 ? 127 : 0);
+    full &= refined_column(j, rank) >= 0 ? largest[at(j)] <= 127 : largest[at(j)] == (steps[at(j)] > 0 ? 127 : 0);
   }
   CHECK(full);
 }
@@ -410,7 +426,8 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator, std::int
     }
     const Doubles exact = whole > 0 ? eigenvalues(gram, width) : Doubles(at(width));
     double optimum = 0;
-    for (std::int64_t i = c.rank; i < width; ++i) {
+    const std::int64_t kept = bytes ? column_directions(c.rank, r) : c.rank;
+    for (std::int64_t i = kept; i < width; ++i) {
       optimum += std::max(exact[at(i)], 0.0);
     }
     // Keys against what the stored factors give back.
@@ -444,7 +461,9 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator, std::int
     CHECK(std::sqrt(missed) <=
           std::sqrt(1.01 * 1.01 * optimum + 1.5 * rounding) + (1 + kBf16Epsilon) * std::sqrt(halves));
 
-    const std::int64_t usable = std::min<std::int64_t>({c.rank, c.tokens, width});
+    const std::int64_t usable = std::min<std::int64_t>({kept, c.tokens, width});
+    const auto direction = [&](std::int64_t j) { return bytes ? column_direction(j, r) : j; };
+    const auto absent = [&](std::int64_t j) { return j >= c.rank || direction(j) >= usable; };
     bool orthonormal = true, zero_behind = true;
     for (std::int64_t j = 0; j < r; ++j) {
       for (std::int64_t k = 0; k <= j; ++k) {
@@ -453,20 +472,21 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator, std::int
           dot += static_cast<double>(b[at((i / c.head_dim * r + j) * c.head_dim + i % c.head_dim)]) *
                  static_cast<double>(b[at((i / c.head_dim * r + k) * c.head_dim + i % c.head_dim)]);
         }
-        if (j >= usable) {
-          zero_behind = zero_behind && dot == 0 && (!bytes || steps[at(j)] == 0);
+        if (absent(j) || absent(k)) {
+          zero_behind = zero_behind && dot == 0 && (!bytes || !absent(j) || steps[at(j)] == 0);
           continue;
         }
         if (steps[at(j)] > 0 && steps[at(k)] > 0) {
           dot /= static_cast<double>(steps[at(j)]) * steps[at(k)];
         }
-        if (k == j && singular[at(j)] <= 1e-3F * singular[0]) {
+        const bool same = direction(k) == direction(j);
+        if (same && singular[at(direction(j))] <= 1e-3F * singular[0]) {
           orthonormal = orthonormal && (std::fabs(dot - 1) <= kBf16Epsilon / 2 || dot == 0);
         } else {
-          orthonormal = orthonormal && std::fabs(dot - (j == k ? 1 : 0)) <= kBf16Epsilon / 2;
+          orthonormal = orthonormal && std::fabs(dot - (same ? 1 : 0)) <= kBf16Epsilon / 2;
         }
       }
-      for (std::int64_t token = 0; j >= usable && token < c.tokens; ++token) {
+      for (std::int64_t token = 0; absent(j) && token < c.tokens; ++token) {
         zero_behind = zero_behind && a[at(token * r + j)] == 0;
       }
     }
@@ -484,7 +504,7 @@ void low_rank_factor(skv::Backend& backend, std::mt19937_64& generator, std::int
         std::fprintf(stderr, "%s: singular value %lld is %.9g, the one before %.9g, between %.9g and %.9g expected\n",
                      what.c_str(), static_cast<long long>(j), mine, before, least, most);
       }
-      total += mine * mine;
+      total += j < kept ? mine * mine : 0;
     }
     CHECK(orthonormal);
     CHECK(zero_behind);

@@ -1,5 +1,6 @@
 // The basis that predicts values from coefficients, against its definition in double precision.
 #include "build_fixture.h"
+#include "coefficient_layout.h"
 
 namespace {
 
@@ -139,7 +140,8 @@ Fit fit_of(const Input& in) {
   for (std::int64_t head = 0; head < c.heads; ++head) {
     for (std::int64_t t = 0; t < c.tokens; ++t) {
       for (std::int64_t j = 0; j < c.rank; ++j) {
-        if (squares[at(j)] <= (c.coefficient_type == SKV_I8 ? 0 : 0x1p-20 * largest)) {
+        const bool bytes = c.coefficient_type == SKV_I8;
+        if (squares[at(j)] <= (bytes ? 0 : 0x1p-20 * largest) || (bytes && refined_column(j, c.rank) >= 0)) {
           continue;
         }
         const double factor = in.coefficient(t, j) / squares[at(j)];

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "blas/cpu_blas.h"
+#include "coefficient_columns.h"
 #include "cpu/basis.h"
 #include "cpu/dot_products.h"
 #include "cpu/subspace.h"
@@ -113,20 +114,22 @@ void fix_sign(double* direction, std::int64_t width) {
   }
 }
 
-// basis [K][stored_rank][D] from directions [usable][K*D], zero behind them; times the scale of the direction, if
-// given.
+// basis [K][stored_rank][D] from directions [usable][K*D], zero behind them; times the scale of the column, if given.
 void store_basis(const skv_low_rank_factor_params& p, const Subspace& subspace, std::int64_t usable,
                  std::int64_t stored_rank, const float* coefficient_scales, const Execution& execution) {
   const Narrow narrow = narrow_function(p.type, execution.set);
   const std::int64_t dim = p.head_dim, width = p.key_value_heads * dim;
   float row[SKV_MAX_HEAD_DIM] = {};
   for (std::int64_t i = 0; i < p.key_value_heads * stored_rank; ++i) {
-    const std::int64_t head = i / stored_rank, j = i % stored_rank;
-    const float scale = coefficient_scales ? coefficient_scales[j] : 1.0F;
+    const std::int64_t head = i / stored_rank, column = i % stored_rank;
+    const std::int64_t j =
+        p.coefficient_type == SKV_I8 ? direction_of(static_cast<int>(column), static_cast<int>(stored_rank)) : column;
+    const bool there = column < p.rank && j < usable;
+    const float scale = coefficient_scales ? coefficient_scales[column] : 1.0F;
     const float head_scale = p.head_scales ? p.head_scales[head] : 1.0F;  // a power of two
     for (std::int64_t d = 0; d < dim; ++d) {
       const auto at = static_cast<std::size_t>(j * width + head * dim + d);
-      row[d] = j < usable ? static_cast<float>(subspace.directions[at]) * scale / head_scale : 0.0F;
+      row[d] = there ? static_cast<float>(subspace.directions[at]) * scale / head_scale : 0.0F;
     }
     narrow(row, element_at(p.basis, p.type, i * dim), dim);
   }
@@ -166,11 +169,24 @@ void scale_coefficients(const skv_low_rank_factor_params& p, const std::vector<f
       p.coefficient_scales[j] = 0.0F;
     }
   }
+  const int rank = static_cast<int>(stored_rank);
+  for (int j = 0; j < std::min(rank, kFirstColumns); ++j) {
+    if (is_refinement(j, rank)) {
+      p.coefficient_scales[j] = j < p.rank ? p.coefficient_scales[direction_of(j, rank)] / kRefinementSteps : 0.0F;
+    }
+  }
   execution.pool.parallel_ranges(p.tokens, kAtOnce, [&](std::int64_t begin, std::int64_t end) {
     auto* const to = static_cast<std::int8_t*>(p.coefficients);
-    for (std::int64_t i = begin * stored_rank; i < end * stored_rank; ++i) {
-      const float scale = p.coefficient_scales[i % stored_rank];
-      to[i] = from_float<std::int8_t>(scale > 0 ? exact[static_cast<std::size_t>(i)] / scale : 0.0F);
+    for (std::int64_t t = begin; t < end; ++t) {
+      const float* const from = exact.data() + t * stored_rank;
+      std::int8_t* const row = to + t * stored_rank;
+      // Directions that are refined come before their refinements.
+      for (int j = 0; j < rank; ++j) {
+        const float scale = p.coefficient_scales[j];
+        const float had =
+            is_refinement(j, rank) ? static_cast<float>(row[direction_of(j, rank)]) * kRefinementSteps : 0.0F;
+        row[j] = from_float<std::int8_t>(scale > 0 ? from[j] / scale - had : 0.0F);
+      }
     }
   });
 }
@@ -219,10 +235,11 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Execution& execution) 
     store_basis(p, subspace, usable, stored_rank, p.coefficient_scales, execution);
   }
 
+  const std::int64_t kept = bytes ? directions_of(p.rank, static_cast<int>(stored_rank)) : p.rank;
   double captured = 0;
   for (std::int64_t j = 0; j < p.rank; ++j) {
     const double value = j < usable ? subspace.values[static_cast<std::size_t>(j)] : 0.0;
-    captured += value;
+    captured += j < kept ? value : 0.0;
     if (p.singular_values) {
       p.singular_values[j] = static_cast<float>(std::sqrt(value));
     }

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "coefficient_columns.h"
 #include "cpu/basis.h"
 #include "cpu/dot_products.h"
 #include "cpu/sums.h"
@@ -9,6 +10,16 @@ namespace {
 
 // Tokens that one thread projects at a time.
 constexpr std::int64_t kTokens = 32;
+
+// Of coefficients in steps: refinements become what rounding takes from their directions.
+void subtract_refined(int rank, const float* scales, float* row) {
+  for (int j = 0; j < std::min(rank, kFirstColumns); ++j) {
+    if (is_refinement(j, rank) && row[j] != 0.0F) {
+      const int refined = direction_of(j, rank);
+      row[j] -= to_float(from_float<std::int8_t>(row[refined])) * (scales[refined] / scales[j]);
+    }
+  }
+}
 
 }  // namespace
 
@@ -61,6 +72,9 @@ void project_keys(const Projection& p, float* scratch, Execution& execution) {
       for (std::int64_t j = 0; p.coefficient_scales && j < p.rank; ++j) {
         const float scale = p.coefficient_scales[j];
         row[j] = scale > 0 ? row[j] / (scale * scale) : 0.0F;
+      }
+      if (p.coefficient_scales) {
+        subtract_refined(static_cast<int>(p.rank), p.coefficient_scales, row);
       }
       narrow(row, target, p.rank);
       if (p.residual) {

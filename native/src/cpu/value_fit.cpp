@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "coefficient_columns.h"
 #include "cpu/attention_kernels.h"
 #include "cpu/basis.h"
 #include "cpu/elements.h"
@@ -113,6 +114,9 @@ void value_fit(const skv_value_fit_params& p, Execution& execution) {
     }
   });
   row_factors(squares, layout, negligible(p.coefficient_type), factors);
+  for (int j = 0; p.coefficient_type == SKV_I8 && j < std::min(p.rank, kFirstColumns); ++j) {
+    factors[j] = is_refinement(j, p.rank) ? 0.0F : factors[j];  // the values it stands for are its direction's
+  }
   execution.pool.parallel_for(static_cast<std::int64_t>(p.key_value_heads) * p.rank, [&](std::int64_t i) {
     const std::int64_t head = i / p.rank, j = i % p.rank;
     float row[SKV_MAX_HEAD_DIM] = {};

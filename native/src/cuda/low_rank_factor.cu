@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "coefficient_columns.h"
 #include "cuda/cublas.h"
 #include "cuda/launch.h"
 #include "cuda/launch_together.h"
@@ -191,13 +192,15 @@ __global__ void __launch_bounds__(kThreads) start_kernel(std::int64_t width, int
 // zero from `usable` on. With scales [K] of heads, the basis is divided by them and packed multiplied; with scales
 // [stored_rank] of coefficients, the basis is multiplied by those.
 __global__ void __launch_bounds__(kThreads)
-    store_basis_kernel(const float* from, int usable, int stored_rank, std::int64_t width, int head_dim,
-                       const float* scales, const float* coefficient_scales, __nv_bfloat16* basis,
+    store_basis_kernel(const float* from, int usable, int rank, bool rounded, int stored_rank, std::int64_t width,
+                       int head_dim, const float* scales, const float* coefficient_scales, __nv_bfloat16* basis,
                        __nv_bfloat16* packed) {
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < stored_rank * width;
        i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
     const std::int64_t j = i / width, column = i % width;
-    const float value = j < usable ? from[i] : 0.0F, scale = scales ? scales[column / head_dim] : 1.0F;
+    const std::int64_t direction = rounded ? direction_of(static_cast<int>(j), stored_rank) : j;
+    const float value = j < rank && direction < usable ? from[direction * width + column] : 0.0F,
+                scale = scales ? scales[column / head_dim] : 1.0F;
     packed[i] = __float2bfloat16_rn(value * scale);
     const float coefficient_scale = coefficient_scales ? coefficient_scales[j] : 1.0F;
     basis[(column / head_dim * stored_rank + j) * head_dim + column % head_dim] =
@@ -226,10 +229,11 @@ __global__ void __launch_bounds__(kThreads)
 // [usable].
 __global__ void __launch_bounds__(kThreads)
     coefficient_scales_kernel(const unsigned* largest, const float* energies, int usable, int rank, float* scales) {
-  const int j = static_cast<int>(threadIdx.x);
+  const int j = static_cast<int>(threadIdx.x), direction = direction_of(j, rank);
   if (j < rank) {
-    const bool there = j < usable && energies[j] > kRounding * energies[0];
-    scales[j] = there ? __uint_as_float(largest[j]) / kLargestI8 : 0.0F;
+    const bool there = direction < usable && energies[direction] > kRounding * energies[0];
+    scales[j] =
+        there ? __uint_as_float(largest[j]) / kLargestI8 / (is_refinement(j, rank) ? kRefinementSteps : 1.0F) : 0.0F;
   }
 }
 
@@ -238,14 +242,20 @@ __global__ void __launch_bounds__(kThreads)
     round_coefficients_kernel(const float* from, std::int64_t count, int rank, const float* scales, std::int8_t* to) {
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
-    const float scale = scales[i % rank];
-    to[i] = scale > 0 ? round_to_i8(from[i] / scale) : static_cast<std::int8_t>(0);
+    const int j = static_cast<int>(i % rank), direction = direction_of(j, rank);
+    const float scale = scales[j];
+    float had = 0;
+    if (is_refinement(j, rank) && scale > 0) {
+      had = static_cast<float>(round_to_i8(from[i - j + direction] / scales[direction])) * kRefinementSteps;
+    }
+    to[i] = scale > 0 ? round_to_i8(from[i] / scale - had) : static_cast<std::int8_t>(0);
   }
 }
 
-// singular_values [rank] and energy [2]; one block.
-__global__ void __launch_bounds__(kThreads) report_kernel(const float* gram, std::int64_t width, const float* values,
-                                                          int rank, int usable, float* singular_values, float* energy) {
+// singular_values [rank] and energy [2], of which the basis captures that of the directions it keeps; one block.
+__global__ void __launch_bounds__(kThreads)
+    report_kernel(const float* gram, std::int64_t width, const float* values, int rank, int usable, int kept,
+                  float* singular_values, float* energy) {
   __shared__ double totals[kThreads], captures[kThreads];
   double total = 0, captured = 0;
   for (std::int64_t i = threadIdx.x; i < width; i += kThreads) {
@@ -253,7 +263,7 @@ __global__ void __launch_bounds__(kThreads) report_kernel(const float* gram, std
   }
   for (int i = static_cast<int>(threadIdx.x); i < rank; i += kThreads) {
     const float value = i < usable ? values[i] : 0.0F;
-    captured += static_cast<double>(value);
+    captured += i < kept ? static_cast<double>(value) : 0.0;
     if (singular_values) {
       singular_values[i] = sqrtf(value);
     }
@@ -325,8 +335,9 @@ void store_basis(const skv_low_rank_factor_params& p, const Plan& plan, const Sc
                  const float* coefficient_scales, const Launch& launch) {
   launch_kernel("low_rank_factor", store_basis_kernel,
                 dim3(striding_blocks(plan.stored_rank * plan.width, kThreads, launch.traits.multiprocessors)),
-                dim3(kThreads), 0, launch.stream, s.basis, usable, plan.stored_rank, plan.width, p.head_dim,
-                p.head_scales, coefficient_scales, static_cast<__nv_bfloat16*>(p.basis), s.packed);
+                dim3(kThreads), 0, launch.stream, s.basis, usable, p.rank, p.coefficient_type == SKV_I8,
+                plan.stored_rank, plan.width, p.head_dim, p.head_scales, coefficient_scales,
+                static_cast<__nv_bfloat16*>(p.basis), s.packed);
 }
 
 // Coefficients of `tokens` tokens from `first` on.
@@ -428,7 +439,9 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Launch& launch) {
   const int usable = std::min(plan.usable, found);
   store_basis(p, plan, s, usable, nullptr, launch);
   launch_kernel("low_rank_factor", report_kernel, dim3(1), dim3(kThreads), 0, launch.stream, s.gram, plan.width,
-                s.values, p.rank, usable, p.singular_values, p.energy);
+                s.values, p.rank, usable,
+                p.coefficient_type == SKV_I8 ? directions_of(p.rank, plan.stored_rank) : p.rank, p.singular_values,
+                p.energy);
   if (p.coefficient_type == SKV_I8) {
     store_bytes(p, plan, s, usable, launch);
   } else {

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "coefficient_columns.h"
 #include "cuda/launch.h"
 #include "cuda/low_rank_products.cuh"
 
@@ -78,20 +79,32 @@ __global__ void __launch_bounds__(kProjectThreads)
   __syncthreads();
   for (int i = static_cast<int>(threadIdx.x); i < tokens * kProjectRanks; i += kProjectThreads) {
     const int token = i / kProjectRanks, rank = i % kProjectRanks;
-    float sum = 0;
+    const auto total = [&](int column) {
+      float sum = 0;
 #pragma unroll
-    for (int part = 0; part < kProjectWarps; ++part) {
-      sum += parts[part][token][rank];
-    }
+      for (int part = 0; part < kProjectWarps; ++part) {
+        sum += parts[part][token][column];
+      }
+      return sum;
+    };
     if (first_rank + rank < p.rank) {
       const std::int64_t at = (first + token) * p.rank + first_rank + rank;
       if (p.coefficient_type == SKV_I8) {
         // The scale is in the basis, so in the sum, and the coefficient is to be divided by it.
-        const float scale = p.coefficient_scales[first_rank + rank];
-        static_cast<std::int8_t*>(p.coefficients)[at] =
-            scale > 0 ? round_to_i8(sum / (scale * scale)) : static_cast<std::int8_t>(0);
+        const auto steps = [&](int column) {
+          const float scale = p.coefficient_scales[first_rank + column];
+          return scale > 0 ? total(column) / (scale * scale) : 0.0F;
+        };
+        float exact = steps(rank);
+        if (is_refinement(first_rank + rank, p.rank) && exact != 0.0F) {
+          static_assert(kFirstColumns == kProjectRanks, "this block has what is refined");
+          const int refined = direction_of(rank, p.rank);
+          exact -= static_cast<float>(round_to_i8(steps(refined))) *
+                   (p.coefficient_scales[refined] / p.coefficient_scales[rank]);
+        }
+        static_cast<std::int8_t*>(p.coefficients)[at] = round_to_i8(exact);
       } else {
-        static_cast<S*>(p.coefficients)[at] = from_float<S>(sum);
+        static_cast<S*>(p.coefficients)[at] = from_float<S>(total(rank));
       }
     }
   }

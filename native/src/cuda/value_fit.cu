@@ -1,6 +1,7 @@
 // The map from the coefficients of keys to values, by least squares.
 #include <algorithm>
 
+#include "coefficient_columns.h"
 #include "cuda/cublas.h"
 #include "cuda/elements.cuh"
 #include "cuda/launch.h"
@@ -45,9 +46,10 @@ __global__ void __launch_bounds__(kFitThreads)
   }
 }
 
-// 1 / sum of squares of each column, 0 where that is no more than a share of the largest. One block.
+// 1 / sum of squares of each column, 0 where that is no more than a share of the largest, and of refinements, if there
+// are any: the values that they stand for are their directions'. One block.
 __global__ void __launch_bounds__(kFitThreads)
-    inverses_kernel(const float* parts, int blocks, int rank, float least_share, float* inverses) {
+    inverses_kernel(const float* parts, int blocks, int rank, float least_share, bool refined, float* inverses) {
   __shared__ float largest_of_warps[kFitThreads / 32];
   const int thread = static_cast<int>(threadIdx.x);
   float sum = 0;
@@ -64,7 +66,8 @@ __global__ void __launch_bounds__(kFitThreads)
     largest = fmaxf(largest, x);
   }
   if (thread < rank) {
-    inverses[thread] = sum > least_share * largest ? 1.0F / sum : 0.0F;
+    const bool wanted = sum > least_share * largest && !(refined && is_refinement(thread, rank));
+    inverses[thread] = wanted ? 1.0F / sum : 0.0F;
   }
 }
 
@@ -160,7 +163,7 @@ void value_fit(const skv_value_fit_params& p, Launch& launch) {
     add_squares(reinterpret_cast<const __nv_bfloat16*>(coefficients));
   }
   launch_kernel("value_fit", inverses_kernel, dim3(1), dim3(kFitThreads), 0, launch.stream, parts, blocks, p.rank,
-                bytes ? 0.0F : kLeastShare, inverses);
+                bytes ? 0.0F : kLeastShare, bytes, inverses);
   launch_kernel("value_fit", store_fit_kernel, dim3(blocks_for(static_cast<std::int64_t>(count), kFitThreads)),
                 dim3(kFitThreads), 0, launch.stream, products, inverses, p.rank, p.head_dim,
                 static_cast<std::int64_t>(count), static_cast<__nv_bfloat16*>(p.value_basis));

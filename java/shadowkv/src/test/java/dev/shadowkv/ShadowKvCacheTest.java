@@ -460,8 +460,9 @@ class ShadowKvCacheTest extends ShadowTest {
                                 assertThat(Oracle.norm(basis[steps[i] == 0 ? i : j])).isZero();
                                 continue;
                             }
+                            boolean same = i == j || coefficients != null && ShadowOracle.refined(i, 16 + reserve) == j;
                             assertThat(ShadowOracle.coefficient(basis[i], basis[j], scales) / steps[i] / steps[j])
-                                    .isCloseTo(i == j ? 1 : 0, org.assertj.core.api.Assertions.within(
+                                    .isCloseTo(same ? 1 : 0, org.assertj.core.api.Assertions.within(
                                             16 * Math.sqrt(128) * TestDevice.epsilon(storageType)));
                         }
                     }

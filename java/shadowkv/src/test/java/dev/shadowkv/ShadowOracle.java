@@ -129,17 +129,29 @@ final class ShadowOracle {
         }
     }
 
-    /** In what a session counts them, but not rounded. */
+    /** In what a session counts them, but not rounded, so that nothing is left for refinements. */
     private double[] exactCoefficients(int position) {
         double[] own = new double[basis.length];
         for (int j = 0; j < own.length; j++) {
-            own[j] = coefficient(basis[j], raw.get(position), headScales);
-            if (wholeNumbers != null) {
-                double scale = coefficientScales[j];
-                own[j] = scale == 0 ? 0 : Math.clamp(own[j] / (scale * scale), -127, 127);
+            if (wholeNumbers == null) {
+                own[j] = coefficient(basis[j], raw.get(position), headScales);
+            } else if (refined(j, own.length) < 0) {
+                own[j] = Math.clamp(steps(position, j), -127, 127);
             }
         }
         return own;
+    }
+
+    /** A coefficient that is to be rounded to a whole number, by its row of the basis. */
+    private double steps(int position, int column) {
+        double scale = coefficientScales[column];
+        return scale == 0 ? 0 : coefficient(basis[column], raw.get(position), headScales) / (scale * scale);
+    }
+
+    /** Of coefficients of 8 bits, the column that a column refines, or -1: one of 40, the last of the first 16. */
+    static int refined(int column, int rank) {
+        int first = 16 - rank / 40;
+        return column >= first && column < 16 ? column - first : -1;
     }
 
     /** Keys of a head by the coefficients, rotated. */
@@ -156,7 +168,8 @@ final class ShadowOracle {
 
     /**
      * Rounding to whole numbers is the session's: near a half it cannot be foreseen. It is off by no more than half a step, and
-     * what rounding of keys and basis, and of the sum, may move the number that is rounded.
+     * what rounding of keys and basis, and of the sum, may move the number that is rounded. A refinement is what rounding left
+     * of its direction, by a row of the basis that is rounded once more.
      */
     private void takeWholeNumbers(int from, int to) {
         for (int position = from; wholeNumbers != null && position < to; position++) {
@@ -165,8 +178,13 @@ final class ShadowOracle {
             double[] taken = wholeNumbers.apply(position);
             for (int j = 0; j < own.length; j++) {
                 double scale = coefficientScales[j];
-                double moved = scale == 0 ? 0 : (1 + rewound) * coefficientError(position) / scale;
-                assertThat(Math.abs(taken[j] - own[j])).as("coefficient %s of token %s: %s for %s", j, position, taken[j], own[j])
+                int refined = refined(j, own.length);
+                double exact = refined < 0 || scale == 0 ? own[j]
+                        : (steps(position, refined) - taken[refined]) * coefficientScales[refined] / scale;
+                double rows = refined < 0 ? 1 : Math.sqrt(2);
+                double moved = scale == 0 ? 0 : rows * (1 + rewound) * coefficientError(position) / scale;
+                assertThat(Math.abs(taken[j] - Math.clamp(exact, -127, 127)))
+                        .as("coefficient %s of token %s: %s for %s", j, position, taken[j], exact)
                         .isLessThanOrEqualTo(0.5 + moved);
             }
             coefficients.set(position, taken);
