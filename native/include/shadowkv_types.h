@@ -243,8 +243,8 @@ typedef struct skv_store_tokens_params {
  * the heads to the same mean square within a factor of two, and the basis of a head is divided by it: what heads of
  * short keys lose then weighs as much as what heads of long ones lose, as it does in their attention.
  *
- * I8 coefficients are whole numbers: a direction's divided by its scale, which is a 127th of the largest of them, and
- * rounded to the nearest, ties to even. The basis rows of the direction are multiplied by it, so that keys ~
+ * I8 coefficients are whole numbers: a direction's divided by its scale, which is a 127th of twice the largest of them
+ * (those of later tokens may be larger), and rounded to the nearest, ties to even. The basis rows of the direction are multiplied by it, so that keys ~
  * coefficients . basis as ever. Of r columns, r / 40 (rounded down) refine a direction: columns i and 16 - r/40 + i
  * together are direction i, the second in steps of 1/254 of the first's scale, and the other columns are the further
  * directions in their order. So the first directions, which hold what keys have in common, are as good as with 16 bits,

@@ -12,6 +12,13 @@ namespace skv {
 constexpr int kFirstColumns = SKV_MIN_RANK;
 constexpr float kRefinementSteps = 254.0F;
 
+// The scale of a direction whose largest coefficient that is. Those of later tokens are given room for twice as much:
+// cut off, they miss more than all that rounding takes.
+SKV_BOTH float coefficient_scale(float largest) {
+  constexpr float kLargestNumber = 127.0F, kRoom = 2.0F;
+  return largest * (kRoom / kLargestNumber);
+}
+
 SKV_BOTH int refined_directions(int rank) {
   constexpr int kColumnsOfOne = 40;
   static_assert(SKV_MAX_RANK / kColumnsOfOne <= kFirstColumns / 2);

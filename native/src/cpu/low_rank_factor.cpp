@@ -159,7 +159,7 @@ void scale_coefficients(const skv_low_rank_factor_params& p, const std::vector<f
   for (std::int64_t block = 0; block < blocks; ++block) {
     const float* const part = parts.data() + block * 2 * stored_rank;
     for (std::int64_t j = 0; j < stored_rank; ++j) {
-      p.coefficient_scales[j] = std::max(p.coefficient_scales[j], part[j] / kLargestByte);
+      p.coefficient_scales[j] = std::max(p.coefficient_scales[j], coefficient_scale(part[j]));
       squares[static_cast<std::size_t>(j)] += static_cast<double>(part[stored_rank + j]);
     }
   }

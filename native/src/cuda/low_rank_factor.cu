@@ -42,7 +42,6 @@ constexpr std::int64_t kRoundedTokens = 16384;
 constexpr double kCoupled = 1e-6;
 // A direction with no more than this share of the largest one's energy is rounding, as in value_fit.
 constexpr float kRounding = 0x1p-20F;
-constexpr float kLargestI8 = 127.0F;
 
 struct Plan {
   std::int64_t width, key_stride;
@@ -202,9 +201,9 @@ __global__ void __launch_bounds__(kThreads)
     const float value = j < rank && direction < usable ? from[direction * width + column] : 0.0F,
                 scale = scales ? scales[column / head_dim] : 1.0F;
     packed[i] = __float2bfloat16_rn(value * scale);
-    const float coefficient_scale = coefficient_scales ? coefficient_scales[j] : 1.0F;
+    const float of_column = coefficient_scales ? coefficient_scales[j] : 1.0F;
     basis[(column / head_dim * stored_rank + j) * head_dim + column % head_dim] =
-        __float2bfloat16_rn(value * coefficient_scale / scale);
+        __float2bfloat16_rn(value * of_column / scale);
   }
 }
 
@@ -225,7 +224,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// scales [r] = a 127th of the largest of each direction; 0 of those that are rounding alone, by their energies
+// scales [r] by the largest of each direction; 0 of those that are rounding alone, by their energies
 // [usable].
 __global__ void __launch_bounds__(kThreads)
     coefficient_scales_kernel(const unsigned* largest, const float* energies, int usable, int rank, float* scales) {
@@ -233,7 +232,8 @@ __global__ void __launch_bounds__(kThreads)
   if (j < rank) {
     const bool there = direction < usable && energies[direction] > kRounding * energies[0];
     scales[j] =
-        there ? __uint_as_float(largest[j]) / kLargestI8 / (is_refinement(j, rank) ? kRefinementSteps : 1.0F) : 0.0F;
+        there ? coefficient_scale(__uint_as_float(largest[j])) / (is_refinement(j, rank) ? kRefinementSteps : 1.0F)
+              : 0.0F;
   }
 }
 

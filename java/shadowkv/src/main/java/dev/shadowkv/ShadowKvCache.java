@@ -398,7 +398,7 @@ public final class ShadowKvCache extends CacheBase {
 
         /**
          * How the coefficients of the keys are kept, the largest part of what a long session has on the device: the storage
-         * type or I8, with one scale a direction, a 127th of its largest coefficient. Default: the storage type.
+         * type or I8, with one scale a direction, a 127th of twice its largest coefficient. Default: the storage type.
          */
         public Builder coefficientType(ElementType type) {
             coefficientType = type;

@@ -130,7 +130,7 @@ class CacheKernelsTest {
     }
 
     /**
-     * Whole numbers of the orthonormal coefficients, by a scale that brings the largest of a direction to 127; the basis has
+     * Whole numbers of the orthonormal coefficients, by a scale that brings the largest of a direction to half of 127; the basis has
      * the scale, so that keys are rebuilt of both alone.
      */
     @Test
@@ -179,7 +179,7 @@ class CacheKernelsTest {
                     }
                 }
             }
-            assertThat(largest).containsOnly(127);
+            assertThat(largest).allSatisfy(number -> assertThat(number).isBetween(63.0, 64.0));
 
             // The same tokens, projected: but for numbers that a sum in another order rounds otherwise, the same.
             DeviceBuffer projected = device.allocate((long) tokens * RANK);
@@ -197,7 +197,7 @@ class CacheKernelsTest {
             // Tokens that are longer than any before: what is beyond 127 is missed, as the residual tells.
             float[] longer = keys.clone();
             for (int i = 0; i < longer.length; i++) {
-                longer[i] *= 1.5f;
+                longer[i] *= 3;
             }
             device.copy(MemorySegment.ofArray(longer), input);
             kernels.lowRankProject(rows, tokens, HEADS, DIM, RANK, basis, projected, ElementType.I8, scales, residual, headScales);
