@@ -245,7 +245,9 @@ class ShadowKvCacheTest extends ShadowTest {
                     largest[j] = Math.max(largest[j], Math.abs(numbers[j]));
                 }
             }
-            assertThat(largest).allSatisfy(number -> assertThat(number).isBetween(63.0, 64.0));
+            for (double number : largest) {
+                assertThat(number).isBetween(63.0, 64.0);
+            }
             // Five standard deviations of the average, and twice the squares that rounded keys and a rounded basis add.
             double energy = 0;
             for (int i = 0; i < tokens.keys.length; i++) {
