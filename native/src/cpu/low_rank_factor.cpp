@@ -137,43 +137,31 @@ void store_basis(const skv_low_rank_factor_params& p, const Subspace& subspace, 
 
 // Scales of I8 coefficients, and those [tokens][stored_rank] rounded by them. What is rounding alone becomes zero: with
 // a scale of its own it would be as large as any direction.
-void scale_coefficients(const skv_low_rank_factor_params& p, const std::vector<float>& exact, std::int64_t stored_rank,
-                        Execution& execution) {
+void scale_coefficients(const skv_low_rank_factor_params& p, const std::vector<float>& exact, const Subspace& subspace,
+                        std::int64_t usable, std::int64_t stored_rank, Execution& execution) {
   constexpr std::int64_t kAtOnce = 256;
+  const int rank = static_cast<int>(stored_rank);
   const std::int64_t blocks = (p.tokens + kAtOnce - 1) / kAtOnce;
-  // Of each block, the largest magnitudes and the sums of squares of the directions.
-  std::vector<float> parts(static_cast<std::size_t>(blocks * 2 * stored_rank), 0.0F);
+  std::vector<float> parts(static_cast<std::size_t>(blocks * stored_rank), 0.0F);  // largest magnitudes of each block
   execution.pool.parallel_for(blocks, [&](std::int64_t block) {
-    float* const largest = parts.data() + block * 2 * stored_rank;
-    float* const squares = largest + stored_rank;
+    float* const largest = parts.data() + block * stored_rank;
     for (std::int64_t t = block * kAtOnce; t < std::min((block + 1) * kAtOnce, p.tokens); ++t) {
       const float* const row = exact.data() + t * stored_rank;
       for (std::int64_t j = 0; j < stored_rank; ++j) {
         largest[j] = std::max(largest[j], std::fabs(row[j]));
-        squares[j] += row[j] * row[j];
       }
     }
   });
-  std::vector<double> squares(static_cast<std::size_t>(stored_rank), 0.0);
-  std::fill_n(p.coefficient_scales, stored_rank, 0.0F);
-  for (std::int64_t block = 0; block < blocks; ++block) {
-    const float* const part = parts.data() + block * 2 * stored_rank;
-    for (std::int64_t j = 0; j < stored_rank; ++j) {
-      p.coefficient_scales[j] = std::max(p.coefficient_scales[j], coefficient_scale(part[j]));
-      squares[static_cast<std::size_t>(j)] += static_cast<double>(part[stored_rank + j]);
+  const double least = subspace.values[0] * static_cast<double>(rounding_share(p.type));
+  for (int j = 0; j < rank; ++j) {
+    float largest = 0;
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      largest = std::max(largest, parts[static_cast<std::size_t>(block * stored_rank + j)]);
     }
-  }
-  const double least = *std::max_element(squares.begin(), squares.end()) * rounding_share(p.type);
-  for (std::int64_t j = 0; j < stored_rank; ++j) {
-    if (squares[static_cast<std::size_t>(j)] <= least) {
-      p.coefficient_scales[j] = 0.0F;
-    }
-  }
-  const int rank = static_cast<int>(stored_rank);
-  for (int j = 0; j < std::min(rank, kFirstColumns); ++j) {
-    if (is_refinement(j, rank)) {
-      p.coefficient_scales[j] = j < p.rank ? p.coefficient_scales[direction_of(j, rank)] / kRefinementSteps : 0.0F;
-    }
+    const int direction = direction_of(j, rank);
+    const bool there = direction < usable && subspace.values[static_cast<std::size_t>(direction)] > least;
+    p.coefficient_scales[j] =
+        there ? coefficient_scale(largest) / (is_refinement(j, rank) ? kRefinementSteps : 1.0F) : 0.0F;
   }
   execution.pool.parallel_ranges(p.tokens, kAtOnce, [&](std::int64_t begin, std::int64_t end) {
     auto* const to = static_cast<std::int8_t*>(p.coefficients);
@@ -231,7 +219,7 @@ void low_rank_factor(const skv_low_rank_factor_params& p, Execution& execution) 
                 rows.data(), nullptr, bytes ? exact.data() : p.coefficients, stored_rank, nullptr, nullptr},
                scratch.data(), execution);
   if (bytes) {
-    scale_coefficients(p, exact, stored_rank, execution);
+    scale_coefficients(p, exact, subspace, usable, stored_rank, execution);
     store_basis(p, subspace, usable, stored_rank, p.coefficient_scales, execution);
   }
 
