@@ -245,10 +245,10 @@ typedef struct skv_store_tokens_params {
  *
  * I8 coefficients are whole numbers: a direction's divided by its scale, which is a 127th of twice the largest of them
  * (those of later tokens may be larger), and rounded to the nearest, ties to even. The basis rows of the direction are
- * multiplied by it, so that keys ~ coefficients . basis as ever. Of r columns, r / 40 (rounded down) refine a
- * direction: columns i and 16 - r/40 + i together are direction i, the second in steps of 1/254 of the first's scale,
- * and the other columns are the further directions in their order. So the first directions, which hold what keys have
- * in common, are as good as with 16 bits, and the last r / 40 of the rank are not kept, nor counted in the energy. A
+ * multiplied by it, so that keys ~ coefficients . basis as ever. Of r columns, r / 10 (rounded down) refine a
+ * direction: columns 2i and 2i + 1 together are direction i, the second in steps of 1/254 of the first's scale, and the
+ * columns behind these pairs are the further directions in their order. So the first directions, which hold what keys
+ * have in common, are as good as with 16 bits, and the last r / 10 of the rank are not kept, nor counted in the energy. A
  * direction of zeros has a scale of 0, and so has one whose energy is at most 2^-24 of the largest one's (BF16: 2^-20),
  * which is rounding alone: its basis rows and coefficients are zero.
  */

@@ -5,13 +5,7 @@
 
 // The column of the direction that a column refines, or -1.
 inline std::int64_t refined_column(std::int64_t column, std::int64_t rank) {
-  const std::int64_t first = 16 - rank / 40;
-  return column >= first && column < 16 ? column - first : -1;
-}
-
-inline std::int64_t column_direction(std::int64_t column, std::int64_t rank) {
-  const std::int64_t refined = refined_column(column, rank);
-  return refined >= 0 ? refined : column < 16 ? column : column - rank / 40;
+  return column < rank / 10 * 2 && column % 2 == 1 ? column - 1 : -1;
 }
 
 // Directions that the first `columns` columns stand for.
@@ -21,4 +15,8 @@ inline std::int64_t column_directions(std::int64_t columns, std::int64_t rank) {
     directions += refined_column(column, rank) < 0;
   }
   return directions;
+}
+
+inline std::int64_t column_direction(std::int64_t column, std::int64_t rank) {
+  return column_directions(column + 1, rank) - 1;
 }

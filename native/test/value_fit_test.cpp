@@ -198,7 +198,7 @@ double missed(const Tokens& from, const std::vector<double>& basis) {
 // so that what is missed of the values grows by e^2 times the sum, over the columns, of (longest / own length)^2. Whole
 // numbers are off by a twelfth of a unit squared on average, which brings a part of 1 / (12 * tokens) (1/a^2 + 1/b^2)
 // of one column, squared, into another, where a and b are the mean magnitudes of their numbers: for every column, that
-// sum over the others at most.
+// sum over the others at most. What a refinement stands for is not fitted: of its direction a twelfth of a unit squared.
 void check_least_squares(int type, int coefficient_type) {
   constexpr int kHeads = 2, kDim = 48, kRank = 24, kTokens = 700, kDirections = 30;
   Tokens from(type, coefficient_type, kHeads, kDim, kRank, 0, kTokens);
@@ -255,6 +255,7 @@ void check_least_squares(int type, int coefficient_type) {
   }
   std::vector<double> squares;
   double bytes_spread = 0;  // of the longest row of the sum
+  double unrefined = 0;
   for (std::size_t i = 0; i < rank; ++i) {
     const double step = from.bytes() ? steps[static_cast<std::int64_t>(i)] : 1;
     squares.push_back(normal_matrix[i * rank + i] * step * step);
@@ -263,6 +264,9 @@ void check_least_squares(int type, int coefficient_type) {
       row_sum += (1 / normal_matrix[i * rank + i] + 1 / normal_matrix[j * rank + j]) / 12;
     }
     bytes_spread = std::max(bytes_spread, row_sum);
+    if (const std::int64_t of = refined_column(static_cast<std::int64_t>(i), kRank); from.bytes() && of >= 0) {
+      unrefined += kTokens / normal_matrix[static_cast<std::size_t>(of) * (rank + 1)] / 12;
+    }
   }
   solve(normal_matrix, right, rank, width);
   for (std::size_t i = 0; i < rank; ++i) {
@@ -281,7 +285,7 @@ void check_least_squares(int type, int coefficient_type) {
   }
   // Chance makes the sum of a row's squares no more than three times its mean: six deviations of rank of them.
   const double off = std::pow(check::roundoff(type), 2) * spread / static_cast<double>(width) +
-                     kRank * std::pow(16 * kUnit, 2) + 3 * bytes_spread;
+                     kRank * std::pow(16 * kUnit, 2) + 3 * bytes_spread + unrefined;
   std::printf(
       "  type %d, coefficients %d: least squares miss %.5f of the values, the fit %.1e of them more, %.1e is "
       "allowed\n",

@@ -168,11 +168,9 @@ void scale_coefficients(const skv_low_rank_factor_params& p, const std::vector<f
     for (std::int64_t t = begin; t < end; ++t) {
       const float* const from = exact.data() + t * stored_rank;
       std::int8_t* const row = to + t * stored_rank;
-      // Directions that are refined come before their refinements.
       for (int j = 0; j < rank; ++j) {
         const float scale = p.coefficient_scales[j];
-        const float had =
-            is_refinement(j, rank) ? static_cast<float>(row[direction_of(j, rank)]) * kRefinementSteps : 0.0F;
+        const float had = is_refinement(j, rank) ? static_cast<float>(row[j - 1]) * kRefinementSteps : 0.0F;
         row[j] = from_float<std::int8_t>(scale > 0 ? from[j] / scale - had : 0.0F);
       }
     }

@@ -13,10 +13,9 @@ constexpr std::int64_t kTokens = 32;
 
 // Of coefficients in steps: refinements become what rounding takes from their directions.
 void subtract_refined(int rank, const float* scales, float* row) {
-  for (int j = 0; j < std::min(rank, kFirstColumns); ++j) {
+  for (int j = 0; j < rank; ++j) {
     if (is_refinement(j, rank) && row[j] != 0.0F) {
-      const int refined = direction_of(j, rank);
-      row[j] -= to_float(from_float<std::int8_t>(row[refined])) * (scales[refined] / scales[j]);
+      row[j] -= to_float(from_float<std::int8_t>(row[j - 1])) * (scales[j - 1] / scales[j]);
     }
   }
 }

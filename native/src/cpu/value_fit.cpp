@@ -114,7 +114,7 @@ void value_fit(const skv_value_fit_params& p, Execution& execution) {
     }
   });
   row_factors(squares, layout, negligible(p.coefficient_type), factors);
-  for (int j = 0; p.coefficient_type == SKV_I8 && j < std::min(p.rank, kFirstColumns); ++j) {
+  for (int j = 0; p.coefficient_type == SKV_I8 && j < p.rank; ++j) {
     factors[j] = is_refinement(j, p.rank) ? 0.0F : factors[j];  // the values it stands for are its direction's
   }
   execution.pool.parallel_for(static_cast<std::int64_t>(p.key_value_heads) * p.rank, [&](std::int64_t i) {

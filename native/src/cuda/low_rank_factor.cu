@@ -242,11 +242,11 @@ __global__ void __launch_bounds__(kThreads)
     round_coefficients_kernel(const float* from, std::int64_t count, int rank, const float* scales, std::int8_t* to) {
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += static_cast<std::int64_t>(gridDim.x) * kThreads) {
-    const int j = static_cast<int>(i % rank), direction = direction_of(j, rank);
+    const int j = static_cast<int>(i % rank);
     const float scale = scales[j];
     float had = 0;
     if (is_refinement(j, rank) && scale > 0) {
-      had = static_cast<float>(round_to_i8(from[i - j + direction] / scales[direction])) * kRefinementSteps;
+      had = static_cast<float>(round_to_i8(from[i - 1] / scales[j - 1])) * kRefinementSteps;
     }
     to[i] = scale > 0 ? round_to_i8(from[i] / scale - had) : static_cast<std::int8_t>(0);
   }

@@ -96,11 +96,10 @@ __global__ void __launch_bounds__(kProjectThreads)
           return scale > 0 ? total(column) / (scale * scale) : 0.0F;
         };
         float exact = steps(rank);
-        if (is_refinement(first_rank + rank, p.rank) && exact != 0.0F) {
-          static_assert(kFirstColumns == kProjectRanks, "this block has what is refined");
-          const int refined = direction_of(rank, p.rank);
-          exact -= static_cast<float>(round_to_i8(steps(refined))) *
-                   (p.coefficient_scales[refined] / p.coefficient_scales[rank]);
+        if (const int column = first_rank + rank; is_refinement(column, p.rank) && exact != 0.0F) {
+          static_assert(kProjectRanks % 2 == 0, "this block has what is refined");
+          exact -= static_cast<float>(round_to_i8(steps(rank - 1))) *
+                   (p.coefficient_scales[column - 1] / p.coefficient_scales[column]);
         }
         static_cast<std::int8_t*>(p.coefficients)[at] = round_to_i8(exact);
       } else {

@@ -261,7 +261,10 @@ public final class ShadowKvCache extends CacheBase {
             return this;
         }
 
-        /** Directions kept free for what only later tokens need; rank and reserve are at most 256. Default 0. */
+        /**
+         * Directions kept free for what only later tokens need; rank and reserve are at most 256, with coefficients of I8 the
+         * reserve at most four times the rank. Default 0.
+         */
         public Builder basisReserve(int directions) {
             basisReserve = directions;
             return this;
@@ -432,6 +435,9 @@ public final class ShadowKvCache extends CacheBase {
                     "from 0 to " + (highest - rank), basisReserve);
             // Keys narrower than the smallest rank of the kernels have all their directions; the rest stays zero.
             int reserve = Math.max(basisReserve, Geometry.MIN_RANK - rank);
+            // Else columns of the reserve would be refinements of directions that the prompt has.
+            Limits.check("basisReserve", coefficientType != ElementType.I8 || reserve <= 4 * rank,
+                    "at most four times the rank " + rank + " with coefficients of I8", reserve);
             Limits.check("local", local >= 0 && local <= 1024, "from 0 to 1024", local);
             int recent = window == 0 ? local * chunk + 64 : window;
             Limits.check("window", recent > local * chunk && recent % chunk == 0,

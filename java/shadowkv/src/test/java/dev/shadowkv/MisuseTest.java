@@ -330,6 +330,8 @@ class MisuseTest {
         unsupported("budget", b -> b.budget(8 * 1025));
         unsupported("rank", b -> b.rank(8));
         unsupported("rank", b -> b.rank(129));
+        unsupported("basisReserve", b -> b.basisReserve(97));
+        unsupported("basisReserve", b -> b.rank(16).basisReserve(65).coefficientType(ElementType.I8));
         unsupported("chunk", b -> b.chunk(12));
         unsupported("headDim", b -> b.headDim(258));
         unsupported("headDim", b -> b.headDim(65));

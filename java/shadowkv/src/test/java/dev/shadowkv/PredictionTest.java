@@ -64,7 +64,7 @@ class PredictionTest extends ShadowTest {
                 coefficients.add(own);
                 values.add(Oracle.head(tokens.values, tokens.keyWidth, t, head, DIM));
             }
-            ValueOracle fit = ValueOracle.fit(coefficients, values, storageType);
+            ValueOracle fit = ValueOracle.fit(coefficients, values, storageType, false);
             for (int j = 0; j < basis.length; j++) {
                 for (int d = 0; d < DIM; d++) {
                     // Coefficients are sums over the joint width; each sum over the tokens is rounded in three levels.

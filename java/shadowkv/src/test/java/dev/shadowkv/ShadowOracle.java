@@ -101,7 +101,7 @@ final class ShadowOracle {
                 predicted = new ArrayList<>();
                 for (int head = 0; head < dense.keyValueHeads; head++) {
                     predicted.add(ValueOracle.fit(coefficients, dense.values.get(head),
-                            options.geometry().storageType()));
+                            options.geometry().storageType(), wholeNumbers != null));
                 }
             }
         }
@@ -135,7 +135,7 @@ final class ShadowOracle {
         for (int j = 0; j < own.length; j++) {
             if (wholeNumbers == null) {
                 own[j] = coefficient(basis[j], raw.get(position), headScales);
-            } else if (refined(j, own.length) < 0) {
+            } else if (CoefficientColumns.refined(j, own.length) < 0) {
                 own[j] = Math.clamp(steps(position, j), -127, 127);
             }
         }
@@ -146,12 +146,6 @@ final class ShadowOracle {
     private double steps(int position, int column) {
         double scale = coefficientScales[column];
         return scale == 0 ? 0 : coefficient(basis[column], raw.get(position), headScales) / (scale * scale);
-    }
-
-    /** Of coefficients of 8 bits, the column that a column refines, or -1: one of 40, the last of the first 16. */
-    static int refined(int column, int rank) {
-        int first = 16 - rank / 40;
-        return column >= first && column < 16 ? column - first : -1;
     }
 
     /** Keys of a head by the coefficients, rotated. */
@@ -178,7 +172,7 @@ final class ShadowOracle {
             double[] taken = wholeNumbers.apply(position);
             for (int j = 0; j < own.length; j++) {
                 double scale = coefficientScales[j];
-                int refined = refined(j, own.length);
+                int refined = CoefficientColumns.refined(j, own.length);
                 double exact = refined < 0 || scale == 0 ? own[j]
                         : (steps(position, refined) - taken[refined]) * coefficientScales[refined] / scale;
                 double rows = refined < 0 ? 1 : Math.sqrt(2);

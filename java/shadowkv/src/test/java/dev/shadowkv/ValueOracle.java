@@ -12,9 +12,9 @@ record ValueOracle(double[][] rows, double[][] magnitudes) {
 
     /**
      * Row j is {@code sum(a_j v) / sum(a_j^2)}: least squares where the columns of the coefficients are orthogonal; columns
-     * that are rounding alone give zeros.
+     * that are rounding alone give zeros, and refinements, if coefficients have any.
      */
-    static ValueOracle fit(List<double[]> coefficients, List<double[]> values, ElementType storageType) {
+    static ValueOracle fit(List<double[]> coefficients, List<double[]> values, ElementType storageType, boolean refined) {
         int rank = coefficients.getFirst().length;
         int headDim = values.getFirst().length;
         double[][] rows = new double[rank][headDim];
@@ -34,9 +34,10 @@ record ValueOracle(double[][] rows, double[][] magnitudes) {
         double least = java.util.Arrays.stream(squares).max().orElseThrow()
                 * (storageType == ElementType.BF16 ? 0x1p-20 : 0x1p-24);
         for (int j = 0; j < rank; j++) {
+            boolean none = squares[j] <= least || refined && CoefficientColumns.refined(j, rank) >= 0;
             for (int d = 0; d < headDim; d++) {
-                rows[j][d] = squares[j] <= least ? 0 : rows[j][d] / squares[j];
-                magnitudes[j][d] = squares[j] <= least ? 0 : magnitudes[j][d] / squares[j];
+                rows[j][d] = none ? 0 : rows[j][d] / squares[j];
+                magnitudes[j][d] = none ? 0 : magnitudes[j][d] / squares[j];
             }
         }
         return new ValueOracle(rows, magnitudes);

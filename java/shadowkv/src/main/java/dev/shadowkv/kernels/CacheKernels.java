@@ -92,9 +92,9 @@ public final class CacheKernels {
      *
      * <p>Coefficients of 8 bits are whole numbers from -127 to 127: those of a direction divided by its scale, which is a
      * 127th of twice the largest magnitude of them, and rounded. The direction's rows of the basis are multiplied by it, so
-     * that the product is as ever. Of every 40 columns one refines one of the first directions, in steps of 1/254 of its
-     * scale: of r columns, column {@code 16 - r/40 + i} what rounding takes from column i. A direction of zeros, or of
-     * rounding alone, has the scale 0 and rows of zeros.
+     * that the product is as ever. One column of ten refines one of the first directions, in steps of 1/254 of its
+     * scale: of r columns, column {@code 2i + 1} has what rounding takes from column {@code 2i}, for i below r/10. A
+     * direction of zeros, or of rounding alone, has the scale 0 and rows of zeros.
      *
      * @param keys {@code [tokens][K*D]} before RoPE
      * @param rank directions to find
