@@ -1,6 +1,6 @@
-// Which column of coefficients stands for which direction. Of I8 coefficients one column of ten refines one of the first
-// directions: they hold what keys have in common, and half a step of theirs is more than whole directions at the end. A
-// refinement's step is the 254th part of its direction's, so that both together are as good as 16 bits.
+// Which column of coefficients stands for which direction. Of I8 coefficients one column of ten refines one of the
+// first directions: they hold what keys have in common, and half a step of theirs is more than whole directions at the
+// end. A refinement's step is the 254th part of its direction's, so that both together are as good as 16 bits.
 #pragma once
 
 #include "host_device.h"

@@ -281,26 +281,25 @@ int main() {
 
   // --- Low rank ---
   Array coefficients(backend, kTokens * kRank * 2), basis(backend, kWidth * kRank * 2), singular(backend, kRank * 4);
-  Array energy(backend, 8);
+  Array energy(backend, 8), direction_scales(backend, kRank * 4);
+  const double n = static_cast<double>(kTokens), m = static_cast<double>(kWidth);
+  const double factor_operations = 2 * n * m * m + 2 * n * m * kRank;
+  skv_low_rank_factor_params factor = {};
+  factor.type = factor.coefficient_type = SKV_BF16;
+  factor.keys = raw;
+  factor.tokens = kTokens;
+  factor.key_value_heads = kHeads;
+  factor.head_dim = kDim;
+  factor.rank = kRank;
+  factor.coefficients = coefficients;
+  factor.basis = basis;
   if (has_blas) {
-    skv_low_rank_factor_params p = {};
-    p.type = p.coefficient_type = SKV_BF16;
-    p.keys = raw;
-    p.tokens = kTokens;
-    p.key_value_heads = kHeads;
-    p.head_dim = kDim;
-    p.rank = kRank;
-    p.coefficients = coefficients;
-    p.basis = basis;
+    auto p = factor;
     p.singular_values = singular.as<float>();
     p.energy = energy.as<float>();
     const std::uint64_t workspace = backend.workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &p);
     backend.reserve_workspace(workspace);
-    const double n = static_cast<double>(kTokens), m = static_cast<double>(kWidth);
-    report("low_rank_factor 122880 x 1024, rank 160",
-           time_of(
-               backend, [&] { backend.low_rank_factor(p); }, 2),
-           2 * key_bytes, 2 * n * m * m + 2 * n * m * kRank);
+    backend.low_rank_factor(p);
     const auto captured = energy.values(SKV_F32), s = singular.values(SKV_F32);
     CHECK(std::isfinite(s[0]) && s[0] > 0 && captured[1] > 0 && captured[1] <= 1);
     std::printf("  captures %.6f of the energy, singular values %.5g to %.5g, workspace %.0f MB\n",
@@ -361,102 +360,65 @@ int main() {
     report("low_rank_factor, by graph replay",
            time_of(
                backend, [&] { backend.launch_graph(*graph); }, 2),
-           2 * key_bytes, 2 * n * m * m + 2 * n * m * kRank);
+           2 * key_bytes, factor_operations);
   } else {
     fill_random(backend, coefficients, kTokens * kRank, 7);
     fill_random(backend, basis, kWidth * kRank, 8, 0.03F);
   }
-  if (has_blas) {
-    Array value_basis(backend, kWidth * kRank * 2);
-    skv_value_fit_params p = {};
-    p.struct_size = sizeof p;
-    p.storage_type = p.coefficient_type = SKV_BF16;
-    p.key_value_heads = kHeads;
-    p.head_dim = kDim;
-    p.rank = kRank;
-    p.coefficients = coefficients;
-    p.values = stored;
-    p.capacity = p.tokens = kTokens;
-    p.value_basis = value_basis;
-    backend.reserve_workspace(backend.workspace_bytes(SKV_OP_VALUE_FIT, &p));
-    report("value_fit 122880 x 160 x 8 x 128", time_of(backend, [&] { backend.value_fit(p); }),
-           key_bytes + static_cast<double>(kTokens) * kRank * 2, 2.0 * kTokens * kRank * kWidth);
-    const auto fitted = value_basis.values(SKV_BF16);
-    CHECK(std::all_of(fitted.begin(), fitted.end(), [](float x) { return std::isfinite(x); }));
-    CHECK(std::any_of(fitted.begin(), fitted.end(), [](float x) { return x != 0; }));
-  }
-  {
-    skv_low_rank_project_params p = {};
-    p.type = p.coefficient_type = SKV_BF16;
-    p.keys = raw;
-    p.count = 64;
-    p.key_value_heads = kHeads;
-    p.head_dim = kDim;
-    p.rank = kRank;
-    p.basis = basis;
-    Array few(backend, kTokens * kRank * 2), residual(backend, kTokens * 4);
-    p.coefficients = few;
-    p.residual = residual.as<float>();
-    report("low_rank_project, 64 tokens", time_of(backend, [&] { backend.low_rank_project(p); }),
-           64 * kWidth * 2 + kWidth * kRank * 2, 4.0 * 64 * kWidth * kRank);
-    p.count = 16384;
-    report("low_rank_project, 16384 tokens", time_of(backend, [&] { backend.low_rank_project(p); }),
-           16384.0 * kWidth * 2, 4.0 * 16384 * kWidth * kRank);
-  }
-  {
-    skv_rebuild_keys_params p = {};
-    p.type = p.coefficient_type = SKV_BF16;
-    p.coefficients = coefficients;
-    p.basis = basis;
-    p.key_value_heads = kHeads;
-    p.head_dim = kDim;
-    p.rank = kRank;
-    p.count = kTokens;
-    p.rotated_keys = kept;
-    p.capacity = kTokens;
-    p.rope = rotation.on(coarse, fine);
-    report("rebuild_keys 122880", time_of(backend, [&] { backend.rebuild_keys(p); }),
-           key_bytes + static_cast<double>(kTokens) * kRank * 2, 2.0 * kTokens * kRank * kWidth);
-  }
-  if (has_blas) {
-    // The same with coefficients of eight bits: their arrays are as large as those of 16, of which half is used.
-    Array direction_scales(backend, kRank * 4), residual(backend, kTokens * 4),
-        value_basis(backend, kWidth * kRank * 2);
-    skv_low_rank_factor_params factor = {};
-    factor.type = SKV_BF16;
-    factor.coefficient_type = SKV_I8;
-    factor.keys = raw;
-    factor.tokens = kTokens;
-    factor.key_value_heads = kHeads;
-    factor.head_dim = kDim;
-    factor.rank = kRank;
-    factor.coefficients = coefficients;
-    factor.basis = basis;
-    factor.coefficient_scales = direction_scales.as<float>();
-    backend.reserve_workspace(backend.workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &factor));
-    const double n = static_cast<double>(kTokens), m = static_cast<double>(kWidth);
-    report("low_rank_factor, i8 coefficients",
-           time_of(
-               backend, [&] { backend.low_rank_factor(factor); }, 2),
-           2 * key_bytes, 2 * n * m * m + 2 * n * m * kRank);
-    const auto scales_of = direction_scales.values(SKV_F32);
-    CHECK(std::all_of(scales_of.begin(), scales_of.end(), [](float x) { return std::isfinite(x) && x > 0; }));
-    skv_value_fit_params fit = {};
-    fit.storage_type = SKV_BF16;
-    fit.coefficient_type = SKV_I8;
-    fit.key_value_heads = kHeads;
-    fit.head_dim = kDim;
-    fit.rank = kRank;
-    fit.coefficients = coefficients;
-    fit.values = stored;
-    fit.capacity = fit.tokens = kTokens;
-    fit.value_basis = value_basis;
-    backend.reserve_workspace(backend.workspace_bytes(SKV_OP_VALUE_FIT, &fit));
-    report("value_fit, i8 coefficients", time_of(backend, [&] { backend.value_fit(fit); }), key_bytes + n * kRank,
-           2 * n * kRank * m);
+  // Coefficients of eight bits take half of the arrays; without a factorization there are none.
+  for (const std::int32_t type : has_blas ? std::vector{SKV_BF16, SKV_I8} : std::vector{SKV_BF16}) {
+    const double coefficient_bytes = n * kRank * (type == SKV_I8 ? 1 : 2);
+    const auto report_of = [&](const std::string& what, double ms, double bytes, double operations) {
+      report((what + (type == SKV_I8 ? ", i8 coefficients" : "")).c_str(), ms, bytes, operations);
+    };
+    float* const scales_of = type == SKV_I8 ? direction_scales.as<float>() : nullptr;
+    Array few(backend, 16384 * kRank * 2), residual(backend, 16384 * 4), value_basis(backend, kWidth * kRank * 2);
+    if (has_blas) {
+      factor.coefficient_type = type;
+      factor.coefficient_scales = scales_of;
+      backend.reserve_workspace(backend.workspace_bytes(SKV_OP_LOW_RANK_FACTOR, &factor));
+      report_of("low_rank_factor 122880 x 1024, rank 160",
+                time_of(
+                    backend, [&] { backend.low_rank_factor(factor); }, 2),
+                2 * key_bytes, factor_operations);
+      skv_value_fit_params fit = {};
+      fit.storage_type = SKV_BF16;
+      fit.coefficient_type = type;
+      fit.key_value_heads = kHeads;
+      fit.head_dim = kDim;
+      fit.rank = kRank;
+      fit.coefficients = coefficients;
+      fit.values = stored;
+      fit.capacity = fit.tokens = kTokens;
+      fit.value_basis = value_basis;
+      backend.reserve_workspace(backend.workspace_bytes(SKV_OP_VALUE_FIT, &fit));
+      report_of("value_fit 122880 x 160 x 8 x 128", time_of(backend, [&] { backend.value_fit(fit); }),
+                key_bytes + coefficient_bytes, 2 * n * m * kRank);
+      const auto fitted = value_basis.values(SKV_BF16);
+      CHECK(std::all_of(fitted.begin(), fitted.end(), [](float x) { return std::isfinite(x); }));
+      CHECK(std::any_of(fitted.begin(), fitted.end(), [](float x) { return x != 0; }));
+    }
+    skv_low_rank_project_params project = {};
+    project.type = SKV_BF16;
+    project.coefficient_type = type;
+    project.keys = raw;
+    project.key_value_heads = kHeads;
+    project.head_dim = kDim;
+    project.rank = kRank;
+    project.basis = basis;
+    project.coefficients = few;
+    project.coefficient_scales = scales_of;
+    project.residual = residual.as<float>();
+    for (const std::int64_t count : {64, 16384}) {
+      project.count = count;
+      const double rows = static_cast<double>(count);
+      report_of("low_rank_project, " + std::to_string(count) + " tokens",
+                time_of(backend, [&] { backend.low_rank_project(project); }), (rows + kRank) * m * 2,
+                4 * rows * m * kRank);
+    }
     skv_rebuild_keys_params rebuild = {};
     rebuild.type = SKV_BF16;
-    rebuild.coefficient_type = SKV_I8;
+    rebuild.coefficient_type = type;
     rebuild.coefficients = coefficients;
     rebuild.basis = basis;
     rebuild.key_value_heads = kHeads;
@@ -466,22 +428,8 @@ int main() {
     rebuild.rotated_keys = kept;
     rebuild.capacity = kTokens;
     rebuild.rope = rotation.on(coarse, fine);
-    report("rebuild_keys 122880, i8 coefficients", time_of(backend, [&] { backend.rebuild_keys(rebuild); }),
-           key_bytes + n * kRank, 2 * n * kRank * m);
-    skv_low_rank_project_params project = {};
-    project.type = SKV_BF16;
-    project.coefficient_type = SKV_I8;
-    project.keys = raw;
-    project.count = 64;
-    project.key_value_heads = kHeads;
-    project.head_dim = kDim;
-    project.rank = kRank;
-    project.basis = basis;
-    project.coefficients = coefficients;
-    project.coefficient_scales = direction_scales.as<float>();
-    project.residual = residual.as<float>();
-    report("low_rank_project, 64 tokens, i8 coefficients", time_of(backend, [&] { backend.low_rank_project(project); }),
-           64 * kWidth * 2 + kWidth * kRank * 2, 4.0 * 64 * kWidth * kRank);
+    report_of("rebuild_keys 122880", time_of(backend, [&] { backend.rebuild_keys(rebuild); }),
+              key_bytes + coefficient_bytes, 2 * n * m * kRank);
   }
 
   // --- Prefill attention ---

@@ -198,7 +198,8 @@ double missed(const Tokens& from, const std::vector<double>& basis) {
 // so that what is missed of the values grows by e^2 times the sum, over the columns, of (longest / own length)^2. Whole
 // numbers are off by a twelfth of a unit squared on average, which brings a part of 1 / (12 * tokens) (1/a^2 + 1/b^2)
 // of one column, squared, into another, where a and b are the mean magnitudes of their numbers: for every column, that
-// sum over the others at most. What a refinement stands for is not fitted: of its direction a twelfth of a unit squared.
+// sum over the others at most. What a refinement stands for is not fitted: of its direction a twelfth of a unit
+// squared.
 void check_least_squares(int type, int coefficient_type) {
   constexpr int kHeads = 2, kDim = 48, kRank = 24, kTokens = 700, kDirections = 30;
   Tokens from(type, coefficient_type, kHeads, kDim, kRank, 0, kTokens);
