@@ -84,11 +84,19 @@ fixture::OracleRest dropped_part(const Batch& b, const std::vector<DroppedToken>
   const double roundings = b.shape.rank + 64 + static_cast<double>(tokens.size()) / 128;
   for (std::size_t e = 0; e < d; ++e) {
     double variance = 0, bound = 0;
+    std::vector<double> along(d);  // what an element of the query moves the value by
     for (std::size_t t = 0; t < tokens.size(); ++t) {
       const double away = share(t) * (tokens[t].value[e] - part.value[e]);
       variance += away * away * scores[t].deviation * scores[t].deviation;
       bound += 32 * kF32Unit * (1 + std::fabs(scores[t].score)) * std::fabs(away) +
                roundings * kF32Unit * share(t) * tokens[t].size[e];
+      for (std::size_t i = 0; rounds_queries(b.shape) && i < d; ++i) {
+        along[i] += away * tokens[t].key[i];
+      }
+    }
+    // The rounding of a query is the same for all tokens.
+    for (std::size_t i = 0; i < d; ++i) {
+      variance += std::pow(kBf16Unit * query[i] * along[i], 2) / 3 / static_cast<double>(d);
     }
     part.tolerance[e] = 6 * std::sqrt(variance) + bound;
   }

@@ -203,21 +203,28 @@ inline LandmarkWeight landmark_weight(const Batch& b, int session, int head, con
   return weight;
 }
 
-// The score of a rebuilt key, and how far it may be off: as a standard deviation and as a bound.
+// Of a large group queries are rounded as keys are.
+inline bool rounds_queries(const Shape& s) {
+  return s.group() > 8;
+}
+
+// The score of a rebuilt key, the standard deviation that its own rounding brings, which is another for each key, and
+// how far the score may be off by that of the query too.
 struct Score {
   double score, deviation, tolerance;
 };
 
 inline Score score_of(const Batch& b, const std::vector<double>& key, const std::vector<double>& query) {
-  const double query_unit = b.shape.group() > 8 ? kBf16Unit : kSplitUnit;
+  const double query_unit = rounds_queries(b.shape) ? kBf16Unit : kSplitUnit;
   const double root = std::sqrt(static_cast<double>(b.shape.head_dim));
   double dot = 0, squares = 0;
   for (std::size_t e = 0; e < key.size(); ++e) {
     dot += key[e] * query[e];
     squares += key[e] * key[e] * query[e] * query[e];
   }
-  const double deviation = std::sqrt((kBf16Unit * kBf16Unit + query_unit * query_unit) / 3 * squares) / root;
-  return {dot / root, deviation, 6 * deviation + 32 * kF32Unit * (1 + std::fabs(dot / root))};
+  const double rounded = std::sqrt(squares / 3) / root;
+  return {dot / root, kBf16Unit * rounded,
+          6 * std::hypot(kBf16Unit, query_unit) * rounded + 32 * kF32Unit * (1 + std::fabs(dot / root))};
 }
 
 // Of the tokens of chunks, by their rebuilt keys.
@@ -359,8 +366,8 @@ inline void check_step(const Batch& b, const LayerStep& step, const Rests& rests
   for (const auto x : step.with) {
     actual.push_back(static_cast<float>(fixture::from_bf16(x)));
   }
-  check_attention(b, step.selected, step.queries, actual, {}, b.shape.group() > 8 ? kBf16Unit : kSplitUnit, kBf16Unit,
-                  rests);
+  check_attention(b, step.selected, step.queries, actual, {}, rounds_queries(b.shape) ? kBf16Unit : kSplitUnit,
+                  kBf16Unit, rests);
 }
 
 }  // namespace decode_gpu
