@@ -314,10 +314,11 @@ inline Weight left_out(const Batch& b, int session, int head, const std::vector<
   Weight weight = exact_weight(b, session, head, query, dropped);
   const LandmarkWeight far = landmark_weight(b, session, head, query, listed, kRadiusWeight);
   if (far.left != kNothing) {
+    // A share of all is the error, so where next to nothing is left it may be of any sign and far off: then by how much
+    // the weight itself may be, as attention takes its part.
     const double off = far.tolerance / std::exp(far.left - far.all);
-    CHECK(off < 0.5);
     weight.log = log_add(weight.log, far.left);
-    weight.tolerance = std::max(weight.tolerance, -std::log1p(-off));
+    weight.tolerance = std::max(weight.tolerance, off < 0.5 ? -std::log1p(-off) : off);
   }
   return weight;
 }
