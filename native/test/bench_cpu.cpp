@@ -169,7 +169,7 @@ int main(int argc, char** argv) {
   const int threads = static_cast<int>(argument(1, ThreadPool::processors()));
   const std::int64_t tokens = argument(2, 122880);
   const std::int32_t batch = static_cast<std::int32_t>(argument(3, 1));
-  const auto set = static_cast<InstructionSet>(argument(4, static_cast<int>(skv::cpu::best_instruction_set())));
+  const auto set = chosen_set(argument(4, -1));
   const std::int64_t prefill_tokens = argument(5, 4096);
   ThreadPool pool(threads);
   const Machine machine = measure(pool);

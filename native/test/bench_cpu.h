@@ -98,6 +98,16 @@ inline void fill(Buffer<float>& to, std::uint64_t seed, float deviation) {
   }
 }
 
+// The instruction set of that number, if this processor has it; -1: its best.
+inline InstructionSet chosen_set(std::int64_t number) {
+  const auto best = static_cast<std::int64_t>(skv::cpu::best_instruction_set());
+  if (number > best) {
+    std::fprintf(stderr, "this processor has instruction sets 0 to %d\n", static_cast<int>(best));
+    std::exit(2);
+  }
+  return static_cast<InstructionSet>(number < 0 ? best : number);
+}
+
 struct Machine {
   double read = 0, copy = 0;  // bytes a second; a copied byte counts twice
 };

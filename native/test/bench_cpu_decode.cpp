@@ -323,7 +323,7 @@ int main(int argc, char** argv) {
   const int threads = static_cast<int>(argument(1, ThreadPool::processors()));
   const std::int64_t tokens = argument(2, 122880);
   const int steps = static_cast<int>(argument(3, 40)), shortlist = static_cast<int>(argument(4, 0));
-  const auto set = static_cast<InstructionSet>(argument(5, static_cast<int>(skv::cpu::best_instruction_set())));
+  const auto set = chosen_set(argument(5, -1));
   std::vector<double> shares;
   for (int i = 6; i < argc; ++i) {
     shares.push_back(std::atof(argv[i]) / 100);

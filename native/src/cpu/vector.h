@@ -173,6 +173,24 @@ inline Pair join(const Pair& pair) {
   return {_mm512_permutex2var_ps(pair.even, low, pair.odd),
           _mm512_permutex2var_ps(pair.even, _mm512_add_epi32(low, _mm512_set1_epi32(8)), pair.odd)};
 }
+#elif defined(__AVX2__)
+template <>
+constexpr bool kPairs<BFloat16> = true;
+
+inline Pair load_pair(const BFloat16* p) {
+  const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
+          _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000U))))};
+}
+inline Pair split(Vector low, Vector high) {
+  // Within halves, then the quarters of both in order.
+  const auto in_order = [](__m256 x) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8)); };
+  return {in_order(_mm256_shuffle_ps(low, high, 0x88)), in_order(_mm256_shuffle_ps(low, high, 0xdd))};
+}
+inline Pair join(const Pair& pair) {
+  const __m256 front = _mm256_unpacklo_ps(pair.even, pair.odd), back = _mm256_unpackhi_ps(pair.even, pair.odd);
+  return {_mm256_permute2f128_ps(front, back, 0x20), _mm256_permute2f128_ps(front, back, 0x31)};
+}
 #else
 // Here a pair is two vectors as they lie, and nothing is gained by it.
 inline Pair load_pair(const BFloat16* p) {
