@@ -35,8 +35,9 @@ typedef float Vector __attribute__((vector_size(kVectorBytes)));
 typedef std::int32_t IntVector __attribute__((vector_size(kVectorBytes)));
 typedef float LooseVector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 
+// A difference: zero and x is a sum to be made, for -0.
 inline Vector broadcast(float x) {
-  return Vector{} + x;
+  return x - Vector{};
 }
 inline Vector largest(Vector a, Vector b) {
   return a > b ? a : b;
