@@ -22,6 +22,7 @@ import com.fasterxml.jackson.databind.ObjectMapper;
 public final class ThroughputPage {
 
     private static final double GIBI = 1024.0 * 1024 * 1024;
+    private static final int USUAL_RANK = 160;
 
     private ThroughputPage() {
     }
@@ -144,10 +145,11 @@ public final class ThroughputPage {
                 + (rerank > 1 ? String.format(Locale.ROOT, ", rerank %.3g", rerank) : ", no rerank");
     }
 
-    /** Of 8 bits, where they are not as everything else is stored; older files say nothing of them. */
+    /** Where they are of 8 bits, not as everything else is stored, and of another rank; older files say nothing of them. */
     private static String coefficients(JsonNode shadow) {
         String type = shadow.path("coefficientType").asText();
-        return type.equals("i8") ? ", coefficients " + type : "";
+        int rank = shadow.path("rank").asInt(USUAL_RANK);
+        return (type.equals("i8") ? ", coefficients " + type : "") + (rank == USUAL_RANK ? "" : ", rank " + rank);
     }
 
     private static String origin(JsonNode one) {

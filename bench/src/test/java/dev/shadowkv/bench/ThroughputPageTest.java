@@ -60,13 +60,15 @@ class ThroughputPageTest {
 
     /** Files from before there was a choice do not name the type of the coefficients: they are as stored. */
     @Test
-    void coefficientsAreNamedWhereTheyAreNotAsStored() throws Exception {
+    void coefficientsAreNamedWhereTheyAreNotAsUsual() throws Exception {
         String old = header(124928, 32, cache("shadow", 1000, ""));
         String stored = old.replace("\"rerank\"", "\"coefficientType\": \"bf16\", \"rerank\"");
         String eight = old.replace("\"rerank\"", "\"coefficientType\": \"i8\", \"rerank\"").replace("1000.0", "1100.0");
-        String page = page(old, stored, eight);
+        String wide = eight.replace("\"rerank\"", "\"rank\": 176, \"rerank\"").replace("1100.0", "1200.0");
+        String page = page(old, stored, eight.replace("\"rerank\"", "\"rank\": 160, \"rerank\""), wide);
         assertThat(page.split("values fp8, landmarks i8, no rerank", -1)).hasSize(3);
         assertThat(page.split("values fp8, landmarks i8, coefficients i8, no rerank", -1)).hasSize(2);
+        assertThat(page.split("values fp8, landmarks i8, coefficients i8, rank 176, no rerank", -1)).hasSize(2);
     }
 
     @Test
