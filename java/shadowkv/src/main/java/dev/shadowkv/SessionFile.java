@@ -24,7 +24,7 @@ import java.util.zip.CRC32C;
 final class SessionFile {
 
     private static final byte[] MAGIC = "SHADOWKV".getBytes(StandardCharsets.US_ASCII);
-    private static final int FORMAT = 4;
+    private static final int FORMAT = 5;
     private static final int MOST_HEADER = 1 << 16;
 
     private SessionFile() {

@@ -430,7 +430,7 @@ class MisuseTest {
             older[8]--;
             Files.write(file, older);
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
-                    .hasMessageContaining("it has format 3, this library reads format 4");
+                    .hasMessageContaining("it has format 4, this library reads format 5");
             Files.writeString(file, "something else entirely");
             assertThatThrownBy(() -> cache.load(file)).isInstanceOf(ShadowKvException.class)
                     .hasMessageContaining("not a saved session");

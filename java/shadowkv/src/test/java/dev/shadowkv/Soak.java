@@ -16,9 +16,9 @@ import dev.shadowkv.kernels.TransformerKernels;
  * appended to, folding, forking, being rewound and closing at random. Now and then a row is compared, bit for bit, with
  * what a fork of its session answers alone.
  *
- * <p>A program, so that what it takes is this process's alone: {@code Soak cpu|cuda|cuda:N <steps> <seed>}. Prints what it has
- * taken after every tenth of the steps: device bytes by the arenas and by the driver, pinned bytes, resident memory and
- * live heap.
+ * <p>A program, so that what it takes is this process's alone: {@code Soak cpu|cuda|cuda:N <steps> <seed>}; an even seed is
+ * for coefficients of 8 bits. Prints what it has taken after every tenth of the steps: device bytes by the arenas and by the
+ * driver, pinned bytes, resident memory and live heap.
  */
 final class Soak {
 
@@ -51,8 +51,10 @@ final class Soak {
     private Soak(Device device, long seed) {
         this.device = device;
         random = new Random(seed);
+        ElementType coefficients = seed % 2 == 0 ? ElementType.I8 : device.defaultType();
         cache = CacheRunner.shape(ShadowKvCache.builder(device), LAYERS, SESSIONS, CAPACITY).rank(32).budget(64)
-                .outliers(2).rerank(2).memory(MemoryPlan.of(SESSIONS, CAPACITY).withStaging(CAPACITY, LAYERS)).build();
+                .outliers(2).rerank(2).coefficientType(coefficients)
+                .memory(MemoryPlan.of(SESSIONS, CAPACITY).withStaging(CAPACITY, LAYERS)).build();
         Tokens tokens = CacheRunner.tokens(random, TOKENS, 24);
         queries = onDevice(tokens.queries);
         keys = onDevice(tokens.keys);
