@@ -16,6 +16,7 @@ import dev.shadowkv.llm.text.Tokenizer;
 import java.io.IOException;
 import java.util.ArrayList;
 import java.util.Arrays;
+import java.util.Collection;
 import java.util.Comparator;
 import java.util.LinkedHashMap;
 import java.util.List;
@@ -23,6 +24,7 @@ import java.util.Map;
 import java.util.Optional;
 import java.util.TreeSet;
 import java.util.concurrent.Callable;
+import java.util.function.BiFunction;
 import picocli.CommandLine.Command;
 import picocli.CommandLine.Mixin;
 import picocli.CommandLine.Option;
@@ -39,6 +41,8 @@ import picocli.CommandLine.Option;
 final class TuneCommand implements Callable<Integer> {
     /** Caches that stand side by side; more would be faster and take more memory. */
     private static final int TOGETHER = 6;
+
+    private static final String AS_STORED = "stored";
 
     @Mixin
     private ModelArguments model;
@@ -77,6 +81,21 @@ final class TuneCommand implements Callable<Integer> {
     private List<Float> radiusWeights = List.of(0.5f);
 
     @Option(
+            names = "--landmark-types",
+            paramLabel = "TYPE",
+            split = ",",
+            description = "Types of landmarks to try: " + AS_STORED + " (as keys are), i8. Default: " + AS_STORED + ".")
+    private List<String> landmarkTypes = List.of(AS_STORED);
+
+    @Option(
+            names = "--coefficient-types",
+            paramLabel = "TYPE",
+            split = ",",
+            description = "Types of the keys' coefficients to try: " + AS_STORED + " (as keys are), i8, which takes half of the memory. "
+                    + "Default: " + AS_STORED + ".")
+    private List<String> coefficientTypes = List.of(AS_STORED);
+
+    @Option(
             names = "--tail",
             negatable = true,
             description = "Whether the tokens that a step does not select take part in it together. Default: with a rerank.")
@@ -100,6 +119,8 @@ final class TuneCommand implements Callable<Integer> {
     /** What a setting costs and loses. */
     private record Row(
             CacheOptions options,
+            String landmarkType,
+            String coefficientType,
             MemoryPlan plan,
             Statistics loss,
             double agreement,
@@ -139,28 +160,38 @@ final class TuneCommand implements Callable<Integer> {
                         : List.of(within(width * 3 / 32, width), within(width * 5 / 32, width), within(width / 4, width)));
         TreeSet<Integer> chosenBudgets = new TreeSet<>(
                 budgets != null ? budgets : List.of(whole(length / 128), whole(length / 64), whole(length / 32), whole(length / 16)));
-        Optional<ElementType> type = CacheArguments.type("--value-type", valueType);
-        List<CacheOptions> all = new ArrayList<>();
-        for (int rank : chosenRanks) {
-            for (int budget : chosenBudgets) {
-                for (float weight : radiusWeights) {
-                    for (double rerank : reranks) {
-                        CacheOptions.Builder builder =
-                                CacheOptions.shadow(budget).toBuilder().rank(rank).radiusWeight(weight).rerank(rerank);
-                        Optional.ofNullable(tail).ifPresent(builder::tail);
-                        predictWhere(rerank).ifPresent(builder::predict);
-                        type.ifPresent(builder::valueType);
-                        all.add(builder.build());
-                    }
-                }
-            }
-        }
-        return all;
+        List<CacheOptions> all = chosenBudgets.stream().map(CacheOptions::shadow).toList();
+        all = each(all, chosenRanks, CacheOptions.Builder::rank);
+        all = each(all, radiusWeights, CacheOptions.Builder::radiusWeight);
+        all = each(all, reranks, this::withRerank);
+        all = each(all, types("--landmark-types", landmarkTypes), (builder, type) -> type.map(builder::landmarkType).orElse(builder));
+        all = each(all, types("--coefficient-types", coefficientTypes),
+                (builder, type) -> type.map(builder::coefficientType).orElse(builder));
+        Optional<ElementType> values = CacheArguments.type("--value-type", valueType);
+        return each(all, List.of(values), (builder, type) -> type.map(builder::valueType).orElse(builder));
+    }
+
+    /** Every setting with every value. */
+    private static <T> List<CacheOptions> each(
+            List<CacheOptions> settings, Collection<T> values, BiFunction<CacheOptions.Builder, T, CacheOptions.Builder> with) {
+        return settings.stream()
+                .flatMap(setting -> values.stream().map(value -> with.apply(setting.toBuilder(), value).build()))
+                .toList();
     }
 
     /** Settings without a rerank drop nothing. */
-    private Optional<Boolean> predictWhere(double rerank) {
-        return rerank > 1 ? Optional.ofNullable(predict) : Optional.empty();
+    private CacheOptions.Builder withRerank(CacheOptions.Builder builder, double rerank) {
+        builder.rerank(rerank);
+        Optional.ofNullable(tail).ifPresent(builder::tail);
+        if (rerank > 1) {
+            Optional.ofNullable(predict).ifPresent(builder::predict);
+        }
+        return builder;
+    }
+
+    /** Empty: as stored. */
+    private static List<Optional<ElementType>> types(String option, List<String> names) {
+        return names.stream().map(name -> CacheArguments.type(option, name.equals(AS_STORED) ? null : name)).toList();
     }
 
     private static int within(int rank, int width) {
@@ -200,6 +231,8 @@ final class TuneCommand implements Callable<Integer> {
         double chunkBytes = type.bytes((long) options.chunk() * loaded.config().headDim());
         return new Row(
                 options,
+                CacheArguments.typeName(options.landmarkTypeOn(loaded.device())),
+                CacheArguments.typeName(options.coefficientTypeOn(loaded.device())),
                 plan,
                 Statistics.of(all.stream().map(StepByStep.Step::divergence).toList()),
                 all.stream().mapToDouble(step -> step.agrees() ? 1 : 0).average().orElse(Double.NaN),
@@ -231,7 +264,7 @@ final class TuneCommand implements Callable<Integer> {
 
     private String text(List<Row> sorted, Optional<Row> cheapest) {
         TextTable table = new TextTable(List.of(
-                "", "rank", "budget", "radius weight", "rerank", "loss (nats)", "same token", "device bytes", "bytes a token",
+                "", "rank", "budget", "radius weight", "rerank", "landmarks", "coefficients", "loss (nats)", "same token", "device bytes", "bytes a token",
                 "values a step", "attention ms"));
         sorted.forEach(row -> table.add(List.of(
                 cheapest.filter(row::equals).isPresent() ? "->" : row.loss().mean() <= maxLoss ? " *" : "",
@@ -239,6 +272,8 @@ final class TuneCommand implements Callable<Integer> {
                 Integer.toString(row.options().budget()),
                 Output.number("%.2f", row.options().radiusWeight()),
                 Output.number("%.0f", row.options().rerank()),
+                row.landmarkType(),
+                row.coefficientType(),
                 Output.number("%.5f", row.loss().mean()) + " ± " + Output.number("%.5f", row.loss().standardError()),
                 Output.number("%.1f %%", 100 * row.agreement()),
                 Output.bytes(row.plan().sessionDeviceBytes()),
@@ -248,6 +283,8 @@ final class TuneCommand implements Callable<Integer> {
         String proposal = cheapest.map(row -> "Cheapest within " + maxLoss + " nats: --rank "
                         + row.options().rank().orElseThrow() + " --budget " + row.options().budget() + " --radius-weight "
                         + row.options().radiusWeight() + " --rerank " + Output.number("%.0f", row.options().rerank())
+                        + row.options().landmarkType().map(type -> " --landmark-type " + row.landmarkType()).orElse("")
+                        + row.options().coefficientType().map(type -> " --coefficient-type " + row.coefficientType()).orElse("")
                         + row.options().tail().map(chosen -> chosen ? " --tail" : " --no-tail").orElse("")
                         + row.options().predict().map(chosen -> chosen ? " --predict" : " --no-predict").orElse(""))
                 .orElse("No setting of these keeps the loss within " + maxLoss + " nats.");
@@ -260,6 +297,8 @@ final class TuneCommand implements Callable<Integer> {
         node.put("budget", row.options().budget());
         node.put("radiusWeight", row.options().radiusWeight());
         node.put("rerank", row.options().rerank());
+        node.put("landmarkType", row.landmarkType());
+        node.put("coefficientType", row.coefficientType());
         node.put("tail", row.options().tailTakesPart());
         node.put("predict", row.options().predictsDropped());
         node.put("balance", row.options().balancesHeads());

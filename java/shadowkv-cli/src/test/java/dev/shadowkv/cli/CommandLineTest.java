@@ -373,6 +373,11 @@ class CommandLineTest {
         JsonNode without = run(with(command, 1e9, "--no-tail")).json();
         assertThat(without.path("settings")).hasSize(4).noneMatch(row -> row.path("tail").asBoolean() || row.path("predict").asBoolean());
         assertThat(leastBytes(without)).isLessThan(leastBytes(report));
+        JsonNode eightBits = run(with(command, 1e9, "--landmark-types", "stored,i8", "--coefficient-types", "i8")).json();
+        assertThat(eightBits.path("settings")).hasSize(8).allMatch(row -> row.path("coefficientType").asText().equals("i8"));
+        assertThat(leastBytes(eightBits)).isLessThan(leastBytes(report));
+        assertThat(eightBits.path("proposal").path("landmarkType").asText()).isEqualTo("i8");
+        assertRefused(run(with(command, 1, "--coefficient-types", "i9")), 1, "--coefficient-types", "i9");
     }
 
     private static long leastBytes(JsonNode report) {
