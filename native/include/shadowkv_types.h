@@ -382,7 +382,8 @@ typedef struct skv_moment_update_params {
  * A column whose sum(a_j^2) is at most 2^-24 of the largest one's (BF16: 2^-20, since the basis that
  * coefficients are taken with is rounded) is rounding alone and gives a row of zeros, as a column of zeros does. I8
  * columns, which have scales of their own, are not compared: of them only one of zeros gives a row of zeros, and rows
- * are for the whole numbers, as those of the basis of keys; a refinement's are zero. Accumulates in fp32 and rounds once, at the end.
+ * are for the whole numbers, as those of the basis of keys; a refinement's are zero. Accumulates in fp32 and rounds
+ * once, at the end.
  */
 typedef struct skv_value_fit_params {
   uint32_t struct_size;

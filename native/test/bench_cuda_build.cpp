@@ -381,6 +381,10 @@ int main() {
                 time_of(
                     backend, [&] { backend.low_rank_factor(factor); }, 2),
                 2 * key_bytes, factor_operations);
+      if (type == SKV_I8) {
+        const auto scales = direction_scales.values(SKV_F32);
+        CHECK(std::all_of(scales.begin(), scales.end(), [](float x) { return std::isfinite(x) && x > 0; }));
+      }
       skv_value_fit_params fit = {};
       fit.storage_type = SKV_BF16;
       fit.coefficient_type = type;

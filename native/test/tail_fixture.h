@@ -316,6 +316,7 @@ inline Weight left_out(const Batch& b, int session, int head, const std::vector<
   if (far.left != kNothing) {
     // A share of all is the error, so where next to nothing is left it may be of any sign and far off: then by how much
     // the weight itself may be, as attention takes its part.
+    CHECK(far.tolerance < 0.5);
     const double off = far.tolerance / std::exp(far.left - far.all);
     weight.log = log_add(weight.log, far.left);
     weight.tolerance = std::max(weight.tolerance, off < 0.5 ? -std::log1p(-off) : off);

@@ -11,7 +11,7 @@ namespace skv::cpu {
 namespace {
 
 // Accumulators, loaded rows and a query must fit in 16 registers (32 with AVX-512). A group is 4 queries as a rule, and
-// rows are widened once for a tile of queries, which with AVX2 takes as long as two products.
+// rows are widened once for a tile of queries.
 constexpr int kQueryTile = kLanes == 4 ? 2 : 4;
 constexpr int kTokenTile = kLanes == 8 ? 2 : 4;
 // Of sums: more columns want fewer weights, where widening is cheap.

@@ -35,7 +35,7 @@ typedef float Vector __attribute__((vector_size(kVectorBytes)));
 typedef std::int32_t IntVector __attribute__((vector_size(kVectorBytes)));
 typedef float LooseVector __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
 
-// A difference: zero and x is a sum to be made, for -0.
+// x less zero is x, and nothing is computed. Zero and x would have to be added, since that makes 0 of -0.
 inline Vector broadcast(float x) {
   return x - Vector{};
 }

@@ -228,7 +228,7 @@ public class BuildBenchmark extends DeviceState {
                 "the factorization misses " + missedByFound + " of the energy, but the planted basis only " + missedByPlanted);
     }
 
-    /** Of coefficients of 8 bits one column of ten has what rounding takes from the column before, which one of the first is. */
+    /** Of coefficients of 8 bits, whether a column has what rounding takes from the one before it; one of ten has. */
     private boolean isRefinement(int column) {
         return coefficient == ElementType.I8 && column % 2 == 1 && column < 2 * refinements();
     }

@@ -164,11 +164,9 @@ final class TuneCommand implements Callable<Integer> {
         all = each(all, chosenRanks, CacheOptions.Builder::rank);
         all = each(all, radiusWeights, CacheOptions.Builder::radiusWeight);
         all = each(all, reranks, this::withRerank);
-        all = each(all, types("--landmark-types", landmarkTypes), (builder, type) -> type.map(builder::landmarkType).orElse(builder));
-        all = each(all, types("--coefficient-types", coefficientTypes),
-                (builder, type) -> type.map(builder::coefficientType).orElse(builder));
-        Optional<ElementType> values = CacheArguments.type("--value-type", valueType);
-        return each(all, List.of(values), (builder, type) -> type.map(builder::valueType).orElse(builder));
+        all = each(all, types("--landmark-types", landmarkTypes), typed(CacheOptions.Builder::landmarkType));
+        all = each(all, types("--coefficient-types", coefficientTypes), typed(CacheOptions.Builder::coefficientType));
+        return each(all, List.of(CacheArguments.type("--value-type", valueType)), typed(CacheOptions.Builder::valueType));
     }
 
     /** Every setting with every value. */
@@ -177,6 +175,12 @@ final class TuneCommand implements Callable<Integer> {
         return settings.stream()
                 .flatMap(setting -> values.stream().map(value -> with.apply(setting.toBuilder(), value).build()))
                 .toList();
+    }
+
+    /** Sets the type, if there is one. */
+    private static BiFunction<CacheOptions.Builder, Optional<ElementType>, CacheOptions.Builder> typed(
+            BiFunction<CacheOptions.Builder, ElementType, CacheOptions.Builder> with) {
+        return (builder, type) -> type.map(value -> with.apply(builder, value)).orElse(builder);
     }
 
     /** Settings without a rerank drop nothing. */
@@ -264,8 +268,8 @@ final class TuneCommand implements Callable<Integer> {
 
     private String text(List<Row> sorted, Optional<Row> cheapest) {
         TextTable table = new TextTable(List.of(
-                "", "rank", "budget", "radius weight", "rerank", "landmarks", "coefficients", "loss (nats)", "same token", "device bytes", "bytes a token",
-                "values a step", "attention ms"));
+                "", "rank", "budget", "radius weight", "rerank", "landmarks", "coefficients", "loss (nats)", "same token",
+                "device bytes", "bytes a token", "values a step", "attention ms"));
         sorted.forEach(row -> table.add(List.of(
                 cheapest.filter(row::equals).isPresent() ? "->" : row.loss().mean() <= maxLoss ? " *" : "",
                 Integer.toString(row.options().rank().orElseThrow()),
